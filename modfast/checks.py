@@ -1,0 +1,49 @@
+"""Checks of arguments, in the same words everywhere: the argument, its value, the rule."""
+
+from __future__ import annotations
+
+import math
+from typing import SupportsIndex
+
+from torch import Tensor
+
+
+def count(argument: str, value: SupportsIndex) -> int:
+    """`value` as an int of at least 1 (NumPy's integers are welcome, booleans are not).
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: less than 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{argument} must be an integer, got {value!r}")
+    if value.__index__() < 1:
+        raise ValueError(f"{argument} must be at least 1, got {value!r}")
+    return value.__index__()
+
+
+def finite_number(argument: str, value: float) -> float:
+    """`value` as a finite float.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: NaN or infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{argument} must be finite, got {value}")
+    return float(value)
+
+
+def finite(argument: str, values: Tensor) -> None:
+    """Refuses NaN and infinite values, counting them.
+
+    Raises:
+        ValueError: there are some.
+    """
+    n_bad = int(values.isfinite().logical_not().sum()) if values.is_floating_point() else 0
+    if n_bad:
+        raise ValueError(
+            f"{argument} must be finite, got {n_bad} of {values.numel()} values NaN or infinite"
+        )

@@ -1,0 +1,47 @@
+"""How strongly a weight falls into given clusters."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from modfast.clusters.labels import Clusters
+from modfast.clusters.weights import fit_labels
+from modfast.ops import cluster_penalty
+
+
+def clusterability(weight: Tensor, clusters: Clusters) -> Tensor:
+    """The share of a weight's squared entries that lies within clusters.
+
+    C(W) = (sum of W_ij^2 over i, j of one cluster) / (sum of W_ij^2)
+
+    It is about 1/k for k equal clusters of a random weight, and 1 for a block-diagonal one.
+    Differentiable (twice, too). An all-zero weight has clusterability 0 and gradient 0. A weight
+    with a NaN or infinite entry gives NaN, as any torch loss would.
+
+    Args:
+        weight: `[n_out, n_in, ...]`, float32, float64, bfloat16 or float16; a convolution's kernel
+            positions belong to their input channel.
+        clusters: labels of its outputs and inputs. Labels on another device are copied to the
+            weight's at each call; `clusters.to(device)` does so once.
+
+    Returns:
+        A scalar tensor, float64 for a float64 weight, else float32. Sums are taken in float64.
+
+    Raises:
+        TypeError: `weight` is not a floating tensor, or `clusters` not a `Clusters`.
+        ValueError: sizes do not match.
+
+    Source: N1, the clusterability-training notebook.
+
+    Example:
+        >>> import torch
+        >>> from modfast import Clusters, clusterability
+        >>> clusterability(torch.ones(4, 4), Clusters.equal(4, 4, k=2))
+        tensor(0.5000)
+    """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if not isinstance(clusters, Clusters):
+        raise TypeError(f"clusters must be a Clusters, got {type(clusters).__name__}")
+    rows, cols = fit_labels(clusters, weight, "weight")
+    return cluster_penalty([weight], [rows], [cols], 1.0)[0]

@@ -1,0 +1,207 @@
+"""The studies' data sets, as whole tensors in memory.
+
+They are small enough to be held, and shuffling indices of a tensor costs far less than a loader
+that fetches sample by sample.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["NAMES", "Dataset", "load", "physics"]
+
+NAMES = ("digits", "mnist", "physics")
+
+# The mean and standard deviation of MNIST's training pixels, as everybody rounds them.
+_MNIST_MEAN, _MNIST_STD = 0.1307, 0.3081
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set, split into training and test tensors, on the CPU.
+
+    Attributes:
+        name: The name that :func:`load` knows it by.
+        train_x: Training inputs ``[n_train, ...]``, float32.
+        train_y: Training targets: classes ``[n_train]``, int64, or values ``[n_train, n_outputs]``,
+            float32.
+        test_x: Test inputs ``[n_test, ...]``, float32.
+        test_y: Test targets, as ``train_y``.
+        n_outputs: The number of classes, or of regressed values: a model's number of outputs.
+
+    Example:
+        >>> import torch
+        >>> from modfast.data import Dataset
+        >>> x, y = torch.zeros(4, 2), torch.tensor([0, 1, 2, 0])
+        >>> data = Dataset("mine", x, y, x, y, n_outputs=3)
+        >>> data.is_classification
+        True
+    """
+
+    name: str
+    train_x: Tensor = field(repr=False)
+    train_y: Tensor = field(repr=False)
+    test_x: Tensor = field(repr=False)
+    test_y: Tensor = field(repr=False)
+    n_outputs: int
+
+    @property
+    def train(self) -> tuple[Tensor, Tensor]:
+        """The pair ``(train_x, train_y)``."""
+        return self.train_x, self.train_y
+
+    @property
+    def test(self) -> tuple[Tensor, Tensor]:
+        """The pair ``(test_x, test_y)``."""
+        return self.test_x, self.test_y
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether the targets are classes; else they are values to regress."""
+        return not self.train_y.is_floating_point()
+
+
+def load(name: str, root: str | os.PathLike[str] | None = None, download: bool = False) -> Dataset:
+    """Loads a data set by its name; the same name always gives the same tensors.
+
+    - ``"digits"``: scikit-learn's 8x8 handwritten digits, ``[1437, 1, 8, 8]`` for training and
+      ``[360, 1, 8, 8]`` for test, 10 classes. The split is random with a fixed seed; pixels are
+      shifted and scaled to mean 0 and standard deviation 1 over the training pixels.
+    - ``"mnist"``: ``[60000, 1, 28, 28]`` for training and ``[10000, 1, 28, 28]`` for test, 10
+      classes; pixels are ``(x / 255 - 0.1307) / 0.3081``.
+    - ``"physics"``: two independent tasks F = m·a, ``[8000, 4]`` for training and ``[2000, 4]`` for
+      test, two values to regress; see :func:`physics`.
+
+    Args:
+        name: One of the names above.
+        root: The folder that holds torchvision's ``MNIST/raw``; only ``"mnist"`` reads it.
+        download: Whether to fetch MNIST's files into ``root`` where they are missing.
+
+    Returns:
+        The data set, on the CPU.
+
+    Raises:
+        ValueError: ``name`` is unknown, or it is ``"mnist"`` and ``root`` is None.
+        FileNotFoundError: MNIST's files are not under ``root`` and ``download`` is False.
+        ImportError: The library that provides the data is missing or broken: scikit-learn for
+            ``"digits"``, torchvision for ``"mnist"``.
+
+    Source: Digits: Alpaydin and Kaynak, UCI Machine Learning Repository, 1998, by scikit-learn.
+        MNIST: LeCun, Cortes and Burges, by torchvision.
+
+    Example:
+        >>> from modfast.data import load
+        >>> data = load("physics")
+        >>> data
+        Dataset(name='physics', n_outputs=2)
+        >>> data.train_x.shape, data.test_y.shape
+        (torch.Size([8000, 4]), torch.Size([2000, 2]))
+    """
+    match name:
+        case "digits":
+            return _digits()
+        case "mnist":
+            return _mnist(root, download)
+        case "physics":
+            return _physics()
+    raise ValueError(f"name={name!r}: must be one of {', '.join(map(repr, NAMES))}")
+
+
+def physics(n: int, *, eps: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draws samples of two independent tasks F = m·a, to be learned by one network.
+
+    For each task the target is y ~ U(0, 1) and the inputs are the factors x1 = u(1-eps) + eps,
+    with u ~ U(0, 1), and x0 = y / x1, swapped with probability ½. So the product of a task's two
+    inputs is its target, and neither task tells anything about the other.
+
+    Args:
+        n: Number of samples, at least 1.
+        eps: Lower bound of the factor x1, in (0, 1]; inputs lie in [0, 1/eps].
+        seed: Seed of the generator; torch's global one is left alone.
+
+    Returns:
+        Inputs ``[n, 4]``, float32: the two inputs of task A, then those of task B; and targets
+        ``[n, 2]``, float32: task A's, then task B's.
+
+    Raises:
+        ValueError: ``n`` is below 1, or ``eps`` is outside (0, 1].
+
+    Source: Section 7 of the specification.
+
+    Example:
+        >>> import torch
+        >>> from modfast.data import physics
+        >>> x, y = physics(100)
+        >>> torch.allclose(x[:, 0] * x[:, 1], y[:, 0])
+        True
+    """
+    if n < 1:
+        raise ValueError(f"n={n!r}: must be at least 1")
+    if not 0 < eps <= 1:
+        raise ValueError(f"eps={eps!r}: must lie in (0, 1]")
+    generator = torch.Generator().manual_seed(seed)
+    y, u, coin = torch.rand(3, n, 2, generator=generator, dtype=torch.float32)
+    x1 = u * (1 - eps) + eps
+    factors = torch.stack([y / x1, x1], dim=-1)
+    swapped = torch.where((coin < 0.5).unsqueeze(-1), factors.flip(-1), factors)
+    return swapped.flatten(1), y
+
+
+def _digits() -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            f'load("digits") needs scikit-learn ({error}); '
+            'install it with: pip install "modfast[analysis]"'
+        ) from error
+    bunch = load_digits()
+    x = torch.from_numpy(bunch.images).to(torch.float32).unsqueeze(1)
+    y = torch.from_numpy(bunch.target).to(torch.int64)
+    # The file is ordered by writer: only a shuffled split has the same hands on both sides.
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    train, test = order.tensor_split([1437])
+    x = (x - x[train].mean()) / x[train].std()
+    return Dataset("digits", x[train], y[train], x[test], y[test], n_outputs=10)
+
+
+def _mnist(root: str | os.PathLike[str] | None, download: bool) -> Dataset:
+    if root is None:
+        raise ValueError(
+            'root=None: load("mnist") must be told the folder of the files, as in '
+            'load("mnist", root="data", download=True)'
+        )
+    try:
+        from torchvision.datasets import MNIST
+    except (ImportError, RuntimeError) as error:
+        # Beside a torch that it was not built for, torchvision fails with RuntimeError.
+        raise ImportError(
+            f'load("mnist") needs a torchvision that fits torch {torch.__version__} '
+            f'({type(error).__name__}: {error}); install it with: pip install "modfast[train]"'
+        ) from error
+
+    def half(train: bool) -> tuple[Tensor, Tensor]:
+        files = MNIST(folder, train=train, download=download)
+        x = files.data.to(torch.float32).div_(255).sub_(_MNIST_MEAN).div_(_MNIST_STD)
+        return x.unsqueeze(1), files.targets.to(torch.int64)
+
+    folder = Path(root).expanduser()
+    try:
+        return Dataset("mnist", *half(True), *half(False), n_outputs=10)
+    except RuntimeError as error:
+        if download:
+            raise
+        raise FileNotFoundError(
+            f"root={str(root)!r}: torchvision reads no MNIST from {folder / 'MNIST' / 'raw'} "
+            f"({error}); pass download=True, or the folder that holds MNIST/raw"
+        ) from error
+
+
+def _physics() -> Dataset:
+    x, y = physics(10_000)
+    return Dataset("physics", x[:8000], y[:8000], x[8000:], y[8000:], n_outputs=2)

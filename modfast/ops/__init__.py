@@ -1,0 +1,16 @@
+"""The operators, as functions: validated, differentiable where that means something, compilable.
+
+Analysis code calls these and never `torch.ops`. Arguments are tensors and numbers only; the rooms
+above (`modfast.clusters`, `modfast.training`, ...) speak of layers, clusters and models.
+"""
+
+from modfast.ops.clusterability import cluster_penalty, cluster_penalty_gradient, cluster_sums
+from modfast.ops.clustered_optimizers import clustered_adam_, clustered_sgd_
+
+__all__ = [
+    "cluster_penalty",
+    "cluster_penalty_gradient",
+    "cluster_sums",
+    "clustered_adam_",
+    "clustered_sgd_",
+]

@@ -1,0 +1,163 @@
+"""Every operator in plain, readable torch: the oracle of the tests, never optimized.
+
+It also runs where no compiled kernel is: without the library, and on devices that it does not
+cover. Names, arguments and results are those of `csrc/schema.cpp`. A weight is a matrix of
+`len(rows) * len(cols)` elements, row-major and contiguous; rows and columns carry integer cluster
+labels, -1 for none. All sums are taken in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def same_cluster(rows: Tensor, cols: Tensor) -> Tensor:
+    """Boolean `[len(rows), len(cols)]`: which entries join a row and a column of one cluster."""
+    return (rows[:, None] == cols[None, :]) & (rows[:, None] >= 0)
+
+
+def cluster_sums(weight: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Sum of squares within clusters, and in total: float64 `[2]`."""
+    squares = weight.reshape(len(rows), len(cols)).double().square()
+    return torch.stack([(squares * same_cluster(rows, cols)).sum(), squares.sum()])
+
+
+def ratio(sums: Tensor) -> Tensor:
+    """Clusterability from sums `[..., 2]`: within / total.
+
+    0 for an all-zero weight, NaN for one with NaN or infinite entries.
+    """
+    within, total = sums.unbind(-1)
+    zero = total == 0
+    found = torch.where(zero, torch.zeros_like(within), within / torch.where(zero, 1.0, total))
+    return torch.where(total.isinf(), torch.nan, found)
+
+
+def cluster_penalty(
+    weights: Sequence[Tensor], rows: Sequence[Tensor], cols: Sequence[Tensor], scale: float
+) -> tuple[Tensor, Tensor]:
+    """Scale * (sum of the weights' clusterabilities), and the float64 sums `[n, 2]`.
+
+    The value is float64 if any weight is, else float32.
+    """
+    sums = torch.stack([cluster_sums(*each) for each in zip(weights, rows, cols, strict=True)])
+    double = any(w.dtype == torch.float64 for w in weights)
+    value = scale * ratio(sums).sum()
+    return value.to(torch.float64 if double else torch.float32), sums
+
+
+def cluster_penalty_backward(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    cols: Sequence[Tensor],
+    sums: Tensor,
+    scale: float,
+) -> list[Tensor]:
+    """Gradient of `cluster_penalty`'s value, times `grad`, for each weight.
+
+    With C = S/T: dC/dw = 2 w (m - C) / T, m being 1 inside clusters and 0 outside.
+    """
+    return [
+        (_penalty_gradient(w, r, c, s, scale) * grad.double()).to(w.dtype)
+        for w, r, c, s in zip(weights, rows, cols, sums, strict=True)
+    ]
+
+
+def _penalty_gradient(
+    weight: Tensor, rows: Tensor, cols: Tensor, sums: Tensor, scale: float
+) -> Tensor:
+    """Float64 gradient of scale * clusterability, in the weight's shape; 0 for a zero weight."""
+    total = sums[1]
+    mask = same_cluster(rows, cols).double().reshape(weight.shape)
+    slope = 2 * scale * (mask - ratio(sums)) / torch.where(total == 0, 1.0, total)
+    return weight.double() * slope
+
+
+def _total_gradient(
+    weight: Tensor, grad: Tensor, rows: Tensor, cols: Tensor, sums: Tensor, scale: float
+) -> Tensor:
+    """The loss's gradient plus the penalty's, in the precision in which updates are computed."""
+    compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    total = grad.to(compute)
+    if len(rows):
+        total = total + _penalty_gradient(weight, rows, cols, sums, scale).to(compute)
+    return total
+
+
+def clustered_sgd_(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    cols: Sequence[Tensor],
+    sums: Tensor,
+    scale: float,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    first: bool,
+) -> None:
+    """One torch.optim.SGD step on loss + scale * sum of clusterabilities, in place.
+
+    `sums` `[n, 2]` holds the weights' cluster sums on entry and those of the new weights on return.
+    A weight whose `rows` and `cols` are empty takes the plain step. `first` sets the momentum
+    buffers instead of reading them; without momentum they may be an empty list.
+    """
+    for i, (w, g, r, c) in enumerate(zip(weights, grads, rows, cols, strict=True)):
+        step = _total_gradient(w, g, r, c, sums[i], scale)
+        step = step + weight_decay * w.to(step.dtype)
+        if momentum != 0:
+            buffer = momentum_buffers[i]
+            old = buffer.to(step.dtype)
+            new = step if first else momentum * old + (1 - dampening) * step
+            buffer.copy_(new)
+            step = step + momentum * new if nesterov else new
+        w.copy_(w.to(step.dtype) - lr * step)
+        if len(r):
+            sums[i] = cluster_sums(w, r, c)
+
+
+def clustered_adam_(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    cols: Sequence[Tensor],
+    sums: Tensor,
+    scale: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """One torch.optim.Adam (`decoupled`: AdamW) step on loss + scale * clusterabilities, in place.
+
+    `steps` are float32 scalars on the CPU, counted up here. For the rest see `clustered_sgd_`.
+    """
+    for i, (w, g, r, c) in enumerate(zip(weights, grads, rows, cols, strict=True)):
+        steps[i] += 1
+        step = steps[i].item()
+        grad = _total_gradient(w, g, r, c, sums[i], scale)
+        old = w.to(grad.dtype)
+        if decoupled:
+            old = old * (1 - lr * weight_decay)
+        else:
+            grad = grad + weight_decay * old
+        mean = beta1 * exp_avgs[i].to(grad.dtype) + (1 - beta1) * grad
+        square = beta2 * exp_avg_sqs[i].to(grad.dtype) + (1 - beta2) * grad.square()
+        exp_avgs[i].copy_(mean)
+        exp_avg_sqs[i].copy_(square)
+        denominator = square.sqrt() / (1 - beta2**step) ** 0.5 + eps
+        w.copy_(old - lr / (1 - beta1**step) * mean / denominator)
+        if len(r):
+            sums[i] = cluster_sums(w, r, c)

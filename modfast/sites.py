@@ -1,0 +1,295 @@
+"""Where in a network? A site is a place in a network, named as the module that produces it.
+
+The one place where such names are resolved, so that every function accepts the same patterns and
+answers a wrong name in the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modfast import checks
+
+__all__ = ["capture", "in_mode", "match_names", "nearest", "resolve_modules"]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Words for an error message: the names nearest to a wrong one.
+
+    Args:
+        name: The name that was not found.
+        names: The names that there are.
+
+    Returns:
+        ``"did you mean: ..."`` with up to three names, nearest first; the first five names where
+        none is near.
+
+    Example:
+        >>> from modfast.sites import nearest
+        >>> nearest("fc3", ["fc1", "act1", "fc2"])
+        "did you mean: 'fc2', 'fc1'?"
+        >>> nearest("encoder", ["fc1", "act1", "fc2"])
+        "there are: 'fc1', 'act1', 'fc2'"
+        >>> nearest("fc1", [])
+        'there are: none'
+    """
+    known = list(names)
+    if near := get_close_matches(name, known):
+        return f"did you mean: {', '.join(map(repr, near))}?"
+    more = ", ..." if len(known) > 5 else ""
+    return f"there are: {', '.join(map(repr, known[:5])) or 'none'}{more}"
+
+
+def match_names(
+    names: Iterable[str],
+    patterns: str | Sequence[str],
+    argument: str = "layers",
+    kind: str = "module",
+) -> list[str]:
+    """Picks names, of modules or parameters, by exact names and glob patterns.
+
+    Args:
+        names: The names to pick from.
+        patterns: One or several, each an exact name or a pattern of :mod:`fnmatch` for the whole
+            name, case-sensitive, whose ``*`` matches dots too.
+        argument: The caller's name for ``patterns``, for error messages.
+        kind: What the names are names of, for error messages.
+
+    Returns:
+        The names that match any pattern, each once, in the order of ``names``.
+
+    Raises:
+        TypeError: ``patterns`` is no string or sequence of strings.
+        ValueError: ``patterns`` is empty, or one of them matches nothing.
+
+    Example:
+        >>> from modfast.sites import match_names
+        >>> match_names(["fc1.weight", "fc1.bias", "fc2.weight"], "*.weight")
+        ['fc1.weight', 'fc2.weight']
+    """
+    known = list(names)
+    wanted = [patterns] if isinstance(patterns, str) else patterns
+    _check_patterns(wanted, argument)
+    picked: set[str] = set()
+    for pattern in wanted:
+        # An exact name first: a name may itself hold a sign that a pattern reads otherwise.
+        exact = [pattern] if pattern in known else []
+        found = exact or [name for name in known if fnmatchcase(name, pattern)]
+        if not found:
+            raise ValueError(f"{argument}={pattern!r}: no such {kind}; {nearest(pattern, known)}")
+        picked.update(found)
+    return [name for name in dict.fromkeys(known) if name in picked]
+
+
+def resolve_modules(
+    model: nn.Module,
+    patterns: str | Sequence[str],
+    argument: str = "layers",
+    predicate: Callable[[nn.Module], bool] | None = None,
+) -> dict[str, nn.Module]:
+    """Picks submodules of a model by exact names and glob patterns.
+
+    Args:
+        model: The model.
+        patterns: One or several, each an exact submodule name (``"fc2"``) or a pattern for the
+            whole name (``"h.*.mlp.c_fc"``); see :func:`match_names`.
+        argument: The caller's name for ``patterns``, for error messages.
+        predicate: Says of a module whether it can be picked at all; any can by default.
+
+    Returns:
+        The modules by name, in the order in which the model registers them. A module known by
+        several of the picked names is given once, under the first.
+
+    Raises:
+        TypeError: ``patterns`` is no string or sequence of strings.
+        ValueError: ``patterns`` is empty, or one of them matches no module that can be picked; the
+            message lists the nearest names.
+
+    Example:
+        >>> from modfast.models import MLP
+        >>> from modfast.sites import resolve_modules
+        >>> list(resolve_modules(MLP([4, 3, 3, 2]), ["fc3", "act*"]))
+        ['act1', 'act2', 'fc3']
+    """
+    # Without remove_duplicate=False a shared module's other names would be called unknown.
+    modules = {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name and (predicate is None or predicate(module))
+    }
+    kind = "module" if predicate is None else "suitable module"
+    first_names: dict[nn.Module, str] = {}
+    for name in match_names(modules, patterns, argument, kind):
+        first_names.setdefault(modules[name], name)
+    return {name: module for module, name in first_names.items()}
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Puts a model in training or eval mode for a ``with`` block.
+
+    Every submodule's own training flag is put back afterwards, also on an exception.
+
+    Example:
+        >>> from modfast.models import MLP
+        >>> from modfast.sites import in_mode
+        >>> with in_mode(model := MLP([4, 2]), training=False):
+        ...     model.training
+        False
+    """
+    # model.train() afterwards would wake modules that the caller had frozen.
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def capture(
+    model: nn.Module,
+    inputs: Tensor | tuple[Any, ...] | Mapping[str, Any],
+    sites: str | Sequence[str],
+    batch_size: int | None = None,
+) -> dict[str, Tensor]:
+    """Runs a model and returns the outputs of chosen modules.
+
+    The model runs in eval mode and without gradients; its training flags, buffers and hooks are
+    left as they were. The results are copies: what the model later does to an output in place
+    (``ReLU(inplace=True)``) does not show in them.
+
+    Args:
+        model: The model.
+        inputs: The model's input, a tuple of positional inputs, or a mapping of keyword inputs, on
+            the model's device. Floating tensors must be finite.
+        sites: Names or patterns of the modules; see :func:`resolve_modules`.
+        batch_size: Rows in one pass; by default one pass takes them all. If given, all tensors
+            among the inputs are cut along dimension 0, everything else goes into each pass as it
+            is, and the outputs, which must be batch-first, are concatenated.
+
+    Returns:
+        Each site's output by name, in the order in which the model registers them: for a linear
+        layer after ``[n, ...]`` flattened inputs ``[n, d]``, for a convolution ``[n, c, h, w]``.
+
+    Raises:
+        TypeError: ``inputs`` or ``sites`` has a wrong type, or a site returned something other
+            than a tensor.
+        ValueError: A site is unknown, was not called, or was called several times in one pass;
+            inputs are NaN or infinite; ``batch_size`` is no integer of at least 1, or is given
+            though the inputs differ in rows or an output is not batch-first.
+
+    Source: The specification's conventions define a site.
+
+    Example:
+        >>> import torch
+        >>> from modfast.models import MLP
+        >>> from modfast.sites import capture
+        >>> out = capture(MLP([8, 5, 3]), torch.zeros(100, 8), ["fc*"], batch_size=32)
+        >>> {name: tuple(value.shape) for name, value in out.items()}
+        {'fc1': (100, 5), 'fc2': (100, 3)}
+    """
+    modules = resolve_modules(model, sites, argument="sites")
+    entries = _entries(inputs)
+    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    for name, tensor in tensors.items():
+        checks.finite(name, tensor)
+    batches = _row_slices(tensors, batch_size)
+    outputs: dict[str, list[Tensor]] = {name: [] for name in modules}
+    with ExitStack() as stack:
+        stack.enter_context(in_mode(model, training=False))
+        stack.enter_context(torch.no_grad())
+        for name, module in modules.items():
+            hook = partial(_keep_output, name, outputs[name])
+            stack.enter_context(module.register_forward_hook(hook))
+        for n_passes, rows in enumerate(batches, start=1):
+            values = [
+                value[rows] if rows and isinstance(value, Tensor) else value
+                for value in entries.values()
+            ]
+            if isinstance(inputs, Mapping):
+                model(**dict(zip(inputs, values, strict=True)))
+            else:
+                model(*values)
+            for name, parts in outputs.items():
+                _check_pass(name, parts, n_passes, rows)
+    # One part is left as it is: it may be a scalar, which cannot be concatenated.
+    return {name: torch.cat(parts) if parts[1:] else parts[0] for name, parts in outputs.items()}
+
+
+def _keep_output(
+    name: str, parts: list[Tensor], module: nn.Module, args: object, output: object
+) -> None:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"sites={name!r}: the {type(module).__name__} returned a {type(output).__name__}, not "
+            "a tensor; name a module inside or after it that returns one"
+        )
+    # A copy, because the modules that follow may work in place.
+    parts.append(output.detach().clone())
+
+
+def _check_pass(name: str, parts: list[Tensor], n_passes: int, rows: slice | None) -> None:
+    # Every earlier pass left exactly one part.
+    n_calls = len(parts) - (n_passes - 1)
+    if n_calls == 0:
+        raise ValueError(
+            f"sites={name!r}: the model never called this module (a module whose weights or "
+            "forward method another one uses directly is not called)"
+        )
+    if n_calls > 1:
+        raise ValueError(
+            f"sites={name!r}: called {n_calls} times in one pass, so it has no one output"
+        )
+    if rows is not None and parts[-1].shape[:1] != (rows.stop - rows.start,):
+        raise ValueError(
+            f"sites={name!r}: with batch_size, outputs must be batch-first; "
+            f"{rows.stop - rows.start} rows gave shape {list(parts[-1].shape)}"
+        )
+
+
+def _check_patterns(patterns: object, argument: str) -> None:
+    if not isinstance(patterns, Sequence) or not all(isinstance(name, str) for name in patterns):
+        raise TypeError(f"{argument}={patterns!r}: must be a name or a sequence of names")
+    if not patterns:
+        raise ValueError(f"{argument}={patterns!r}: must hold at least one name")
+
+
+def _entries(inputs: object) -> dict[str, Any]:
+    """A model's inputs, each under its name in an error message."""
+    if isinstance(inputs, Tensor):
+        return {"inputs": inputs}
+    if isinstance(inputs, tuple):
+        return {f"inputs[{i}]": value for i, value in enumerate(inputs)}
+    if isinstance(inputs, Mapping):
+        return {f"inputs[{key!r}]": value for key, value in inputs.items()}
+    raise TypeError(
+        f"inputs is a {type(inputs).__name__}: must be a tensor, a tuple of positional inputs or a "
+        "mapping of keyword inputs"
+    )
+
+
+def _row_slices(tensors: Mapping[str, Tensor], batch_size: int | None) -> list[slice | None]:
+    """The rows of each pass; None stands for inputs that are not cut."""
+    if batch_size is None:
+        return [None]
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: must be an integer of at least 1")
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    lengths = {tuple(shape[:1]) for shape in shapes.values()}
+    if len(lengths) != 1 or () in lengths:
+        raise ValueError(
+            f"batch_size={batch_size}: needs tensors with one number of rows, got shapes {shapes}"
+        )
+    ((n,),) = lengths
+    # No rows still make one pass, which gives the outputs their shapes.
+    starts = range(0, max(n, 1), batch_size)
+    return [slice(start, min(start + batch_size, n)) for start in starts]

@@ -1,0 +1,82 @@
+"""The file from which a killed training run goes on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from modfast.training.fit import _Run
+
+_FORMAT = 1
+
+
+def save_checkpoint(path: Path, run: _Run) -> None:
+    """Writes the whole state of a run, under a temporary name first."""
+    state = {
+        "format": _FORMAT,
+        "run": _identity(run),
+        "epoch": run.epoch,
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "generator": run.generator.get_state(),
+        "global_random": torch.get_rng_state(),
+        "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "losses": run.losses,
+        "sums": run.sums,
+        "accuracies": run.accuracies,
+        "accuracy_steps": run.accuracy_steps,
+    }
+    if isinstance(run.regularizer, nn.Module):
+        state["regularizer"] = run.regularizer.state_dict()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(state, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, run: _Run) -> None:
+    """Puts a run into the state that `save_checkpoint` wrote.
+
+    Raises:
+        ValueError: the file is of another run: other data, batch size, optimizer or model.
+    """
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if state.get("format") != _FORMAT:
+        raise ValueError(f"checkpoint {path} is not a modfast checkpoint of format {_FORMAT}")
+    here = _identity(run)
+    for key, value in here.items():
+        if state["run"].get(key) != value:
+            raise ValueError(
+                f"checkpoint {path} is of another run: its {key} is {state['run'].get(key)!r}, "
+                f"this one's is {value!r}; name another file or delete it"
+            )
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    if isinstance(run.regularizer, nn.Module):
+        run.regularizer.load_state_dict(state["regularizer"])
+    run.generator.set_state(state["generator"])
+    torch.set_rng_state(state["global_random"])
+    if state["cuda_random"]:
+        torch.cuda.set_rng_state_all(state["cuda_random"])
+    run.epoch = state["epoch"]
+    for name in ("losses", "sums", "accuracies", "accuracy_steps"):
+        setattr(run, name, state[name])
+
+
+def _identity(run: _Run) -> dict[str, Any]:
+    """What must be equal for a checkpoint to continue a run."""
+    return {
+        "samples": list(run.x.shape),
+        "batch size": run.batch_size,
+        "optimizer": type(run.optimizer).__name__,
+        "regularizer": type(run.regularizer).__name__,
+        "parameters": [[name, list(p.shape)] for name, p in run.model.named_parameters()],
+    }

@@ -1,0 +1,224 @@
+"""A training loop over tensors in memory, which can be killed and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modfast import checks
+from modfast.reference import ratio
+from modfast.scores import check_targets, scores
+from modfast.sites import in_mode
+from modfast.training.checkpoint import load_checkpoint, save_checkpoint
+from modfast.training.optimizer import Modularity
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+OptimizerMaker = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened during training; tensors on the CPU."""
+
+    loss: Tensor
+    """The batch's loss before each step, without any clusterability term: `[steps]`."""
+    clusterability: Tensor
+    """Of each regularized layer before each step: float64 `[steps, layers]`, layers 0 if none."""
+    accuracy: Tensor
+    """On the test data (R^2 for real targets): float64 `[evaluations]`, empty without any."""
+    accuracy_steps: Tensor
+    """How many steps had been taken at each evaluation: int64 `[evaluations]`."""
+
+    def plot(self) -> Figure:
+        """Loss, clusterability and accuracy over steps."""
+        from modfast.plots import history
+
+        return history(self)
+
+
+def fit(
+    model: nn.Module,
+    train: tuple[Tensor, Tensor],
+    epochs: int,
+    batch_size: int = 64,
+    optimizer: torch.optim.Optimizer | OptimizerMaker | None = None,
+    regularizer: Callable[[], Tensor] | None = None,
+    test: tuple[Tensor, Tensor] | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+    checkpoint: str | Path | None = None,
+) -> History:
+    """Trains a model on tensors in memory: shuffled batches, no per-sample Python.
+
+    The loss is cross-entropy for int64 targets and the mean squared error for real ones, plus
+    `regularizer()` if given. The data moves to the model's device once.
+
+    Args:
+        model: maps `[n, ...]` samples to `[n, n_outputs]`; changed in place.
+        train: samples `[n, ...]`, and targets `[n]` (int64 classes) or `[n, n_outputs]` (real).
+        epochs: passes over the data in all, those before a resumed checkpoint included.
+        batch_size: samples per step; the last batch of an epoch may be smaller.
+        optimizer: a torch optimizer, or a callable that makes one from
+            `model.named_parameters()` such as `modfast.Modularity`; by default Adam at 1e-3.
+        regularizer: called at each step for a term to add, such as `modfast.ClusterabilityLoss`.
+        test: samples and targets to evaluate on before training and after each epoch.
+        seed: fixes batch order and the model's own randomness (dropout); torch's global random
+            state is left as it was. None draws from the global state.
+        progress: show a progress bar, where standard error is a terminal and tqdm is installed.
+        checkpoint: file to write after each epoch, atomically. If it is there already, training
+            resumes from it and gives the weights of an uninterrupted run.
+
+    Returns:
+        The history, that of resumed epochs included.
+
+    Raises:
+        TypeError: arguments of the wrong kind.
+        ValueError: empty or mismatched data, values that are not finite, classes out of range, a
+            checkpoint of another run.
+        FloatingPointError: the loss became NaN or infinite.
+
+    Example:
+        >>> import torch, modfast
+        >>> data = modfast.data.load("digits")
+        >>> model = modfast.models.MLP([64, 32, 32, 10])
+        >>> history = modfast.fit(model, data.train, epochs=2, test=data.test, seed=0)
+        >>> history.accuracy.shape
+        torch.Size([3])
+    """
+    epochs, batch_size = checks.count("epochs", epochs), checks.count("batch_size", batch_size)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    x, y = _on_device("train", train, device)
+    held_out = None if test is None else _on_device("test", test, device)
+    with torch.no_grad(), in_mode(model, training=False):
+        n_outputs = model(x[:1]).shape[1]
+    check_targets("train", y, len(x), n_outputs)
+    if held_out is not None:
+        check_targets("test", held_out[1], len(held_out[0]), n_outputs)
+    if optimizer is None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    elif not isinstance(optimizer, torch.optim.Optimizer):
+        optimizer = optimizer(model.named_parameters())
+    run = _Run(model, x, y, batch_size, optimizer, regularizer, held_out)
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))
+        else:
+            torch.manual_seed(seed)
+        run.train(epochs, seed, progress, None if checkpoint is None else Path(checkpoint))
+    return run.history()
+
+
+class _Run:
+    """The state of one training run, and its checkpoint."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        batch_size: int,
+        optimizer: torch.optim.Optimizer,
+        regularizer: Callable[[], Tensor] | None,
+        test: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        self.model, self.x, self.y, self.batch_size = model, x, y, batch_size
+        self.optimizer, self.regularizer, self.test = optimizer, regularizer, test
+        self.criterion = functional.mse_loss if y.is_floating_point() else functional.cross_entropy
+        # Whoever knows the clusters' sums tells clusterability at no cost.
+        knows_sums = optimizer if isinstance(optimizer, Modularity) else regularizer
+        self.clustered = knows_sums if hasattr(knows_sums, "sums") else None
+        self.generator = torch.Generator()
+        self.losses: list[Tensor] = []
+        self.sums: list[Tensor] = []
+        self.accuracies: list[Tensor] = []
+        self.accuracy_steps: list[int] = []
+        self.epoch = 0
+
+    def train(self, epochs: int, seed: int, progress: bool, checkpoint: Path | None) -> None:
+        self.generator.manual_seed(seed)
+        if checkpoint is not None and checkpoint.exists():
+            load_checkpoint(checkpoint, self)
+        elif self.test is not None:
+            self.evaluate()
+        for _ in _bar(range(self.epoch, epochs), progress):
+            with in_mode(self.model, training=True):
+                self.one_epoch()
+            if self.test is not None:
+                self.evaluate()
+            self.epoch += 1
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, self)
+
+    def one_epoch(self) -> None:
+        order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
+        losses, sums = [], []
+        for index in order.split(self.batch_size):
+            loss = self.criterion(
+                self.model(self.x.index_select(0, index)), self.y.index_select(0, index)
+            )
+            losses.append(loss.detach())
+            if self.regularizer is not None:
+                loss = loss + self.regularizer()
+            if self.clustered is not None:
+                sums.append(self.clustered.sums.clone())
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        found = torch.stack(losses).cpu()
+        if not torch.isfinite(found).all():
+            bad = int((~torch.isfinite(found)).nonzero()[0])
+            raise FloatingPointError(
+                f"the loss became {float(found[bad])} at step {bad} of epoch {self.epoch}; "
+                "a smaller learning rate may help"
+            )
+        self.losses.append(found)
+        if sums:
+            self.sums.append(torch.stack(sums).cpu())
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        assert self.test is not None
+        with in_mode(self.model, training=False):
+            outputs = self.model(self.test[0])
+        self.accuracies.append(scores(outputs, self.test[1])[0].cpu())
+        self.accuracy_steps.append(sum(map(len, self.losses)))
+
+    def history(self) -> History:
+        steps = sum(map(len, self.losses))
+        sums = torch.cat(self.sums) if self.sums else torch.zeros(steps, 0, 2).double()
+        return History(
+            torch.cat(self.losses) if self.losses else torch.zeros(0),
+            ratio(sums),
+            torch.stack(self.accuracies) if self.accuracies else torch.zeros(0).double(),
+            torch.tensor(self.accuracy_steps, dtype=torch.int64),
+        )
+
+
+def _bar(epochs: range, progress: bool) -> Iterable[int]:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return epochs
+    # disable=None: shown only where standard error is a terminal.
+    bar: Iterable[int] = tqdm(epochs, desc="epoch", disable=None if progress else True)
+    return bar
+
+
+def _on_device(argument: str, data: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    if not (isinstance(data, tuple) and len(data) == 2 and all(torch.is_tensor(d) for d in data)):
+        raise TypeError(
+            f"{argument} must be a pair of tensors (samples, targets), got {data!r:.80}"
+        )
+    x, y = data
+    if len(x) == 0:
+        raise ValueError(f"{argument} must not be empty, got 0 samples")
+    checks.finite(argument, x)
+    return x.to(device), y.to(device)

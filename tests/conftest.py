@@ -1,0 +1,53 @@
+"""Fixtures that every test may ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from modfast import _extension
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device in turn; CUDA only where there is a GPU and the CUDA library is loaded."""
+    if request.param == "cuda" and not (torch.cuda.is_available() and _extension.cuda_loaded):
+        pytest.skip("no GPU, or modfast's CUDA library is not built")
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def simd(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each SIMD level in turn; those that this processor lacks are skipped."""
+    library = _extension.library
+    if library is None:
+        pytest.skip("modfast's library is not built")
+    info = library.build_info()
+    if request.param not in info["simd_supported"]:
+        pytest.skip(f"this processor or build has no {request.param}")
+    library.set_simd_level(request.param)
+    yield request.param
+    library.set_simd_level(info["simd"])
+
+
+@pytest.fixture
+def mnist_root() -> Path:
+    """The folder that holds MNIST for torchvision, named by MODFAST_MNIST_ROOT."""
+    root = os.environ.get("MODFAST_MNIST_ROOT")
+    if not root:
+        pytest.skip("MODFAST_MNIST_ROOT names no folder with MNIST")
+    pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))  # type: ignore[arg-type]
+    return Path(root)
+
+
+@pytest.fixture(params=[1, 2])
+def n_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """One thread, and two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

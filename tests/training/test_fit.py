@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import modfast
+from modfast import ClusterabilityLoss, Modularity, fit
+from modfast.models import MLP
+
+
+def data(n: int = 200, regression: bool = False) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 12, generator=generator)
+    target = x[:, :4] + 0.1 * torch.randn(n, 4, generator=generator)
+    return x, target if regression else target.argmax(1)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(12, 16),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Linear(16, 16),
+        nn.ReLU(),
+        nn.Linear(16, 4),
+    )
+
+
+def modularity(params: Any) -> Modularity:
+    return Modularity(params, 0.05, 4, alpha=1.0, momentum=0.9)
+
+
+def test_learns_and_records() -> None:
+    model = network()
+    history = fit(model, data(), 20, optimizer=modularity, test=data(100), seed=0)
+    steps = 20 * 4
+    assert history.loss.shape == (steps,)
+    assert history.clusterability.shape == (steps, 1)
+    assert history.accuracy.shape == (21,)
+    assert history.accuracy_steps.tolist() == list(range(0, steps + 1, 4))
+    assert history.loss[-4:].mean() < 0.5 < history.loss[0]
+    assert history.accuracy[-1] > 0.8
+    assert history.clusterability[0] < 0.5 < 0.95 < history.clusterability[-1]
+
+
+def test_records_what_the_weights_were_before_each_step() -> None:
+    model = network()
+    expected = modfast.clusterability(model[3].weight, modfast.Clusters.equal(16, 16, 4))
+    for make in (modularity, None):
+        fresh = network()
+        reg = None if make else ClusterabilityLoss(fresh, "3", weight=1.0)
+        history = fit(fresh, data(), 1, optimizer=make, regularizer=reg, seed=0)
+        torch.testing.assert_close(history.clusterability[0, 0].float(), expected.detach())
+    assert fit(network(), data(), 1, seed=0).clusterability.shape == (4, 0)
+
+
+def test_regression_reaches_high_r2() -> None:
+    model = MLP([12, 32, 4])
+    history = fit(model, data(regression=True), 60, test=data(100, regression=True), seed=0)
+    assert history.accuracy[-1] > 0.8
+
+
+def test_same_seed_same_weights_and_global_random_state_untouched() -> None:
+    first, second = network(), network()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    fit(first, data(), 3, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    fit(second, data(), 3, seed=5)
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+
+
+def test_equals_the_plain_loop() -> None:
+    ours, theirs = MLP([12, 16, 4]), MLP([12, 16, 4])
+    theirs.load_state_dict(ours.state_dict())
+    x, y = data()
+    fit(ours, (x, y), 2, batch_size=30, optimizer=torch.optim.SGD(ours.parameters(), 0.1), seed=3)
+    generator = torch.Generator().manual_seed(3)
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.1)
+    for _ in range(2):
+        for index in torch.randperm(len(x), generator=generator).split(30):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(theirs(x[index]), y[index]).backward()
+            optimizer.step()
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+
+
+def test_leaves_training_flags_as_they_were() -> None:
+    model = network().eval()
+    model[2].train()
+    fit(model, data(), 1, test=data())
+    assert [module.training for module in model] == [False, False, True, False, False, False]
+
+
+KILLED = """
+import os, sys, torch
+sys.path.insert(0, os.path.dirname({test!r}))
+spec = __import__("importlib.util").util.spec_from_file_location("test_fit", {test!r})
+test_fit = __import__("importlib.util").util.module_from_spec(spec)
+spec.loader.exec_module(test_fit)
+epochs = 0
+class Dying(test_fit.Modularity):
+    def step(self, closure=None):
+        if self.param_groups[0]["n_steps"] == 10:
+            os._exit(9)  # in the third epoch
+        self.param_groups[0]["n_steps"] += 1
+        return super().step(closure)
+model = test_fit.network()
+optimizer = Dying(model.parameters(), 0.05, 4, alpha=1.0, momentum=0.9)
+optimizer.param_groups[0]["n_steps"] = 0
+Dying.__name__ = "Modularity"
+test_fit.fit(model, test_fit.data(), 6, optimizer=optimizer, test=test_fit.data(50), seed=0,
+             checkpoint={checkpoint!r})
+"""
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "run.pt"
+    code = KILLED.format(test=__file__, checkpoint=str(path))
+    dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert dead.returncode == 9, dead.stderr
+    assert [p.name for p in path.parent.iterdir()] == ["run.pt"]
+
+    resumed, whole = network(), network()
+    with torch.no_grad():
+        resumed[0].weight.zero_()  # whatever it was, the checkpoint decides
+    found = fit(resumed, data(), 6, optimizer=modularity, test=data(50), seed=0, checkpoint=path)
+    expected = fit(whole, data(), 6, optimizer=modularity, test=data(50), seed=0)
+    assert all(map(torch.equal, resumed.parameters(), whole.parameters()))
+    for name in ("loss", "clusterability", "accuracy", "accuracy_steps"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_resumes_with_a_regularizer_and_adam(tmp_path: Path) -> None:
+    def run(epochs: int, checkpoint: Path | None) -> nn.Module:
+        model = network()
+        reg = ClusterabilityLoss(model, "3")
+        fit(model, data(), epochs, regularizer=reg, seed=0, checkpoint=checkpoint)
+        return model
+
+    run(2, tmp_path / "run.pt")
+    resumed, whole = run(4, tmp_path / "run.pt"), run(4, None)
+    assert all(map(torch.equal, resumed.parameters(), whole.parameters()))
+
+
+def test_refuses_the_checkpoint_of_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    fit(network(), data(), 1, seed=0, checkpoint=path)
+    with pytest.raises(ValueError, match="batch size is 64, this one's is 10"):
+        fit(network(), data(), 2, batch_size=10, checkpoint=path)
+    with pytest.raises(ValueError, match="optimizer is 'Adam', this one's is 'Modularity'"):
+        fit(network(), data(), 2, optimizer=modularity, checkpoint=path)
+    torch.save({"a": 1}, path)
+    with pytest.raises(ValueError, match="is not a modfast checkpoint"):
+        fit(network(), data(), 2, checkpoint=path)
+
+
+def test_progress_bar_only_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(network(), data(), 1)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_divergence_is_an_error() -> None:
+    model = network()
+    with pytest.raises(FloatingPointError, match="smaller learning rate"):
+        fit(model, data(), 50, optimizer=torch.optim.SGD(model.parameters(), 1e6), seed=0)
+
+
+def test_bad_input() -> None:
+    model = network()
+    x, y = data()
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        fit(model, (x, y), 0)
+    with pytest.raises(TypeError, match="batch_size must be an integer, got 1.5"):
+        fit(model, (x, y), 1, batch_size=1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="train must be a pair of tensors"):
+        fit(model, x, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="train must not be empty"):
+        fit(model, (x[:0], y[:0]), 1)
+    with pytest.raises(ValueError, match="200 samples and 199 targets"):
+        fit(model, (x, y[1:]), 1)
+    with pytest.raises(ValueError, match="train must be finite, got 1 of 2400"):
+        fit(model, (x.index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(torch.nan)), y), 1)
+    with pytest.raises(ValueError, match="classes from 0 to 3.*got 7"):
+        fit(model, (x, y.clamp(min=3) + 4), 1)
+    with pytest.raises(ValueError, match="test must have classes from 0 to 3.*got -1"):
+        fit(model, (x, y), 1, test=(x, y - 1))
+    with pytest.raises(TypeError, match="int64 classes or real values as targets, got torch.int32"):
+        fit(model, (x, y.int()), 1)
+    with pytest.raises(ValueError, match=r"real targets of shape \(200, 4\)"):
+        fit(model, (x, y.float()), 1)
