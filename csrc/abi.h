@@ -51,10 +51,29 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
   return a.is_cpu() ? b.is_cpu() : !b.is_cpu() && a.get_device_index() == b.get_device_index();
 }
 
-// A scalar or vector that the operator makes on the device of `like`.
-inline Tensor empty_beside(const Tensor& like, std::initializer_list<int64_t> sizes,
-                           ScalarType dtype) {
-  return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype);
+// An uninitialized contiguous tensor on the device of `like`. By torch's C shim, since its C++ one
+// looks an operator up by name at each call.
+inline Tensor empty_beside(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                           int32_t dtype) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  int32_t device_type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), dtype, device_type,
+                                                  like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+inline Tensor new_like(const Tensor& like) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  return empty_beside(like, like.sizes(), dtype);
 }
 
 }  // namespace modfast

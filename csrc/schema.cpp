@@ -3,18 +3,17 @@
 
 STABLE_TORCH_LIBRARY(modfast, m) {
   m.def(
-      "cluster_penalty(Tensor[] weights, Tensor[] rows, Tensor[] cols, float scale)"
+      "cluster_penalty(Tensor[] weights, Tensor labels, float scale)"
       " -> (Tensor value, Tensor sums)");
   m.def(
-      "cluster_penalty_backward(Tensor grad, Tensor[] weights, Tensor[] rows, Tensor[] cols,"
-      " Tensor sums, float scale) -> Tensor[]");
+      "cluster_penalty_backward(Tensor grad, Tensor[] weights, Tensor labels, Tensor sums,"
+      " float scale) -> Tensor[]");
   m.def(
       "clustered_sgd_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] momentum_buffers,"
-      " Tensor[] rows, Tensor[] cols, Tensor(c!) sums, float scale, float lr, float momentum,"
-      " float dampening, float weight_decay, bool nesterov, bool first) -> ()");
+      " Tensor labels, Tensor(c!) sums, float scale, float lr, float momentum, float dampening,"
+      " float weight_decay, bool nesterov, bool first) -> ()");
   m.def(
       "clustered_adam_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs,"
-      " Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, Tensor[] rows, Tensor[] cols,"
-      " Tensor(e!) sums, float scale, float lr, float beta1, float beta2, float eps,"
-      " float weight_decay, bool decoupled) -> ()");
+      " Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, Tensor labels, Tensor(e!) sums, float scale,"
+      " float lr, float beta1, float beta2, float eps, float weight_decay, bool decoupled) -> ()");
 }

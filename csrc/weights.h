@@ -6,63 +6,60 @@
 
 namespace modfast {
 
-// A weight as its kernel sees it: a row-major matrix with a label for each row and column, or,
-// without labels, one row of all its elements.
+// A weight as its kernel sees it: a row-major matrix, dimension 0 by all the others, with a label for
+// each row and column; or, without labels, one row of all its elements.
 struct Weight {
   void* data;
   const int32_t* rows;
   const int32_t* cols;
+  bool labeled;
   Dtype dtype;
   Tiling tiling;
-
-  bool labeled() const { return rows != nullptr; }
 };
 
-namespace detail {
-
-inline const int32_t* labels(const Tensor& labels, const Tensor& weight, const char* op,
-                             const char* name, size_t index) {
-  MODFAST_CHECK(labels.scalar_type() == ScalarType::Int, op, name, "[", index,
-                "] must be int32, got ", torch::headeronly::toString(labels.scalar_type()));
-  MODFAST_CHECK(labels.dim() == 1 && labels.is_contiguous(), op, name, "[", index,
-                "] must be a contiguous vector");
-  MODFAST_CHECK(same_device(labels, weight), op, name, "[", index,
-                "] must be on the weight's device");
-  return static_cast<const int32_t*>(labels.data_ptr());
-}
-
-}  // namespace detail
-
-// `unlabeled_allowed`: empty labels mean a weight without clusters.
-inline std::vector<Weight> read_weights(const char* op, const Tensors& weights, const Tensors& rows,
-                                        const Tensors& cols, bool unlabeled_allowed) {
+// `labels` holds row labels and then column labels of each of the first `n_labeled` weights, one
+// after the other; the other weights have none.
+inline std::vector<Weight> read_weights(const char* op, const Tensors& weights,
+                                        const Tensor& labels, size_t n_labeled) {
   MODFAST_CHECK(!weights.empty(), op, "weights must not be empty");
-  MODFAST_CHECK(weights.size() == rows.size() && weights.size() == cols.size(), op,
-                "weights, rows and cols must have equal lengths, got ", weights.size(), ", ",
-                rows.size(), " and ", cols.size());
+  MODFAST_CHECK(n_labeled <= weights.size(), op, "sums must have at most one row per weight, got ",
+                n_labeled, " for ", weights.size());
+  MODFAST_CHECK(labels.scalar_type() == ScalarType::Int, op, "labels must be int32, got ",
+                torch::headeronly::toString(labels.scalar_type()));
+  MODFAST_CHECK(labels.is_contiguous() && same_device(labels, weights[0]), op,
+                "labels must be contiguous and on the device of weights[0]");
+  const int32_t* next = static_cast<const int32_t*>(labels.data_ptr());
+  int64_t unread = labels.numel();
   std::vector<Weight> result;
   result.reserve(weights.size());
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor& weight = weights[i];
     MODFAST_CHECK(weight.is_contiguous(), op, "weights[", i, "] must be contiguous");
-    MODFAST_CHECK(same_device(weight, weights[0]), op, "weights[", i,
+    MODFAST_CHECK(i == 0 || same_device(weight, weights[0]), op, "weights[", i,
                   "] must be on the device of weights[0]");
-    const int64_t n_rows = rows[i].numel();
-    const int64_t n_cols = cols[i].numel();
-    const int64_t size = weight.numel();
-    const bool unlabeled = unlabeled_allowed && n_rows == 0 && n_cols == 0;
-    MODFAST_CHECK(unlabeled || n_rows * n_cols == size, op, "weights[", i, "] has ", size,
-                  " elements, but ", n_rows, " row and ", n_cols, " column labels");
     Weight w{};
     w.data = weight.data_ptr();
     w.dtype = float_dtype(weight, op, "weights", i);
-    w.tiling = unlabeled ? Tiling::of(1, size) : Tiling::of(n_rows, n_cols);
-    if (!unlabeled) {
-      w.rows = detail::labels(rows[i], weight, op, "rows", i);
-      w.cols = detail::labels(cols[i], weight, op, "cols", i);
+    w.labeled = i < n_labeled;
+    if (w.labeled) {
+      const auto sizes = weight.sizes();
+      MODFAST_CHECK(!sizes.empty(), op, "weights[", i, "] must have at least one dimension");
+      int64_t n_cols = 1;
+      for (size_t d = 1; d < sizes.size(); ++d) n_cols *= sizes[d];
+      w.tiling = Tiling::of(sizes[0], n_cols);
+      unread -= sizes[0] + n_cols;
+      MODFAST_CHECK(unread >= 0, op, "labels must have one entry per row and column of each weight, got ",
+                    labels.numel(), ", too few for weights[", i, "]");
+      w.rows = next;
+      w.cols = next + sizes[0];
+      next = w.cols + n_cols;
+    } else {
+      w.tiling = Tiling::of(1, weight.numel());
     }
     result.push_back(w);
   }
+  MODFAST_CHECK(unread == 0, op, "labels must have one entry per row and column of each weight, got ",
+                labels.numel(), ", ", unread, " too many");
   return result;
 }
 
@@ -88,13 +85,25 @@ inline std::vector<void*> read_companions(const char* op, const char* name,
   return result;
 }
 
-// The sums tensor: float64 [n, 2], within clusters and total.
-inline double* read_sums(const char* op, const Tensor& sums, const Tensors& weights) {
-  MODFAST_CHECK(sums.scalar_type() == ScalarType::Double && sums.is_contiguous() &&
-                    sums.numel() == static_cast<int64_t>(2 * weights.size()),
-                op, "sums must be contiguous float64 of shape [", weights.size(), ", 2]");
-  MODFAST_CHECK(same_device(sums, weights[0]), op, "sums must be on the weights' device");
-  return static_cast<double*>(sums.data_ptr());
+// The sums of the labeled weights, which come first: float64 [n_labeled, 2], within clusters and
+// total.
+struct Sums {
+  double* data;
+  size_t n_labeled;
+};
+
+// `exactly`: how many rows `sums` must have.
+inline Sums read_sums(const char* op, const Tensor& sums, const Tensors& weights,
+                      size_t exactly = 0) {
+  MODFAST_CHECK(sums.scalar_type() == ScalarType::Double && sums.is_contiguous() && sums.dim() == 2 &&
+                    sums.size(1) == 2,
+                op, "sums must be contiguous float64 of shape [n_labeled, 2]");
+  const size_t n_labeled = static_cast<size_t>(sums.size(0));
+  MODFAST_CHECK(exactly == 0 || n_labeled == exactly, op, "sums must have ", exactly, " rows, got ",
+                n_labeled);
+  MODFAST_CHECK(weights.empty() || same_device(sums, weights[0]), op,
+                "sums must be on the weights' device");
+  return Sums{static_cast<double*>(sums.data_ptr()), n_labeled};
 }
 
 // Adam's step counts, one float32 number on the CPU for each weight: counted up, and read.

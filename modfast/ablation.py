@@ -87,7 +87,8 @@ def evaluate_clusters(
     if others:
         raise ValueError(f"layer must name one layer, got {layer!r}, which matches several")
     weight = weight_of(module, name)
-    rows, cols = fit_labels(clusters, weight, f"the weight of {name!r}", input_first(module))
+    labels = fit_labels(clusters, weight, f"the weight of {name!r}", input_first(module))
+    rows, cols = labels[: len(weight)], labels[len(weight) :]
     variants = [weight, *_off(weight, rows, cols, clusters), *_on(weight, rows, cols, clusters)]
 
     outputs: list[list[Tensor]] = [[] for _ in variants]

@@ -1,9 +1,11 @@
 """Every operator in plain, readable torch: the oracle of the tests, never optimized.
 
 It also runs where no compiled kernel is: without the library, and on devices that it does not
-cover. Names, arguments and results are those of `csrc/schema.cpp`. A weight is a matrix of
-`len(rows) * len(cols)` elements, row-major and contiguous; rows and columns carry integer cluster
-labels, -1 for none. All sums are taken in float64.
+cover. Names, arguments and results are those of `csrc/schema.cpp`.
+
+A weight is read as a matrix, dimension 0 by all the others. Rows and columns carry integer cluster
+labels, -1 for none: `labels` holds the row labels and then the column labels of each weight, one
+after the other. All sums are taken in float64.
 """
 
 from __future__ import annotations
@@ -36,34 +38,37 @@ def ratio(sums: Tensor) -> Tensor:
     return torch.where(total.isinf(), torch.nan, found)
 
 
+def split_labels(weights: Sequence[Tensor], labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Each weight's row and column labels."""
+    sizes = [size for w in weights for size in (w.shape[0], w.shape[1:].numel())]
+    pieces = iter(labels.split(sizes))
+    return list(zip(pieces, pieces, strict=True))
+
+
 def cluster_penalty(
-    weights: Sequence[Tensor], rows: Sequence[Tensor], cols: Sequence[Tensor], scale: float
+    weights: Sequence[Tensor], labels: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Scale * (sum of the weights' clusterabilities), and the float64 sums `[n, 2]`.
+    """scale * (sum of the weights' clusterabilities), and the float64 sums `[n, 2]`.
 
     The value is float64 if any weight is, else float32.
     """
-    sums = torch.stack([cluster_sums(*each) for each in zip(weights, rows, cols, strict=True)])
+    pairs = zip(weights, split_labels(weights, labels), strict=True)
+    sums = torch.stack([cluster_sums(w, rows, cols) for w, (rows, cols) in pairs])
     double = any(w.dtype == torch.float64 for w in weights)
     value = scale * ratio(sums).sum()
     return value.to(torch.float64 if double else torch.float32), sums
 
 
 def cluster_penalty_backward(
-    grad: Tensor,
-    weights: Sequence[Tensor],
-    rows: Sequence[Tensor],
-    cols: Sequence[Tensor],
-    sums: Tensor,
-    scale: float,
+    grad: Tensor, weights: Sequence[Tensor], labels: Tensor, sums: Tensor, scale: float
 ) -> list[Tensor]:
     """Gradient of `cluster_penalty`'s value, times `grad`, for each weight.
 
     With C = S/T: dC/dw = 2 w (m - C) / T, m being 1 inside clusters and 0 outside.
     """
     return [
-        (_penalty_gradient(w, r, c, s, scale) * grad.double()).to(w.dtype)
-        for w, r, c, s in zip(weights, rows, cols, sums, strict=True)
+        (_penalty_gradient(w, rows, cols, s, scale) * grad.double()).to(w.dtype)
+        for w, (rows, cols), s in zip(weights, split_labels(weights, labels), sums, strict=True)
     ]
 
 
@@ -77,23 +82,27 @@ def _penalty_gradient(
     return weight.double() * slope
 
 
-def _total_gradient(
-    weight: Tensor, grad: Tensor, rows: Tensor, cols: Tensor, sums: Tensor, scale: float
-) -> Tensor:
-    """The loss's gradient plus the penalty's, in the precision in which updates are computed."""
-    compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    total = grad.to(compute)
-    if len(rows):
-        total = total + _penalty_gradient(weight, rows, cols, sums, scale).to(compute)
-    return total
+def _total_gradients(
+    weights: Sequence[Tensor], grads: Sequence[Tensor], labels: Tensor, sums: Tensor, scale: float
+) -> list[Tensor]:
+    """The loss's gradients plus the penalty's, in the precision in which updates are computed."""
+    totals = [g.double() if g.dtype == torch.float64 else g.float() for g in grads]
+    for i, (rows, cols) in enumerate(split_labels(weights[: len(sums)], labels)):
+        penalty = _penalty_gradient(weights[i], rows, cols, sums[i], scale)
+        totals[i] = totals[i] + penalty.to(totals[i].dtype)
+    return totals
+
+
+def _retake(weights: Sequence[Tensor], labels: Tensor, sums: Tensor) -> None:
+    for i, (rows, cols) in enumerate(split_labels(weights[: len(sums)], labels)):
+        sums[i] = cluster_sums(weights[i], rows, cols)
 
 
 def clustered_sgd_(
     weights: Sequence[Tensor],
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor],
-    rows: Sequence[Tensor],
-    cols: Sequence[Tensor],
+    labels: Tensor,
     sums: Tensor,
     scale: float,
     lr: float,
@@ -105,12 +114,12 @@ def clustered_sgd_(
 ) -> None:
     """One torch.optim.SGD step on loss + scale * sum of clusterabilities, in place.
 
-    `sums` `[n, 2]` holds the weights' cluster sums on entry and those of the new weights on return.
-    A weight whose `rows` and `cols` are empty takes the plain step. `first` sets the momentum
-    buffers instead of reading them; without momentum they may be an empty list.
+    `sums` `[k, 2]` holds the cluster sums of the first k weights on entry and those of the new
+    weights on return; `labels` are of these k, the others take the plain step. `first` sets the
+    momentum buffers instead of reading them; without momentum they may be an empty list.
     """
-    for i, (w, g, r, c) in enumerate(zip(weights, grads, rows, cols, strict=True)):
-        step = _total_gradient(w, g, r, c, sums[i], scale)
+    totals = _total_gradients(weights, grads, labels, sums, scale)
+    for i, (w, step) in enumerate(zip(weights, totals, strict=True)):
         step = step + weight_decay * w.to(step.dtype)
         if momentum != 0:
             buffer = momentum_buffers[i]
@@ -119,8 +128,7 @@ def clustered_sgd_(
             buffer.copy_(new)
             step = step + momentum * new if nesterov else new
         w.copy_(w.to(step.dtype) - lr * step)
-        if len(r):
-            sums[i] = cluster_sums(w, r, c)
+    _retake(weights, labels, sums)
 
 
 def clustered_adam_(
@@ -129,8 +137,7 @@ def clustered_adam_(
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
-    rows: Sequence[Tensor],
-    cols: Sequence[Tensor],
+    labels: Tensor,
     sums: Tensor,
     scale: float,
     lr: float,
@@ -144,10 +151,10 @@ def clustered_adam_(
 
     `steps` are float32 scalars on the CPU, counted up here. For the rest see `clustered_sgd_`.
     """
-    for i, (w, g, r, c) in enumerate(zip(weights, grads, rows, cols, strict=True)):
+    totals = _total_gradients(weights, grads, labels, sums, scale)
+    for i, (w, grad) in enumerate(zip(weights, totals, strict=True)):
         steps[i] += 1
         step = steps[i].item()
-        grad = _total_gradient(w, g, r, c, sums[i], scale)
         old = w.to(grad.dtype)
         if decoupled:
             old = old * (1 - lr * weight_decay)
@@ -159,5 +166,4 @@ def clustered_adam_(
         exp_avg_sqs[i].copy_(square)
         denominator = square.sqrt() / (1 - beta2**step) ** 0.5 + eps
         w.copy_(old - lr / (1 - beta1**step) * mean / denominator)
-        if len(r):
-            sums[i] = cluster_sums(w, r, c)
+    _retake(weights, labels, sums)

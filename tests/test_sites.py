@@ -261,7 +261,9 @@ def test_a_site_without_one_output(model, site, error, message):
 def test_inputs_that_are_not_finite(bad):
     x = torch.randn(4, 6)
     x[1, :3] = bad
-    with pytest.raises(ValueError, match="inputs must be finite, got 3 of 24 values NaN or infinite"):
+    with pytest.raises(
+        ValueError, match="inputs must be finite, got 3 of 24 values NaN or infinite"
+    ):
         capture(MLP([6, 3]), x, "fc1")
     with pytest.raises(ValueError, match=r"inputs\['x'\] must be finite, got 3 of 24"):
         capture(Blocks(), {"x": x}, "pair")

@@ -24,10 +24,10 @@ namespace {
 
 constexpr const ClusterabilityKernels* kTables[] = MODFAST_TABLES;
 
-std::tuple<Tensor, Tensor> cluster_penalty(const Tensors& weights, const Tensors& rows,
-                                           const Tensors& cols, double scale) {
+std::tuple<Tensor, Tensor> cluster_penalty(const Tensors& weights, const Tensor& labels,
+                                           double scale) {
   constexpr const char* op = "cluster_penalty";
-  const std::vector<Weight> list = read_weights(op, weights, rows, cols, false);
+  const std::vector<Weight> list = read_weights(op, weights, labels, weights.size());
   const ClusterabilityKernels& kernels = at_level(kTables);
   TileSums partial(list);
   for_each_tile(list, [&](size_t i, int64_t tile, int64_t running) {
@@ -36,9 +36,9 @@ std::tuple<Tensor, Tensor> cluster_penalty(const Tensors& weights, const Tensors
                                             Tile::at(w.tiling, tile), partial.at(running));
   });
   const int64_t n = static_cast<int64_t>(list.size());
-  Tensor sums = empty_beside(weights[0], {n, 2}, ScalarType::Double);
-  double* s = static_cast<double*>(sums.mutable_data_ptr());
-  partial.collect(list, s);
+  Tensor sums = empty_beside(weights[0], {n, 2}, aoti_torch_dtype_float64());
+  double* s = static_cast<double*>(sums.data_ptr());
+  partial.collect(list, s, list.size());
 
   double value = 0.0;
   bool any_double = false;
@@ -46,21 +46,21 @@ std::tuple<Tensor, Tensor> cluster_penalty(const Tensors& weights, const Tensors
     value += clusterability(s[2 * i], s[2 * i + 1]);
     any_double |= list[i].dtype == Dtype::float64;
   }
-  Tensor result =
-      empty_beside(weights[0], {}, any_double ? ScalarType::Double : ScalarType::Float);
+  Tensor result = empty_beside(
+      weights[0], {}, any_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
   if (any_double) {
-    *static_cast<double*>(result.mutable_data_ptr()) = scale * value;
+    *static_cast<double*>(result.data_ptr()) = scale * value;
   } else {
-    *static_cast<float*>(result.mutable_data_ptr()) = static_cast<float>(scale * value);
+    *static_cast<float*>(result.data_ptr()) = static_cast<float>(scale * value);
   }
   return {result, sums};
 }
 
-Tensors cluster_penalty_backward(const Tensor& grad, const Tensors& weights, const Tensors& rows,
-                                 const Tensors& cols, const Tensor& sums, double scale) {
+Tensors cluster_penalty_backward(const Tensor& grad, const Tensors& weights,
+                                 const Tensor& labels, const Tensor& sums, double scale) {
   constexpr const char* op = "cluster_penalty_backward";
-  const std::vector<Weight> list = read_weights(op, weights, rows, cols, false);
-  const double* s = read_sums(op, sums, weights);
+  const std::vector<Weight> list = read_weights(op, weights, labels, weights.size());
+  const double* s = read_sums(op, sums, weights, weights.size()).data;
   scale *= number(grad, op, "grad");
 
   Tensors gradients;
@@ -68,8 +68,8 @@ Tensors cluster_penalty_backward(const Tensor& grad, const Tensors& weights, con
   std::vector<bool> streamed;
   gradients.reserve(list.size());
   for (size_t i = 0; i < list.size(); ++i) {
-    gradients.push_back(torch::stable::empty_like(weights[i]));
-    out.push_back(gradients.back().mutable_data_ptr());
+    gradients.push_back(new_like(weights[i]));
+    out.push_back(gradients.back().data_ptr());
     const int64_t bytes = weights[i].numel() * static_cast<int64_t>(weights[i].element_size());
     streamed.push_back(bytes >= kStreamBytes);
     if (streamed.back()) prefer_huge_pages(out.back(), bytes);

@@ -40,7 +40,7 @@ void tile_step(const Weight& w, const void* grad, Tile tile, Slopes slopes, cons
                double* sums) {
   T* weight = static_cast<T*>(w.data);
   const T* g = static_cast<const T*>(grad);
-  if (w.labeled()) {
+  if (w.labeled) {
     tile_update<T, true>(weight, g, w.rows, w.cols, w.tiling.n_cols, tile, slopes, update, sums);
   } else {
     tile_update<T, false>(weight, g, w.rows, w.cols, w.tiling.n_cols, tile, slopes, update, sums);

@@ -49,12 +49,12 @@ class TileSums {
 
   double* at(int64_t tile) { return &partial_[2 * tile]; }
 
-  // sums: [n, 2]
-  void collect(const std::vector<Weight>& weights, double* sums) const {
+  // sums: [n, 2], of the first n weights
+  void collect(const std::vector<Weight>& weights, double* sums, size_t n) const {
     const double* next = partial_.data();
-    for (const Weight& w : weights) {
+    for (size_t i = 0; i < n; ++i) {
       double within = 0.0, total = 0.0;
-      for (int64_t tile = 0; tile < w.tiling.n_tiles; ++tile, next += 2) {
+      for (int64_t tile = 0; tile < weights[i].tiling.n_tiles; ++tile, next += 2) {
         within += next[0];
         total += next[1];
       }

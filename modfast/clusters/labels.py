@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ class Clusters:
     rows: Tensor
     cols: Tensor
     n_clusters: int = -1
+    labels: Tensor = field(init=False, repr=False)
+    """Row labels and then column labels, in one tensor."""
+    shape: tuple[int, int] = field(init=False, repr=False)
+    """(n_out, n_in) of the weight that these clusters fit."""
 
     def __post_init__(self) -> None:
         rows, cols = _labels("rows", self.rows), _labels("cols", self.cols)
@@ -52,14 +56,12 @@ class Clusters:
         )
         if largest >= count:
             raise ValueError(f"labels must be below n_clusters={count}, got label {largest}")
-        object.__setattr__(self, "rows", rows)
-        object.__setattr__(self, "cols", cols)
+        labels = torch.cat([rows, cols])
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "rows", labels[: len(rows)])
+        object.__setattr__(self, "cols", labels[len(rows) :])
         object.__setattr__(self, "n_clusters", count)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n_out, n_in) of the weight that these clusters fit."""
-        return len(self.rows), len(self.cols)
+        object.__setattr__(self, "shape", (len(rows), len(cols)))
 
     @classmethod
     def equal(cls, n_out: int, n_in: int, k: int) -> Clusters:
@@ -152,7 +154,7 @@ def _labels(argument: str, values: Tensor | Sequence[int]) -> Tensor:
         raise ValueError(f"{argument}[{at}] must be at least -1, got {int(labels[at])}")
     if labels.numel() and int(labels.max()) >= 2**31:
         raise ValueError(f"{argument} must be below 2**31, got {int(labels.max())}")
-    return labels.to(torch.int32).contiguous()
+    return labels.to(torch.int32)
 
 
 def _from_lists(argument: str, lists: IndexLists, size: int | None) -> tuple[Tensor, int]:

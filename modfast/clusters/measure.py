@@ -43,5 +43,4 @@ def clusterability(weight: Tensor, clusters: Clusters) -> Tensor:
         raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
     if not isinstance(clusters, Clusters):
         raise TypeError(f"clusters must be a Clusters, got {type(clusters).__name__}")
-    rows, cols = fit_labels(clusters, weight, "weight")
-    return cluster_penalty([weight], [rows], [cols], 1.0)[0]
+    return cluster_penalty([weight], fit_labels(clusters, weight, "weight"), 1.0)[0]

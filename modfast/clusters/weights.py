@@ -7,6 +7,7 @@ first.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from modfast import checks
@@ -41,10 +42,11 @@ def weight_of(module: nn.Module, name: str) -> Tensor:
     return weight
 
 
-def fit_labels(
-    clusters: Clusters, weight: Tensor, name: str, transposed: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Labels of the weight's matrix view: of dimension 0, and of all the others flattened.
+def fit_labels(clusters: Clusters, weight: Tensor, name: str, transposed: bool = False) -> Tensor:
+    """Labels of the weight's rows and then its columns, as `modfast.ops` takes them.
+
+    Rows run over dimension 0 of the weight, columns over all the others; the labels are on its
+    device.
 
     Args:
         clusters: labels of outputs and inputs.
@@ -55,30 +57,25 @@ def fit_labels(
     Raises:
         ValueError: a weight of fewer than two dimensions, or of other sizes than the clusters.
     """
-    if weight.dim() < 2:
-        raise ValueError(
-            f"{name} must have at least two dimensions, got shape {tuple(weight.shape)}"
-        )
-    rows, cols = clusters.rows, clusters.cols
-    if transposed:
-        rows, cols = cols, rows
-    if (len(rows), len(cols)) != tuple(weight.shape[:2]):
-        raise ValueError(
-            f"clusters for {len(clusters.rows)} outputs and {len(clusters.cols)} inputs do not fit "
-            f"{name} of shape {tuple(weight.shape)}"
-        )
-    kernel = weight[0, 0].numel() if weight.dim() > 2 and rows.numel() and cols.numel() else 1
-    if kernel != 1:
-        cols = cols.repeat_interleave(kernel)
-    return rows.to(weight.device), cols.to(weight.device)
+    if weight.shape == clusters.shape and not transposed:
+        labels = clusters.labels
+    else:
+        _require_matrix(weight, name)
+        first, second = clusters.rows, clusters.cols
+        if transposed:
+            first, second = second, first
+        if weight.shape[:2] != (len(first), len(second)):
+            raise ValueError(
+                f"clusters for {clusters.shape[0]} outputs and {clusters.shape[1]} inputs do not "
+                f"fit {name} of shape {tuple(weight.shape)}"
+            )
+        labels = torch.cat([first, second.repeat_interleave(weight.shape[2:].numel())])
+    return labels if labels.device == weight.device else labels.to(weight.device)
 
 
 def equal_clusters(weight: Tensor, k: int, name: str, transposed: bool = False) -> Clusters:
     """`Clusters.equal` for the weight's sizes; see `fit_labels` for the arguments."""
-    if weight.dim() < 2:
-        raise ValueError(
-            f"{name} must have at least two dimensions, got shape {tuple(weight.shape)}"
-        )
+    _require_matrix(weight, name)
     n_out, n_in = weight.shape[:2]
     if transposed:
         n_out, n_in = n_in, n_out
@@ -86,6 +83,13 @@ def equal_clusters(weight: Tensor, k: int, name: str, transposed: bool = False) 
         return Clusters.equal(n_out, n_in, k)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _require_matrix(weight: Tensor, name: str) -> None:
+    if weight.dim() < 2:
+        raise ValueError(
+            f"{name} must have at least two dimensions, got shape {tuple(weight.shape)}"
+        )
 
 
 def _is_conv1d(module: nn.Module) -> bool:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from modfast.ops import cluster_sums, clustered_adam_, clustered_sgd_
 from modfast.ops.clusterability import WEIGHT_DTYPES
-from modfast.training.selection import Labels
 
 _ADAM = (torch.optim.Adam, torch.optim.AdamW)
 _KNOWN = (torch.optim.SGD, *_ADAM)
@@ -51,7 +50,7 @@ class FusedStep:
         self._laid_out_for = self._layout()
         self._calls: list[_Call] = []
         for group in base.param_groups:
-            members: dict[Any, list[tuple[Tensor, Labels | None]]] = {}
+            members: dict[Any, list[tuple[Tensor, Tensor | None]]] = {}
             for p, labels in zip(group["params"], group["clusters"], strict=True):
                 if p.grad is not None or (labels is not None and p.requires_grad):
                     key = p.device, base.state[p].get("momentum_buffer") is None
@@ -86,18 +85,16 @@ class _Call:
         self,
         base: torch.optim.Optimizer,
         group: dict[str, Any],
-        members: Sequence[tuple[Tensor, Labels | None]],
+        members: Sequence[tuple[Tensor, Tensor | None]],
     ) -> None:
         ordered = sorted(members, key=lambda member: member[1] is None)
         self.group = group
         self.params = [p for p, _ in ordered]
         self.n_clustered = sum(labels is not None for _, labels in ordered)
         device = self.params[0].device
-        none = torch.empty(0, dtype=torch.int32, device=device)
-        pairs = [(none, none) if labels is None else labels for _, labels in ordered]
-        self.rows = [rows.to(device) for rows, _ in pairs]
-        self.cols = [cols.to(device) for _, cols in pairs]
-        self.sums = torch.zeros(len(self.params), 2, dtype=torch.float64, device=device)
+        none = torch.empty(0, dtype=torch.int32)
+        self.labels = torch.cat([none, *(x for _, x in ordered if x is not None)]).to(device)
+        self.sums = torch.zeros(self.n_clustered, 2, dtype=torch.float64, device=device)
         self.seen: list[tuple[int, int]] = []
         self.adam = isinstance(base, _ADAM)
         self.decoupled = isinstance(base, torch.optim.AdamW) or bool(
@@ -120,7 +117,7 @@ class _Call:
             for p, g in [(p, p.grad) for p in self.params]
         ]
         scale = -group["cluster_alpha"] / max(1, n_clustered)
-        labels = (self.rows, self.cols, self.sums, scale, float(group["lr"]))
+        labels = (self.labels, self.sums, scale, float(group["lr"]))
         if self.adam:
             beta1, beta2 = map(float, group["betas"])
             adam = (beta1, beta2, group["eps"], group["weight_decay"], self.decoupled)
@@ -135,13 +132,12 @@ class _Call:
 
     def current_sums(self) -> Tensor:
         self.refresh()
-        return self.sums[: self.n_clustered]
+        return self.sums
 
     def refresh(self) -> None:
         """Takes the sums anew if anyone else has written to the weights since the last step."""
         if self.n_clustered and self.seen != self.versions():
-            k = self.n_clustered
-            self.sums[:k] = cluster_sums(self.params[:k], self.rows[:k], self.cols[:k])
+            self.sums = cluster_sums(self.params[: self.n_clustered], self.labels)
             self.seen = self.versions()
 
     def versions(self) -> list[tuple[int, int]]:

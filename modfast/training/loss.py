@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from modfast import checks
@@ -55,6 +56,8 @@ class ClusterabilityLoss(nn.Module):
         torch.Size([1])
     """
 
+    labels: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -76,19 +79,21 @@ class ClusterabilityLoss(nn.Module):
                     f"clusters has {name!r}, which is not among the layers; "
                     f"{nearest(name, self.layers)}"
                 )
-        for i, (name, module) in enumerate(targets.items()):
+        labels = []
+        for name, module in targets.items():
             matrix, transposed = weight_of(module, name), input_first(module)
             chosen = clusters.get(name) if isinstance(clusters, Mapping) else clusters
             if chosen is None:
                 chosen = equal_clusters(matrix, n_clusters, f"layer {name!r}", transposed)
-            rows, cols = fit_labels(chosen, matrix, f"the weight of {name!r}", transposed)
-            self.register_buffer(f"rows_{i}", rows)
-            self.register_buffer(f"cols_{i}", cols)
+            labels.append(fit_labels(chosen, matrix, f"the weight of {name!r}", transposed))
+        self.register_buffer("labels", torch.cat(labels))
 
     def forward(self) -> Tensor:
         """-weight * mean clusterability, a scalar to add to the loss."""
-        weights, rows, cols = self._matrices()
-        value, self._sums = cluster_penalty(weights, rows, cols, -self.weight / len(weights))
+        weights, labels = self._matrices()
+        value, sums = cluster_penalty(weights, labels, -self.weight / len(weights))
+        # nn.Module's own attribute setting takes longer than a small layer's sums.
+        self.__dict__["_sums"] = sums
         return value
 
     @property
@@ -107,10 +112,10 @@ class ClusterabilityLoss(nn.Module):
         """What print(reg) shows between the parentheses."""
         return f"layers={list(self.layers)}, weight={self.weight}"
 
-    def _matrices(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def _matrices(self) -> tuple[list[Tensor], Tensor]:
         weights: list[Tensor] = [module.weight for module in self._targets]  # type: ignore[misc]
-        rows = [self.get_buffer(f"rows_{i}") for i in range(len(weights))]
-        if weights[0].device != rows[0].device:
+        labels = self.labels
+        if labels.device != weights[0].device:
             self.to(weights[0].device)
-            return self._matrices()
-        return weights, rows, [self.get_buffer(f"cols_{i}") for i in range(len(weights))]
+            labels = self.labels
+        return weights, labels

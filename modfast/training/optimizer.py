@@ -13,7 +13,7 @@ from modfast.clusters.labels import Clusters
 from modfast.ops import cluster_penalty_gradient, cluster_sums
 from modfast.reference import ratio
 from modfast.training.fused import FusedStep, fusable
-from modfast.training.selection import Labels, choose_labels
+from modfast.training.selection import choose_labels
 
 BASES: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -115,7 +115,7 @@ class Modularity(torch.optim.Optimizer):
         sums = None if self._fused is None else self._fused.sums()
         if sums is not None:
             return sums
-        each = [cluster_sums([w.detach()], [r], [c]).cpu() for w, (r, c), _ in self._clustered()]
+        each = [cluster_sums([w], labels).cpu() for w, labels, _ in self._clustered()]
         return torch.cat(each) if each else torch.zeros(0, 2, dtype=torch.float64)
 
     @property
@@ -155,10 +155,10 @@ class Modularity(torch.optim.Optimizer):
         self._base.state = self.state
         self._fused = None
 
-    def _clustered(self) -> list[tuple[Tensor, Labels, dict[str, Any]]]:
+    def _clustered(self) -> list[tuple[Tensor, Tensor, dict[str, Any]]]:
         """The chosen weights, with their labels and groups."""
         return [
-            (p, (labels[0].to(p.device), labels[1].to(p.device)), group)
+            (p, labels.to(p.device), group)
             for group in self.param_groups
             for p, labels in zip(group["params"], group["clusters"], strict=True)
             if labels is not None
@@ -188,11 +188,11 @@ class Modularity(torch.optim.Optimizer):
         """Adds the penalty to the gradients of the chosen weights; returns its value."""
         clustered = self._clustered()
         value = 0.0
-        for (w, (rows, cols), group), c in zip(clustered, self.values.tolist(), strict=True):
+        for (w, labels, group), c in zip(clustered, self.values.tolist(), strict=True):
             scale = -group["cluster_alpha"] / len(clustered)
             value += scale * c
             if w.requires_grad:
-                (penalty,) = cluster_penalty_gradient([w], [rows], [cols], scale)
+                (penalty,) = cluster_penalty_gradient([w], labels, scale)
                 w.grad = penalty if w.grad is None else w.grad + penalty
         return value
 

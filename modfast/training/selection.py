@@ -12,16 +12,14 @@ from modfast.clusters.labels import Clusters
 from modfast.clusters.weights import equal_clusters, fit_labels
 from modfast.sites import match_names, nearest
 
-Labels = tuple[Tensor, Tensor]
-
 
 def choose_labels(
     groups: Sequence[dict[str, Any]],
     layers: str | Sequence[str] | None,
     n_clusters: int,
     clusters: Clusters | Mapping[str, Clusters] | None,
-) -> list[list[Labels | None]]:
-    """For each parameter of each group its row and column labels, or None.
+) -> list[list[Tensor | None]]:
+    """For each parameter of each group its labels (`modfast.clusters.weights.fit_labels`), or None.
 
     The arguments are those of `modfast.Modularity`, which documents them and their errors.
     """
@@ -36,7 +34,7 @@ def choose_labels(
                 f"clusters has {name!r}, which is not among the chosen weights; "
                 f"{nearest(name, weights)}"
             )
-    labels: dict[Tensor, Labels] = {}
+    labels: dict[Tensor, Tensor] = {}
     for name, weight in weights.items():
         what = f"parameter {name!r}"
         checks.finite(what, weight.detach())

@@ -37,24 +37,16 @@ def example(dtype: torch.dtype, device: torch.device, n_states: int) -> Lists:
     def normal(shape: tuple[int, int]) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
-    def labels(n: int) -> Tensor:
-        return torch.randint(-1, 4, (n,), generator=generator, dtype=torch.int32).to(device)
-
-    none = torch.empty(0, dtype=torch.int32, device=device)
-    clustered = len(SHAPES)
-    rows = [labels(s[0]) for s in SHAPES] + [none] * clustered
-    cols = [labels(s[1]) for s in SHAPES] + [none] * clustered
+    n_labels = sum(map(sum, SHAPES))
+    labels = torch.randint(-1, 4, (n_labels,), generator=generator, dtype=torch.int32).to(device)
     weights = [normal(s) for s in SHAPES * 2]
-    sums = torch.zeros(2 * clustered, 2, dtype=torch.float64, device=device)
-    sums[:clustered] = ops.cluster_sums(weights[:clustered], rows[:clustered], cols[:clustered])
     return {
         "weights": weights,
         "grads": [normal(s) for s in SHAPES * 2],
         # Away from 0: Adam divides by the root of one, which would only magnify rounding.
         "states": [[normal(s).abs() + 0.5 for s in SHAPES * 2] for _ in range(n_states)],
-        "rows": rows,
-        "cols": cols,
-        "sums": sums,
+        "labels": labels,
+        "sums": ops.cluster_sums(weights[: len(SHAPES)], labels),
     }
 
 
@@ -71,8 +63,7 @@ def run(op: Any, lists: Lists, options: dict[str, Any], steps: list[Tensor] | No
         lists["weights"],
         lists["grads"],
         *states,
-        lists["rows"],
-        lists["cols"],
+        lists["labels"],
         lists["sums"],
         -0.7,
         0.05,
@@ -91,11 +82,8 @@ def compare(found: Lists, wanted: Lists, old: Lists, dtype: torch.dtype) -> None
         size = 1 + before.double().abs() + (expected.double() - before.double()).abs()
         error = (new.double() - expected.double()).abs() / size
         assert not (error > CLOSE[dtype]).any(), error.max()
-    clustered = len(SHAPES)
-    after = ops.cluster_sums(
-        found["weights"][:clustered], found["rows"][:clustered], found["cols"][:clustered]
-    )
-    torch.testing.assert_close(found["sums"][:clustered], after, rtol=1e-13, atol=0)
+    after = ops.cluster_sums(found["weights"][: len(SHAPES)], found["labels"])
+    torch.testing.assert_close(found["sums"], after, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -150,9 +138,9 @@ def test_16_bit_numbers_are_rounded_to_nearest_even(dtype: torch.dtype, lr: floa
     grad = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype)
     weight = torch.zeros_like(grad)
     none = torch.empty(0, dtype=torch.int32)
-    sums = torch.zeros(1, 2, dtype=torch.float64)
+    sums = torch.zeros(0, 2, dtype=torch.float64)
     options = (0.0, 0.0, 0.0, False, False)
-    ops.clustered_sgd_([weight], [grad], [], [none], [none], sums, 1.0, -lr, *options)
+    ops.clustered_sgd_([weight], [grad], [], none, sums, 1.0, -lr, *options)
     expected = (torch.tensor(lr, dtype=torch.float32) * grad.float()).to(dtype)
     torch.testing.assert_close(weight, expected, rtol=0, atol=0, equal_nan=True)
 
@@ -168,7 +156,7 @@ def test_zero_weight_takes_the_plain_step(device: torch.device) -> None:
 @pytest.mark.skipif(not has_ops(), reason="modfast's library is not built")
 def test_opcheck(device: torch.device) -> None:
     lists = example(torch.float32, device, 2)
-    labels = (lists["rows"], lists["cols"], lists["sums"], -0.7, 0.05)
+    labels = (lists["labels"], lists["sums"], -0.7, 0.05)
     head = lists["weights"], lists["grads"]
     torch.library.opcheck(
         torch.ops.modfast.clustered_sgd_.default,
@@ -194,5 +182,9 @@ def test_operators_refuse_what_would_reach_memory_wrongly(device: torch.device) 
     refused(r"grads\[0\] has 42 elements, its weight 35", grads=[grads[0].new_ones(42), *grads[1:]])
     refused(r"grads\[0\] is Double, its weight Float", grads=[grads[0].double(), *grads[1:]])
     refused("grads must have one entry per weight", grads=grads[1:])
-    refused("sums must be contiguous float64", sums=lists["sums"][1:])
+    refused("sums must be contiguous float64", sums=lists["sums"].float())
+    refused("labels must have one entry per row and column", sums=lists["sums"][1:])
+    refused("too few for weights", labels=lists["labels"][1:])
+    refused("labels must be int32", labels=lists["labels"].long())
+    refused("at most one row per weight", sums=lists["sums"].new_zeros(11, 2))
     refused("momentum_buffers must have one entry", options=SGD[3], states=[[]])

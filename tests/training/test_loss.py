@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import modfast
-from modfast import Clusters, ClusterabilityLoss, clusterability
+from modfast import ClusterabilityLoss, Clusters, clusterability
 
 
 def network() -> nn.Sequential:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import modfast
-from modfast import Clusters, ClusterabilityLoss, Modularity
+from modfast import ClusterabilityLoss, Clusters, Modularity
 from modfast.models import MLP
 
 BASES: list[tuple[Any, type[torch.optim.Optimizer], dict[str, Any]]] = [

@@ -1,0 +1,168 @@
+"""The command line: `python -m modfast demo` and `python -m modfast info`."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+import modfast
+from modfast import _extension, demo, plots, report
+from modfast.data import NAMES
+
+__all__ = ["main"]
+
+
+class _InputError(Exception):
+    """What the user gave cannot work; the message says so in one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Instead of printing the usage over the message and exiting."""
+        raise _InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: the arguments after the program's name, by default those of this process.
+
+    Returns:
+        The exit code: 0 if it went well; 2 for bad input, with one line on standard error.
+
+    Raises:
+        SystemExit: for --help and --version, with code 0.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        if arguments.command == "info":
+            _info()
+        else:
+            _demo(arguments)
+    except _InputError as error:
+        print(f"modfast: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="modfast", description="Modularity in neural networks.")
+    parser.add_argument("--version", action="version", version=f"modfast {modfast.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="print how this modfast was built and what it runs on")
+    run = commands.add_parser(
+        "demo",
+        help="train a plain and a clustered network and write a report",
+        description="Trains a plain and a clustered network from the same start, switches each "
+        "cluster off and on, and writes report.html and report.json.",
+    )
+    run.add_argument("--data", choices=NAMES, default="digits", help="(default: %(default)s)")
+    run.add_argument("--root", metavar="DIR", help="folder that holds MNIST/raw, for --data mnist")
+    run.add_argument("--epochs", type=int, metavar="N", help=_defaults("epochs"))
+    run.add_argument("--clusters", type=int, metavar="K", help=_defaults("clusters"))
+    run.add_argument(
+        "--weight", type=float, metavar="L", help=f"of the clusterability; {_defaults('weight')}"
+    )
+    run.add_argument("--seed", type=int, metavar="S", default=0, help="(default: %(default)s)")
+    run.add_argument(
+        "--out", metavar="DIR", default="modfast-report", help="(default: %(default)s)"
+    )
+    return parser
+
+
+def _defaults(setting: str) -> str:
+    each = (f"{getattr(demo.DEFAULTS[name], setting):g} for {name}" for name in NAMES)
+    return f"(default: {', '.join(each)})"
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    """Checks everything that can be checked before it trains."""
+    given = {name: getattr(arguments, name) for name in ("epochs", "clusters", "weight", "seed")}
+    try:
+        settings = replace(
+            demo.DEFAULTS[arguments.data],
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        plots.require_plotly()
+    except (ValueError, ImportError) as error:
+        raise _InputError(error) from error
+    if settings.data == "mnist" and arguments.root is None:
+        raise _InputError("--data mnist needs --root DIR, the folder that holds MNIST/raw")
+    folder = Path(arguments.out)
+    _require_writable(folder)
+    try:
+        result = demo.run(settings, arguments.root)
+    except OSError as error:
+        raise _InputError(
+            f"--root {arguments.root} holds no MNIST that torchvision can read; "
+            f"modfast.data.load('mnist', root={arguments.root!r}, download=True) puts it there"
+        ) from error
+    except FloatingPointError as error:
+        weight = f"--weight {settings.weight:g}"
+        raise _InputError(f"training diverged at {weight}: {error}") from error
+    except (ValueError, ImportError) as error:
+        raise _InputError(error) from error
+    try:
+        written = report.write(result, folder)
+    except OSError as error:
+        raise _InputError(f"--out {folder} cannot be written to: {error}") from error
+    print(_table(result))
+    print("report:", *written, sep="\n  ")
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _InputError(f"--out {folder} cannot be written to: {error}") from error
+
+
+def _table(result: demo.DemoResult) -> str:
+    s, score = result.settings, result.score
+    epochs = "1 epoch" if s.epochs == 1 else f"{s.epochs} epochs"
+    lines = [
+        f"{s.data}, {'-'.join(map(str, s.sizes))} network, {epochs}, "
+        f"{s.clusters} clusters in {demo.LAYER}, weight {s.weight:g}, seed {s.seed}",
+        "",
+        f"{'network':<12}{score:>10}  {'clusterability':>14}",
+    ]
+    for name, trained in (("plain", result.plain), ("clustered", result.clustered)):
+        overall = float(trained.evaluation.accuracy)
+        lines.append(f"{name:<12}{overall:>10.4f}  {trained.clusterability:>14.4f}")
+    lines += ["", f"the clustered network's {score} with a cluster"]
+    lines += [f"{'':<12}{'off':>10}  {'alone on':>14}"]
+    found = result.clustered.evaluation
+    for i in range(result.clusters.n_clusters):
+        off, on = float(found.off_accuracy[i]), float(found.on_accuracy[i])
+        lines.append(f"{f'cluster {i}':<12}{off:>10.4f}  {on:>14.4f}")
+    return "\n".join([*lines, ""])
+
+
+def _info() -> None:
+    """Prints one fact a line: this modfast, then how its library was built."""
+    library = _extension.library
+    facts: dict[str, object] = {
+        "modfast": modfast.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "compiled operators": "not loaded: every operator runs as plain torch",
+        "CUDA kernels": "loaded" if _extension.cuda_loaded else "not loaded",
+    }
+    if library is not None:
+        facts["compiled operators"] = f"loaded from {library.__file__}"
+        facts |= {f"build: {key}": value for key, value in library.build_info().items()}
+    width = max(map(len, facts)) + 2
+    for fact, value in facts.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value or "none"
+        print(f"{fact:<{width}}{shown}")

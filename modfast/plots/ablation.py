@@ -1,0 +1,80 @@
+"""What does each cluster do?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from modfast.ablation import ClusterEvaluation
+from modfast.plots.style import require_plotly, styled
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_MOST_COLUMNS_WITH_VALUES = 24
+
+
+def cluster_evaluation(
+    result: ClusterEvaluation, score: str = "accuracy", class_names: Sequence[str] | None = None
+) -> Figure:
+    """What the network can do whole, without each cluster, and with each cluster alone.
+
+    Heat maps with values: a column for all samples and one for each class; a class without
+    samples has a dash. Values below 0, which an R² can have, have the color of 0.
+
+    Args:
+        result: of `modfast.evaluate_clusters`; k clusters, c classes.
+        score: what the accuracy is called; "R²" for a regression.
+        class_names: `[c]`, by default "class 0", ...
+
+    Raises:
+        ValueError: another number of names than classes.
+    """
+    k, c = result.off_class_accuracy.shape
+    names = [f"class {i}" for i in range(c)] if class_names is None else list(class_names)
+    if len(names) != c:
+        raise ValueError(f"class_names must be {c} names, got {len(names)}")
+    require_plotly()
+    from plotly.subplots import make_subplots
+
+    each = [f"cluster {i}" for i in range(k)]
+    panels = {
+        "Whole network": (["all on"], result.accuracy[None], result.class_accuracy[None]),
+        "One cluster off": (each, result.off_accuracy, result.off_class_accuracy),
+        "One cluster alone on": (each, result.on_accuracy, result.on_class_accuracy),
+    }
+    around, gap, cell = 120, 34, 28  # pixels
+    inside = cell * (2 * k + 1) + 2 * gap
+    figure = make_subplots(
+        rows=3,
+        shared_xaxes=True,
+        row_heights=[1, k, k],
+        vertical_spacing=gap / inside,
+        subplot_titles=list(panels),
+    )
+    figure.update_annotations(font_size=13)
+    styled(figure, f"{score[:1].upper()}{score[1:]} with clusters off and on", inside + around)
+    for row, (panel, (labels, overall, split)) in enumerate(panels.items(), start=1):
+        values = torch.cat([overall[:, None], split], dim=1)
+        figure.add_heatmap(
+            z=values.numpy(),
+            x=["all", *names],
+            y=labels,
+            text=[["–" if math.isnan(v) else f"{v:.2f}" for v in line] for line in values.tolist()],
+            texttemplate="%{text}" if c < _MOST_COLUMNS_WITH_VALUES else None,
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
+            hovertemplate=f"{panel}<br>%{{y}}, %{{x}}<br>{score} %{{text}}<extra></extra>",
+            row=row,
+            col=1,
+        )
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(type="category", showgrid=False)
+    bar = {"title": {"text": score, "side": "right"}, "thickness": 12}
+    scale = {"colorscale": "Blues", "cmin": 0, "cmax": 1, "colorbar": bar}
+    figure.update_layout(coloraxis=scale)
+    return figure

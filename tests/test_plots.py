@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import modfast
+from modfast import Clusters, History, plots
+
+pytest.importorskip("plotly", reason="plotly is not installed")
+
+
+def make_history(steps: int, layers: int = 1, evaluations: int = 3) -> History:
+    torch.manual_seed(steps)
+    return History(
+        torch.rand(steps) + 0.5,
+        torch.rand(steps, layers).double(),
+        torch.rand(evaluations).double(),
+        torch.linspace(0, steps, evaluations).long(),
+    )
+
+
+def axis_titles(figure) -> list[str]:
+    return [axis.title.text for axis in figure.select_yaxes()]
+
+
+def test_history_holds_loss_clusterability_and_accuracy():
+    run = make_history(20)
+    loss, share, accuracy = plots.history(run).data
+    np.testing.assert_allclose(loss.y, run.loss.double())
+    np.testing.assert_array_equal(share.y, run.clusterability[:, 0])
+    np.testing.assert_array_equal(accuracy.y, run.accuracy)
+    np.testing.assert_array_equal(accuracy.x, run.accuracy_steps)
+
+
+def test_histories_are_overlaid_by_name():
+    figure = plots.history({"plain": make_history(5, layers=0), "clustered": make_history(5)}, "R²")
+    assert axis_titles(figure) == ["loss", "clusterability", "test R²"]
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["plain", "clustered"]
+    assert [trace.name for trace in figure.data if trace.yaxis == "y2"] == ["clustered"]
+
+
+def test_long_histories_are_drawn_as_means_that_keep_the_total():
+    run = make_history(1000)
+    loss = plots.history(run).data[0]
+    assert len(loss.y) <= 400
+    assert loss.y[0] == pytest.approx(float(run.loss[:3].mean()))
+    assert "mean of 3 steps" in axis_titles(plots.history(run))[0]
+
+
+def test_history_tells_layers_apart_and_leaves_out_empty_panels():
+    figure = plots.history(make_history(5, layers=2, evaluations=0))
+    assert axis_titles(figure) == ["loss", "clusterability"]
+    assert [(t.name, t.line.dash) for t in figure.data[1:]] == [
+        ("layer 0", "solid"),
+        ("layer 1", "dash"),
+    ]
+
+
+def test_loss_has_a_log_axis_only_where_it_spans_decades():
+    run = make_history(5)
+    assert plots.history(run).layout.yaxis.type is None
+    wide = dataclasses.replace(run, loss=torch.logspace(0, -3, 5))
+    assert plots.history(wide).layout.yaxis.type == "log"
+    zero = dataclasses.replace(run, loss=torch.tensor([1.0, 0.0]), clusterability=torch.zeros(2, 0))
+    assert plots.history(zero).layout.yaxis.type is None
+
+
+def test_weight_matrix_is_ordered_by_cluster():
+    torch.manual_seed(0)
+    weight = torch.randn(4, 5)
+    clusters = Clusters([1, 0, -1, 0], [1, -1, 0, 1, 0])
+    figure = plots.weight_matrix(weight, clusters, "mine")
+    rows, cols = [1, 3, 0, 2], [2, 4, 0, 3, 1]
+    heat = figure.data[0]
+    np.testing.assert_array_equal(heat.z, weight[rows][:, cols])
+    assert list(heat.y) == [str(i) for i in rows]
+    assert list(heat.x) == [str(i) for i in cols]
+    assert heat.zmax == -heat.zmin == weight.abs().max()
+    boxes = [(s.x0, s.x1, s.y0, s.y1) for s in figure.layout.shapes]
+    assert boxes == [(-0.5, 1.5, -0.5, 1.5), (1.5, 3.5, 1.5, 2.5)]
+    assert list(figure.layout.xaxis.ticktext) == ["0", "1", "none"]
+    assert figure.layout.title.text == "mine"
+
+
+def test_convolutions_are_drawn_by_their_kernels_norms():
+    weight = torch.randn(4, 2, 3, 3)
+    z = plots.weight_matrix(weight, Clusters.equal(4, 2, 2)).data[0].z
+    np.testing.assert_allclose(z, weight.flatten(2).norm(dim=2), rtol=1e-6)
+
+
+def test_an_all_zero_weight_can_be_drawn():
+    clusters = Clusters.equal(4, 4, 2)
+    assert plots.weight_matrix(torch.zeros(4, 4), clusters).data[0].zmax == 1
+    lines = [t for t in plots.bipartite(torch.zeros(4, 4), clusters).data if t.mode == "lines"]
+    assert not lines
+
+
+def edges(figure) -> dict[str, int]:
+    """How many lines each color has."""
+    found: dict[str, int] = {}
+    for trace in figure.data:
+        if trace.mode == "lines":
+            found[trace.line.color] = found.get(trace.line.color, 0) + len(trace.x) // 3
+    return found
+
+
+def test_bipartite_colors_lines_within_clusters():
+    weight = torch.tensor([[1.0, 0.1, 0.0], [-0.9, 0.8, 0.01]])
+    figure = plots.bipartite(weight, Clusters([0, 1], [0, 1, 1]))
+    colors = {t.name: t.marker.color for t in figure.data if t.mode == "markers"}
+    # Between the clusters: .1 and -.9; 0 and what is below a twentieth of the largest is left out.
+    gray = (set(edges(figure)) - set(colors.values())).pop()
+    assert edges(figure) == {colors["cluster 0"]: 1, colors["cluster 1"]: 1, gray: 2}
+
+
+def test_bipartite_draws_the_strongest_where_the_units_stand():
+    weight = torch.tensor([[0.5, 1.0], [0.9, 0.2]])
+    figure = plots.bipartite(weight, Clusters([1, 0], [0, 1]), n_edges=1)
+    (line,) = [t for t in figure.data if t.mode == "lines"]
+    # Output 0 is in cluster 1, so it stands second; so does input 1.
+    assert list(line.x[:2]) == [0.75, 0.75]
+    units = {(t.y[0], t.name): (list(t.x), list(t.customdata)) for t in figure.data[1:]}
+    assert units[0, "cluster 1"] == ([0.75], [0])
+
+
+@pytest.mark.parametrize("draw", [plots.weight_matrix, plots.bipartite])
+def test_bad_weights_and_clusters_are_refused(draw):
+    clusters = Clusters.equal(4, 4, 2)
+    with pytest.raises(TypeError, match="weight must be a tensor, got list"):
+        draw([[1.0]], clusters)
+    with pytest.raises(TypeError, match="clusters must be a Clusters"):
+        draw(torch.ones(4, 4), 2)
+    with pytest.raises(ValueError, match="do not fit"):
+        draw(torch.ones(4, 3), clusters)
+    with pytest.raises(ValueError, match="weight must be finite, got 1"):
+        draw(torch.ones(4, 4).index_put((torch.tensor(0),) * 2, torch.tensor(torch.nan)), clusters)
+
+
+def test_bad_histories_and_counts_are_refused():
+    with pytest.raises(TypeError, match="History, got int"):
+        plots.history({"a": 3})
+    with pytest.raises(ValueError, match="at least one training run"):
+        plots.history({})
+    with pytest.raises(ValueError, match="n_edges must be at least 0, got -1"):
+        plots.bipartite(torch.ones(2, 2), Clusters.equal(2, 2, 1), n_edges=-1)
+
+
+def test_cluster_evaluation_holds_every_value():
+    torch.manual_seed(0)
+    model = modfast.models.MLP([3, 4, 4, 5])
+    # Class 4 has no samples: its accuracy is NaN.
+    data = torch.randn(40, 3), torch.arange(40) % 4
+    result = modfast.evaluate_clusters(model, "fc2", Clusters.equal(4, 4, 2), data)
+    whole, off, on = plots.cluster_evaluation(result).data
+    np.testing.assert_array_equal(whole.z[0][0], result.accuracy)
+    np.testing.assert_array_equal(off.z[:, 0], result.off_accuracy)
+    np.testing.assert_array_equal(off.z[:, 1:], result.off_class_accuracy)
+    np.testing.assert_array_equal(on.z[:, 1:], result.on_class_accuracy)
+    assert list(on.y) == ["cluster 0", "cluster 1"]
+    assert list(on.x) == ["all", *(f"class {i}" for i in range(5))]
+    assert [line[-1] for line in on.text] == ["–", "–"]
+    assert on.text[0][0] == f"{float(result.on_accuracy[0]):.2f}"
+    with pytest.raises(ValueError, match="class_names must be 5 names, got 2"):
+        plots.cluster_evaluation(result, class_names=["a", "b"])
+
+
+def test_results_draw_themselves():
+    torch.manual_seed(0)
+    model = modfast.models.MLP([4, 8, 8, 2])
+    data = modfast.data.physics(100)
+    optimizer = modfast.Modularity(model.parameters(), n_clusters=2)
+    history = modfast.fit(model, data, epochs=1, optimizer=optimizer, test=data, progress=False)
+    assert len(history.plot().data) == 3
+    result = modfast.evaluate_clusters(model, "fc2", Clusters.equal(8, 8, 2), data)
+    assert len(result.plot().data) == 3
+
+
+def test_without_plotly_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    with pytest.raises(ImportError, match=r'pip install "modfast\[report\]"'):
+        plots.weight_matrix(torch.ones(2, 2), Clusters.equal(2, 2, 1))
