@@ -100,6 +100,7 @@ CXX = [
     "-Wall",
     "-Wextra",
     "-Wno-unused-parameter",  # in torch's headers
+    *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # in GCC's intrinsics
     "-Wno-unknown-pragmas",
 ]
 NVCC = [

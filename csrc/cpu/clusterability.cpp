@@ -2,6 +2,7 @@
 #include "../math/clusterability.h"
 
 #include "../math/number.h"
+#include "large.h"
 #include "parallel.h"
 #include "simd.h"
 #include "stream.h"
@@ -68,11 +69,10 @@ Tensors cluster_penalty_backward(const Tensor& grad, const Tensors& weights,
   std::vector<bool> streamed;
   gradients.reserve(list.size());
   for (size_t i = 0; i < list.size(); ++i) {
-    gradients.push_back(new_like(weights[i]));
-    out.push_back(gradients.back().data_ptr());
     const int64_t bytes = weights[i].numel() * static_cast<int64_t>(weights[i].element_size());
     streamed.push_back(bytes >= kStreamBytes);
-    if (streamed.back()) prefer_huge_pages(out.back(), bytes);
+    gradients.push_back(bytes >= kLargeBytes ? large_like(weights[i], bytes) : new_like(weights[i]));
+    out.push_back(gradients.back().data_ptr());
   }
   const ClusterabilityKernels& kernels = at_level(kTables);
   for_each_tile(list, [&](size_t i, int64_t tile, int64_t) {

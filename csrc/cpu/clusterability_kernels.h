@@ -1,27 +1,15 @@
 // Kernels of cluster_penalty on one tile; compiled per SIMD level by for_each_level.h.
-//
-// Per element: one compare of the column's label with the row's, one masked multiply-add. Squares
-// and sums are double, so that they are exact to rounding for any size.
+#include "squares_kernels.h"
 
 template <class T>
 void tile_sums(const void* weight, const int32_t* rows, const int32_t* cols, int64_t stride, Tile tile,
                double* sums) {
-  double within = 0.0, total = 0.0;
+  Squares squares;
   for (int64_t i = tile.row; i < tile.row_end; ++i) {
-    const T* w = static_cast<const T*>(weight) + i * stride;
-    const int32_t key = row_key(rows[i]);
-    double row_within = 0.0, row_total = 0.0;
-#pragma omp simd reduction(+ : row_within, row_total)
-    for (int64_t j = tile.col; j < tile.col_end; ++j) {
-      const double x = load(w[j]);
-      row_total += x * x;
-      row_within += cols[j] == key ? x * x : 0.0;
-    }
-    within += row_within;
-    total += row_total;
+    add_stored(squares, static_cast<const T*>(weight) + i * stride + tile.col, cols + tile.col,
+               row_key(rows[i]), tile.col_end - tile.col);
   }
-  sums[0] = within;
-  sums[1] = total;
+  squares.store(sums);
 }
 
 template <class T>
@@ -39,7 +27,6 @@ void tile_gradient(const void* weight, const int32_t* rows, const int32_t* cols,
                    Tile tile, Slopes slopes, bool streamed, void* gradient) {
   using C = compute_t<T>;
   const C inside = static_cast<C>(slopes.inside), outside = static_cast<C>(slopes.outside);
-  constexpr int64_t kPiece = 4096 / sizeof(T);
   alignas(64) T piece[kPiece];
   for (int64_t i = tile.row; i < tile.row_end; ++i) {
     const T* w = static_cast<const T*>(weight) + i * stride;

@@ -1,7 +1,8 @@
 // Kernels of the fused optimizer steps on one tile; compiled per SIMD level by for_each_level.h.
 //
-// One pass: read weight, gradient and state, add the penalty's gradient, update, write, and take the
-// sums of what was written.
+// One pass over memory: read weight, gradient and state, add the penalty's gradient, update, write,
+// and take the sums of what was written while it is in the first-level cache.
+#include "squares_kernels.h"
 
 // `Update(w, grad, j)` gives element j's new value and updates its state.
 template <class T, bool kLabeled, class Update>
@@ -10,29 +11,23 @@ void tile_update(T* __restrict weight, const T* __restrict grad, const int32_t* 
                  const Update& update, double* sums) {
   using C = compute_t<T>;
   const C inside = static_cast<C>(slopes.inside), outside = static_cast<C>(slopes.outside);
-  double within = 0.0, total = 0.0;
+  Squares squares;
   for (int64_t i = tile.row; i < tile.row_end; ++i) {
     const int32_t key = kLabeled ? row_key(rows[i]) : 0;
-    const int64_t row = i * stride;
-    double row_within = 0.0, row_total = 0.0;
-#pragma omp simd reduction(+ : row_within, row_total)
-    for (int64_t j = tile.col; j < tile.col_end; ++j) {
-      const C w = load(weight[row + j]);
-      C g = load(grad[row + j]);
-      if constexpr (kLabeled) g += w * (cols[j] == key ? inside : outside);
-      const T stored = store<T>(update(w, g, row + j));
-      weight[row + j] = stored;
-      if constexpr (kLabeled) {
-        const double x = load(stored);
-        row_total += x * x;
-        row_within += cols[j] == key ? x * x : 0.0;
+    for (int64_t begin = tile.col; begin < tile.col_end; begin += kPiece) {
+      const int64_t end = begin + kPiece < tile.col_end ? begin + kPiece : tile.col_end;
+      const int64_t row = i * stride;
+#pragma omp simd
+      for (int64_t j = begin; j < end; ++j) {
+        const C w = load(weight[row + j]);
+        C g = load(grad[row + j]);
+        if constexpr (kLabeled) g += w * (cols[j] == key ? inside : outside);
+        weight[row + j] = store<T>(update(w, g, row + j));
       }
+      if constexpr (kLabeled) add_stored(squares, weight + row + begin, cols + begin, key, end - begin);
     }
-    within += row_within;
-    total += row_total;
   }
-  sums[0] = within;
-  sums[1] = total;
+  if constexpr (kLabeled) squares.store(sums);
 }
 
 template <class T, class Update>

@@ -1,5 +1,5 @@
-// Compiles the kernels of MODFAST_KERNELS once per SIMD level, each in a namespace of its name, and
-// collects their tables.
+// Compiles the kernels of MODFAST_KERNELS once per SIMD level, each in a namespace of its name and with
+// MODFAST_SIMD_BITS set (512, 256, or 0 for plain code), and collects their tables.
 //
 //   #define MODFAST_KERNELS "x_kernels.h"   // defines `constexpr Table kernels = {...};`
 //   #include "for_each_level.h"
@@ -7,11 +7,16 @@
 //
 // Include everything else before: functions defined by then stay at the baseline, so that none of
 // them is emitted with instructions that some processor lacks. Kernels call only what is inlined.
-#define MODFAST_LEVEL baseline
+#include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define MODFAST_SIMD_BITS 0
 namespace modfast::baseline {
 #include MODFAST_KERNELS
 }
-#undef MODFAST_LEVEL
+#undef MODFAST_SIMD_BITS
 
 #if defined(__x86_64__)
 
@@ -21,11 +26,11 @@ namespace modfast::baseline {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,bmi,bmi2")
 #endif
-#define MODFAST_LEVEL avx2
+#define MODFAST_SIMD_BITS 256
 namespace modfast::avx2 {
 #include MODFAST_KERNELS
 }
-#undef MODFAST_LEVEL
+#undef MODFAST_SIMD_BITS
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push( \
@@ -36,11 +41,11 @@ namespace modfast::avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,prefer-vector-width=512")
 #endif
-#define MODFAST_LEVEL avx512
+#define MODFAST_SIMD_BITS 512
 namespace modfast::avx512 {
 #include MODFAST_KERNELS
 }
-#undef MODFAST_LEVEL
+#undef MODFAST_SIMD_BITS
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -1,4 +1,4 @@
-// Stores that go around the cache, and pages for large results.
+// Stores that go around the cache, for results too large for it.
 #pragma once
 
 #include <cstdint>
@@ -6,9 +6,6 @@
 
 #if defined(__x86_64__)
 #include <emmintrin.h>
-#endif
-#if defined(__linux__)
-#include <sys/mman.h>
 #endif
 
 namespace modfast {
@@ -45,19 +42,6 @@ inline __attribute__((always_inline)) void stream(void* to, const void* from, in
 inline void stream_fence() {
 #if defined(__x86_64__)
   _mm_sfence();
-#endif
-}
-
-// Asks for huge pages for fresh memory: a 64 MB result takes 32 page faults instead of 16,384.
-inline void prefer_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr intptr_t kPage = intptr_t{2} << 20;
-  const intptr_t begin = (reinterpret_cast<intptr_t>(data) + kPage - 1) & -kPage;
-  const intptr_t end = (reinterpret_cast<intptr_t>(data) + bytes) & -kPage;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data;
-  (void)bytes;
 #endif
 }
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from modfast.clusters.labels import Clusters
 from modfast.clusters.weights import fit_labels
 from modfast.ops import cluster_penalty
+from modfast.ops.clusterability import WEIGHT_DTYPES, penalty
 
 
 def clusterability(weight: Tensor, clusters: Clusters) -> Tensor:
@@ -39,8 +40,18 @@ def clusterability(weight: Tensor, clusters: Clusters) -> Tensor:
         >>> clusterability(torch.ones(4, 4), Clusters.equal(4, 4, k=2))
         tensor(0.5000)
     """
+    if (
+        type(clusters) is Clusters
+        and isinstance(weight, Tensor)
+        and weight.shape == clusters.shape
+        and weight.device == clusters.labels.device
+        and weight.dtype in WEIGHT_DTYPES
+        and weight.is_contiguous()
+    ):
+        # Nothing left to check. Doing so once more takes longer than a small weight's sums.
+        return penalty(clusters.labels, 1.0, weight)
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
     if not isinstance(clusters, Clusters):
         raise TypeError(f"clusters must be a Clusters, got {type(clusters).__name__}")
-    return cluster_penalty([weight], fit_labels(clusters, weight, "weight"), 1.0)[0]
+    return cluster_penalty([weight], fit_labels(clusters, weight, "weight"), 1.0)

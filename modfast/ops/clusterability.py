@@ -8,8 +8,8 @@ cluster".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,31 +40,32 @@ class _Penalty(torch.autograd.Function):
     """`cluster_penalty` with its gradient; differentiable twice, the second time by plain torch."""
 
     @staticmethod
-    def forward(ctx: Any, labels: Tensor, scale: float, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, labels: Tensor, scale: float, *weights: Tensor) -> Tensor:
+        value: Tensor
         value, sums = _penalty(weights, labels, scale)
-        ctx.save_for_backward(sums, labels, *weights)
-        ctx.mark_non_differentiable(sums)
-        ctx.set_materialize_grads(False)
-        ctx.scale = scale
-        return value, sums
+        ctx.save_for_backward(*weights)
+        # Neither input nor output of the graph, so nothing that saving would guard.
+        ctx.rest = labels, sums, scale
+        return value
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        sums, labels, *weights = ctx.saved_tensors
-        if grads[0] is None:  # not materialized: nothing depends on the value
-            return (None,) * (2 + len(weights))
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        weights = ctx.saved_tensors
+        labels, sums, scale = ctx.rest
         if torch.is_grad_enabled():  # create_graph=True: the gradient must itself have one
-            again, _ = reference.cluster_penalty(weights, labels, ctx.scale)
+            again, _ = reference.cluster_penalty(weights, labels, scale)
             moving = [w for w in weights if w.requires_grad]
             found = iter(torch.autograd.grad(again, moving, grads[0], create_graph=True))
             return None, None, *(next(found) if w.requires_grad else None for w in weights)
-        return None, None, *_penalty_backward(grads[0], weights, labels, sums, ctx.scale)
+        return None, None, *_penalty_backward(grads[0], weights, labels, sums, scale)
 
 
-def cluster_penalty(
-    weights: Sequence[Tensor], labels: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """scale * sum over weights of C(w), and the sums that make each C.
+penalty: Callable[..., Tensor] = _Penalty.apply
+"""`cluster_penalty` as (labels, scale, *weights), for callers that have checked their arguments."""
+
+
+def cluster_penalty(weights: Sequence[Tensor], labels: Tensor, scale: float) -> Tensor:
+    """scale * sum over weights of C(w).
 
     C(w) = S/T with S the sum of squares of the entries whose row and column share a cluster and T
     that of all entries; C of an all-zero weight is 0. All weights in one call, one pass over each.
@@ -75,9 +76,8 @@ def cluster_penalty(
         scale: factor of the sum.
 
     Returns:
-        The value, a scalar (float64 if any weight is, else float32), differentiable; and the sums
-        `[n, 2]` (S, T), float64, without gradient. Sums are taken in float64 and are the same for
-        any number of threads. A weight that holds NaN or inf gives NaN.
+        A scalar (float64 if any weight is, else float32), differentiable. Sums are taken in float64
+        and are the same for any number of threads. A weight that holds NaN or inf gives NaN.
 
     Raises:
         TypeError: a weight of another dtype; labels that are not int32.
@@ -87,14 +87,14 @@ def cluster_penalty(
         >>> import torch
         >>> labels = torch.tensor([0, 1, 0, 1], dtype=torch.int32)
         >>> cluster_penalty([torch.tensor([[3.0, 1.0], [1.0, 1.0]])], labels, scale=1.0)
-        (tensor(0.8333), tensor([[10., 12.]], dtype=torch.float64))
+        tensor(0.8333)
     """
     weights = checked_weights(weights, labels)
-    return cast("tuple[Tensor, Tensor]", _Penalty.apply(labels, scale, *weights))
+    return penalty(labels, scale, *weights)
 
 
 def cluster_sums(weights: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """The float64 sums `[n, 2]` (within clusters, total) of `cluster_penalty`, without a graph."""
+    """The sums S and T of `cluster_penalty`: float64 `[n, 2]`, without a graph."""
     weights = checked_weights(weights, labels)
     with torch.no_grad():
         sums: Tensor = _penalty(weights, labels, 1.0)[1]

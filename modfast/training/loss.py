@@ -16,7 +16,8 @@ from modfast.clusters.weights import (
     input_first,
     weight_of,
 )
-from modfast.ops import cluster_penalty, cluster_sums
+from modfast.ops import cluster_sums
+from modfast.ops.clusterability import penalty
 from modfast.reference import ratio
 from modfast.sites import nearest, resolve_modules
 
@@ -72,7 +73,6 @@ class ClusterabilityLoss(nn.Module):
         self.weight = checks.finite_number("weight", weight)
         # A plain list: the layers stay the model's, and are no submodules of this one.
         self._targets = list(targets.values())
-        self._sums: Tensor | None = None
         for name in clusters if isinstance(clusters, Mapping) else ():
             if name not in targets:
                 raise ValueError(
@@ -91,21 +91,17 @@ class ClusterabilityLoss(nn.Module):
     def forward(self) -> Tensor:
         """-weight * mean clusterability, a scalar to add to the loss."""
         weights, labels = self._matrices()
-        value, sums = cluster_penalty(weights, labels, -self.weight / len(weights))
-        # nn.Module's own attribute setting takes longer than a small layer's sums.
-        self.__dict__["_sums"] = sums
-        return value
+        # What `cluster_penalty` checks was so when this was built, and the kernel checks the rest.
+        return penalty(labels, -self.weight / len(weights), *weights)
 
     @property
     def sums(self) -> Tensor:
-        """Float64 `[layers, 2]`: squares within clusters and in total, at the last call."""
-        if self._sums is None:
-            self._sums = cluster_sums(*self._matrices())
-        return self._sums
+        """Float64 `[layers, 2]`: squares within clusters, and in total, of the current weights."""
+        return cluster_sums(*self._matrices())
 
     @property
     def values(self) -> Tensor:
-        """Float64 `[layers]`: each layer's clusterability at the last call."""
+        """Float64 `[layers]`: each layer's clusterability as it is."""
         return ratio(self.sums)
 
     def extra_repr(self) -> str:
@@ -113,9 +109,11 @@ class ClusterabilityLoss(nn.Module):
         return f"layers={list(self.layers)}, weight={self.weight}"
 
     def _matrices(self) -> tuple[list[Tensor], Tensor]:
-        weights: list[Tensor] = [module.weight for module in self._targets]  # type: ignore[misc]
+        weights = []
+        for module in self._targets:
+            weight: Tensor = module.weight  # type: ignore[assignment]
+            weights.append(weight if weight.is_contiguous() else weight.contiguous())
         labels = self.labels
         if labels.device != weights[0].device:
-            self.to(weights[0].device)
-            labels = self.labels
+            labels = self.labels = labels.to(weights[0].device)
         return weights, labels

@@ -37,7 +37,7 @@ def test_matches_reference(
     shape: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> None:
     weight, labels = example(shape, dtype, device)
-    value, sums = ops.cluster_penalty([weight], labels, 3.0)
+    value, sums = ops.cluster_penalty([weight], labels, 3.0), ops.cluster_sums([weight], labels)
     expected, expected_sums = reference.cluster_penalty([weight], labels, 3.0)
     torch.testing.assert_close(sums, expected_sums, rtol=1e-13, atol=0)
     torch.testing.assert_close(value, expected)
@@ -97,7 +97,7 @@ def test_many_weights_in_one_call(device: torch.device) -> None:
     ]
     weights = [weight for weight, _ in examples]
     labels = torch.cat([each for _, each in examples])
-    value, sums = ops.cluster_penalty(weights, labels, -0.5)
+    value, sums = ops.cluster_penalty(weights, labels, -0.5), ops.cluster_sums(weights, labels)
     expected, expected_sums = reference.cluster_penalty(weights, labels, -0.5)
     torch.testing.assert_close(sums, expected_sums, rtol=1e-13, atol=0)
     torch.testing.assert_close(value, expected)
@@ -111,7 +111,7 @@ def test_many_weights_in_one_call(device: torch.device) -> None:
 def test_non_contiguous_weight(device: torch.device) -> None:
     weight, labels = example((9, 11), torch.float64, device)
     leaf = weight.t().contiguous().requires_grad_()
-    value, _ = ops.cluster_penalty([leaf.t()], labels, 1.0)
+    value = ops.cluster_penalty([leaf.t()], labels, 1.0)
     value.backward()
     assert leaf.grad is not None
     torch.testing.assert_close(
@@ -122,7 +122,7 @@ def test_non_contiguous_weight(device: torch.device) -> None:
 def test_zero_weight_has_value_and_gradient_zero(device: torch.device) -> None:
     weight, labels = example((4, 5), torch.float32, device)
     weight = torch.zeros_like(weight).requires_grad_()
-    value, _ = ops.cluster_penalty([weight], labels, 1.0)
+    value = ops.cluster_penalty([weight], labels, 1.0)
     value.backward()
     assert value.item() == 0
     assert weight.grad is not None
@@ -133,14 +133,14 @@ def test_zero_weight_has_value_and_gradient_zero(device: torch.device) -> None:
 def test_not_finite_gives_nan(bad: float, device: torch.device) -> None:
     weight, labels = example((4, 5), torch.float32, device)
     weight[2, 3] = bad
-    assert ops.cluster_penalty([weight], labels, 1.0)[0].isnan()
+    assert ops.cluster_penalty([weight], labels, 1.0).isnan()
 
 
 def test_gradcheck_once_and_twice(device: torch.device) -> None:
     (first, a), (second, b) = (example(s, torch.float64, device) for s in [(3, 4), (5, 2)])
 
     def value(*weights: Tensor) -> Tensor:
-        return ops.cluster_penalty(weights, torch.cat([a, b]), -2.0)[0]
+        return ops.cluster_penalty(weights, torch.cat([a, b]), -2.0)
 
     leaves = first.requires_grad_(), second.requires_grad_()
     assert torch.autograd.gradcheck(value, leaves)
@@ -151,7 +151,7 @@ def test_frozen_weights_get_no_gradient(device: torch.device) -> None:
     (w1, labels1), (w2, labels2) = (example((4, 5), torch.float64, device, i) for i in range(2))
     w2.requires_grad_()
     for twice in (False, True):
-        value, _ = ops.cluster_penalty([w1, w2], torch.cat([labels1, labels2]), 2.0)
+        value = ops.cluster_penalty([w1, w2], torch.cat([labels1, labels2]), 2.0)
         (grad,) = torch.autograd.grad(value, w2, create_graph=twice)
         expected = ops.cluster_penalty_gradient([w2.detach()], labels2, 2.0)[0]
         torch.testing.assert_close(grad.detach(), expected)

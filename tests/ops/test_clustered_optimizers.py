@@ -16,16 +16,16 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 CLOSE = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 2**-6, torch.float16: 2**-8}
 SHAPES = [(5, 7), (64, 64), (1, 1), (3, 40_000), (0, 4)]
 SGD = [
-    dict(momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, first=False),
-    dict(momentum=0.0, dampening=0.0, weight_decay=0.1, nesterov=False, first=False),
-    dict(momentum=0.9, dampening=0.3, weight_decay=0.1, nesterov=False, first=True),
-    dict(momentum=0.9, dampening=0.3, weight_decay=0.1, nesterov=False, first=False),
-    dict(momentum=0.9, dampening=0.0, weight_decay=0.0, nesterov=True, first=False),
+    {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "first": False},
+    {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.1, "nesterov": False, "first": False},
+    {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1, "nesterov": False, "first": True},
+    {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1, "nesterov": False, "first": False},
+    {"momentum": 0.9, "dampening": 0.0, "weight_decay": 0.0, "nesterov": True, "first": False},
 ]
 ADAM = [
-    dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled=False),
-    dict(beta1=0.8, beta2=0.99, eps=1e-3, weight_decay=0.1, decoupled=False),
-    dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, decoupled=True),
+    {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "decoupled": False},
+    {"beta1": 0.8, "beta2": 0.99, "eps": 1e-3, "weight_decay": 0.1, "decoupled": False},
+    {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1, "decoupled": True},
 ]
 Lists = dict[str, Any]
 
