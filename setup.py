@@ -89,7 +89,7 @@ MACROS = [
     ("MODFAST_CUDA_ARCHITECTURES", text_macro(architectures)),
     ("MODFAST_CUDA_TOOLKIT", text_macro(cuda_version)),
 ]
-OPTIMIZE = ["-O0", "-g"] if flag("DEBUG") else ["-O3"]
+OPTIMIZE = ["-O0", "-g"] if flag("DEBUG") else ["-O3", "-g0"]
 CXX = [
     *OPTIMIZE,
     "-fvisibility=hidden",

@@ -1,4 +1,4 @@
-"""Refuses a wheel whose libraries need more of torch than the oldest supported release exports.
+r"""Refuses a wheel whose libraries need more of torch than the oldest supported release exports.
 
     python abi_floor.py WHEEL
 
@@ -6,7 +6,7 @@ The libraries may use torch's C shim only, and of it only what torch 2.11 has: t
 torch-2.11-shim.txt. That list was made from the official wheel:
 
     pip download torch==2.11.0 --no-deps && unzip torch-2.11.0*.whl 'torch/lib/*'
-    nm -D --defined-only torch/lib/libtorch_{cpu,cuda}.so | awk '{print $3}' \\
+    nm -D --defined-only torch/lib/libtorch_{cpu,cuda}.so | awk '{print $3}' \
         | grep -E '^(aoti_)?torch_' | sort -u
 """
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import modfast
 from modfast import plots
 from modfast.demo import LAYER, DemoResult, Trained
+from modfast.files import replacing
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -41,14 +42,9 @@ def write(result: DemoResult, folder: str | os.PathLike[str]) -> tuple[Path, Pat
         "report.html": page(result),
         "report.json": json.dumps(numbers(result), indent=2, allow_nan=False) + "\n",
     }
-    target.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        temporary = target / f".{name}.{os.getpid()}.tmp"
-        try:
+        with replacing(target / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-            temporary.replace(target / name)
-        finally:
-            temporary.unlink(missing_ok=True)
     return target / "report.html", target / "report.json"
 
 

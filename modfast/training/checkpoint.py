@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from modfast.files import replacing
 
 if TYPE_CHECKING:
     from modfast.training.fit import _Run
@@ -33,13 +34,8 @@ def save_checkpoint(path: Path, run: _Run) -> None:
     }
     if isinstance(run.regularizer, nn.Module):
         state["regularizer"] = run.regularizer.state_dict()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         torch.save(state, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, run: _Run) -> None:

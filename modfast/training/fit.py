@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from modfast import checks
+from modfast.models import MLP
 from modfast.reference import ratio
 from modfast.scores import check_targets, scores
 from modfast.sites import in_mode
 from modfast.training.checkpoint import load_checkpoint, save_checkpoint
+from modfast.training.direct import DirectMLP, covers
 from modfast.training.optimizer import Modularity
 
 if TYPE_CHECKING:
@@ -107,7 +109,8 @@ def fit(
     elif not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer(model.named_parameters())
     run = _Run(model, x, y, batch_size, optimizer, regularizer, held_out)
-    with torch.random.fork_rng(enabled=seed is not None):
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus, enabled=seed is not None):
         if seed is None:
             seed = int(torch.randint(2**62, ()))
         else:
@@ -135,6 +138,12 @@ class _Run:
         # Whoever knows the clusters' sums tells clusterability at no cost.
         knows_sums = optimizer if isinstance(optimizer, Modularity) else regularizer
         self.clustered = knows_sums if hasattr(knows_sums, "sums") else None
+        # The regularizer's gradient adds to what autograd leaves, not to what is set directly.
+        self.set_gradients: Callable[[Tensor, Tensor], Tensor] = (
+            DirectMLP(cast(MLP, model))
+            if regularizer is None and covers(model)
+            else self.set_gradients_by_autograd
+        )
         self.generator = torch.Generator()
         self.losses: list[Tensor] = []
         self.sums: list[Tensor] = []
@@ -161,16 +170,10 @@ class _Run:
         order = torch.randperm(len(self.x), generator=self.generator).to(self.x.device)
         losses, sums = [], []
         for index in order.split(self.batch_size):
-            loss = self.criterion(
-                self.model(self.x.index_select(0, index)), self.y.index_select(0, index)
-            )
-            losses.append(loss.detach())
-            if self.regularizer is not None:
-                loss = loss + self.regularizer()
             if self.clustered is not None:
                 sums.append(self.clustered.sums.clone())
-            self.optimizer.zero_grad()
-            loss.backward()
+            x, y = self.x.index_select(0, index), self.y.index_select(0, index)
+            losses.append(self.set_gradients(x, y))
             self.optimizer.step()
         found = torch.stack(losses).cpu()
         if not torch.isfinite(found).all():
@@ -182,6 +185,13 @@ class _Run:
         self.losses.append(found)
         if sums:
             self.sums.append(torch.stack(sums).cpu())
+
+    def set_gradients_by_autograd(self, x: Tensor, y: Tensor) -> Tensor:
+        loss = self.criterion(self.model(x), y)
+        total = loss if self.regularizer is None else loss + self.regularizer()
+        self.optimizer.zero_grad()
+        total.backward()
+        return loss.detach()
 
     @torch.no_grad()
     def evaluate(self) -> None:

@@ -56,6 +56,7 @@ class FusedStep:
                     key = p.device, base.state[p].get("momentum_buffer") is None
                     members.setdefault(key, []).append((p, labels))
             self._calls += [_Call(base, group, each) for each in members.values()]
+        self._clustered_calls = [call for call in self._calls if call.n_clustered]
 
     def still_fits(self) -> bool:
         """Whether the same parameters need the same states as when this was laid out."""
@@ -68,10 +69,9 @@ class FusedStep:
 
     def sums(self) -> Tensor | None:
         """Float64 `[clustered, 2]` of the weights as they are, if one call has all of them."""
-        with_clusters = [call for call in self._calls if call.n_clustered]
-        if len(with_clusters) != 1 or with_clusters[0].n_clustered != self._n_clustered:
+        if [call.n_clustered for call in self._clustered_calls] != [self._n_clustered]:
             return None
-        return with_clusters[0].current_sums()
+        return self._clustered_calls[0].current_sums()
 
     def _layout(self) -> tuple[list[bool], list[bool]]:
         with_momentum = [bool(group.get("momentum")) for group in self._groups]

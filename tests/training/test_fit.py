@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import modfast
 from modfast import ClusterabilityLoss, Modularity, fit
 from modfast.models import MLP
+from modfast.training.direct import covers
 
 
 def data(n: int = 200, regression: bool = False) -> tuple[Tensor, Tensor]:
@@ -78,19 +80,60 @@ def test_same_seed_same_weights_and_global_random_state_untouched() -> None:
     assert all(map(torch.equal, first.parameters(), second.parameters()))
 
 
-def test_equals_the_plain_loop() -> None:
-    ours, theirs = MLP([12, 16, 4]), MLP([12, 16, 4])
-    theirs.load_state_dict(ours.state_dict())
-    x, y = data()
-    fit(ours, (x, y), 2, batch_size=30, optimizer=torch.optim.SGD(ours.parameters(), 0.1), seed=3)
-    generator = torch.Generator().manual_seed(3)
-    optimizer = torch.optim.SGD(theirs.parameters(), 0.1)
+def plain_loop(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> list[float]:
+    criterion = nn.functional.mse_loss if y.is_floating_point() else nn.functional.cross_entropy
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    losses = []
     for _ in range(2):
         for index in torch.randperm(len(x), generator=generator).split(30):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(theirs(x[index]), y[index]).backward()
+            loss = criterion(model(x[index]), y[index])
+            loss.backward()
             optimizer.step()
-    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+            losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("regression", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("direct", [False, True])
+def test_equals_the_plain_loop(
+    regression: bool, bias: bool, direct: bool, device: torch.device
+) -> None:
+    sizes = [12, 16, 9, 4]
+    ours = MLP(sizes, bias).to(device, torch.float64)
+    theirs = copy.deepcopy(ours)
+    if not direct:
+        # A hook is what only autograd's path calls.
+        ours.act1.register_forward_hook(lambda module, args, output: None)
+    assert covers(ours) == direct
+    x, y = data(regression=regression)
+    x, y = x.double().to(device), y.to(device, torch.float64) if regression else y.to(device)
+    sgd = torch.optim.SGD(ours.parameters(), 0.1)
+    history = fit(ours, (x, y), 2, batch_size=30, optimizer=sgd, seed=3)
+    losses = plain_loop(theirs, x, y, seed=3)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(history.loss, torch.tensor(losses, dtype=torch.float64))
+
+
+def test_direct_gradients_are_only_for_plain_mlps() -> None:
+    class Doubled(MLP):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    assert covers(MLP([4, 3, 2]))
+    assert not covers(Doubled([4, 3, 2]))
+    assert not covers(network())
+    frozen = MLP([4, 3, 2])
+    frozen.fc1.weight.requires_grad_(False)
+    assert not covers(frozen)
+    pruned = MLP([4, 3, 2])
+    torch.nn.utils.parametrize.register_parametrization(pruned.fc1, "weight", nn.Identity())
+    assert not covers(pruned)
+    with torch.autocast("cpu"):
+        assert not covers(MLP([4, 3, 2]))
 
 
 def test_leaves_training_flags_as_they_were() -> None:
