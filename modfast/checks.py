@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import SupportsIndex
 
+import torch
 from torch import Tensor
 
 
@@ -42,8 +43,11 @@ def finite(argument: str, values: Tensor) -> None:
     Raises:
         ValueError: there are some.
     """
-    n_bad = int(values.isfinite().logical_not().sum()) if values.is_floating_point() else 0
-    if n_bad:
+    if not values.is_floating_point() or values.numel() == 0:
+        return
+    # One pass without temporaries: NaN spreads to both, infinities are among them.
+    if not torch.stack(values.aminmax()).isfinite().all():
+        n_bad = int(values.isfinite().logical_not().sum())
         raise ValueError(
             f"{argument} must be finite, got {n_bad} of {values.numel()} values NaN or infinite"
         )

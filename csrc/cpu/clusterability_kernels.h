@@ -15,9 +15,14 @@ void tile_sums(const void* weight, const int32_t* rows, const int32_t* cols, int
 template <class T>
 void row_gradient(const T* __restrict w, const int32_t* __restrict cols, int32_t key,
                   compute_t<T> inside, compute_t<T> outside, int64_t n, T* __restrict out) {
+  for (int64_t begin = 0; begin < n; begin += kPiece) {
+    const int64_t end = begin + kPiece < n ? begin + kPiece : n;
+    prefetch_piece<1>(out + end);
+    prefetch_piece<0>(w + end);
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    out[j] = store<T>(load(w[j]) * (cols[j] == key ? inside : outside));
+    for (int64_t j = begin; j < end; ++j) {
+      out[j] = store<T>(load(w[j]) * (cols[j] == key ? inside : outside));
+    }
   }
 }
 

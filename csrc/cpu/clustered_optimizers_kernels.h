@@ -17,6 +17,11 @@ void tile_update(T* __restrict weight, const T* __restrict grad, const int32_t* 
     for (int64_t begin = tile.col; begin < tile.col_end; begin += kPiece) {
       const int64_t end = begin + kPiece < tile.col_end ? begin + kPiece : tile.col_end;
       const int64_t row = i * stride;
+      if constexpr (kLabeled) {
+        // The sums of this piece leave memory idle: meanwhile, the next one.
+        prefetch_piece<1>(weight + row + end);
+        prefetch_piece<0>(grad + row + end);
+      }
 #pragma omp simd
       for (int64_t j = begin; j < end; ++j) {
         const C w = load(weight[row + j]);

@@ -155,7 +155,14 @@ class Squares {
 #endif
 
 // Elements that are converted, or updated, at a time: their floats stay in the first-level cache.
-constexpr int64_t kPiece = 512;
+constexpr int64_t kPiece = 256;
+
+// Fetches the piece at `next`, to be written (1) or only read (0), while another is computed. Past the
+// end of an array this does nothing: a prefetch cannot fault.
+template <int kWrite, class T>
+void prefetch_piece(const T* next) {
+  for (int64_t j = 0; j < kPiece; j += 64 / sizeof(T)) __builtin_prefetch(next + j, kWrite);
+}
 
 // Adds n stored elements.
 template <class T>
