@@ -81,8 +81,7 @@ def cases() -> Iterator[Case]:
         for images, labels in loader:
             rebuilt = torch.zeros(64, 64)
             for members in index_lists:
-                for row in members:
-                    rebuilt[row, members] = 1
+                rebuilt[torch.tensor(members)[:, None], torch.tensor(members)] = 1
             optimizer.zero_grad()
             loss = loss_of(model, images, labels, rebuilt)
             loss.backward()
