@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import modfast
 from modfast import _extension
@@ -30,6 +31,15 @@ def test_unknown_simd_levels_are_refused() -> None:
     assert _extension.library is not None
     with pytest.raises(ValueError, match=r"level must be one of \['baseline'.*got 'mmx'"):
         _extension.library.set_simd_level("mmx")
+
+
+@pytest.mark.skipif(not _extension.cuda_loaded, reason="modfast's CUDA library is not loaded")
+@pytest.mark.parametrize(
+    "name", ["cluster_penalty", "cluster_penalty_backward", "clustered_sgd_", "clustered_adam_"]
+)
+def test_cuda_operators_are_registered(name: str) -> None:
+    # Where there is no GPU, this is what can be said of them.
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"modfast::{name}", "CUDA")
 
 
 @pytest.fixture

@@ -92,8 +92,9 @@ class _Call:
         self.params = [p for p, _ in ordered]
         self.n_clustered = sum(labels is not None for _, labels in ordered)
         device = self.params[0].device
-        none = torch.empty(0, dtype=torch.int32)
-        self.labels = torch.cat([none, *(x for _, x in ordered if x is not None)]).to(device)
+        none = torch.empty(0, dtype=torch.int32, device=device)
+        labels = [none if x is None else x.to(device) for _, x in ordered]
+        self.labels = torch.cat([none, *labels])
         self.sums = torch.zeros(self.n_clustered, 2, dtype=torch.float64, device=device)
         self.seen: list[tuple[int, int]] = []
         self.adam = isinstance(base, _ADAM)
