@@ -94,8 +94,8 @@ def evaluate_clusters(
     outputs: list[list[Tensor]] = [[] for _ in variants]
     targets: list[Tensor] = []
     with in_mode(model, training=False):
-        for x, y in _batches(data):
-            x, y = x.to(weight.device), y.to(weight.device)
+        for batch in _batches(data):
+            x, y = (each.to(weight.device) for each in checks.pair("data", batch))
             checks.finite("data", x)
             for found, variant in zip(outputs, variants, strict=True):
                 found.append(functional_call(model, {f"{name}.weight": variant}, (x,)))
@@ -132,8 +132,8 @@ def _keep(weight: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
 def _batches(
     data: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]],
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
-        x, y = data
+    if isinstance(data, (tuple, Tensor)):
+        x, y = checks.pair("data", data)
         if len(x) == 0:
             raise ValueError("data must not be empty, got 0 samples")
         return [(x, y)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -35,6 +35,21 @@ def finite_number(argument: str, value: float) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{argument} must be finite, got {value}")
     return float(value)
+
+
+def pair(argument: str, data: Any) -> tuple[Tensor, Tensor]:
+    """`data` as (samples, targets).
+
+    Raises:
+        TypeError: not a pair of tensors.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        x, y = data
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            return x, y
+    raise TypeError(
+        f"{argument} must be a pair of tensors (samples, targets), got {type(data).__name__}"
+    )
 
 
 def finite(argument: str, values: Tensor) -> None:

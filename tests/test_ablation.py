@@ -103,6 +103,12 @@ def test_bad_input() -> None:
         evaluate_clusters(model, "fc*", clusters, (x, y))
     with pytest.raises(ValueError, match="6 outputs and 6 inputs do not fit the weight of 'fc1'"):
         evaluate_clusters(model, "fc1", clusters, (x, y))
+    with pytest.raises(TypeError, match="data must be a pair of tensors.*got Tensor"):
+        evaluate_clusters(model, "fc2", clusters, x)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="data must be a pair of tensors.*got Tensor"):
+        evaluate_clusters(model, "fc2", clusters, [x, y])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="clusters must be a Clusters, got Tensor"):
+        evaluate_clusters(model, "fc2", clusters.mask(), (x, y))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="data must not be empty, got 0 samples"):
         evaluate_clusters(model, "fc2", clusters, (x[:0], y[:0]))
     with pytest.raises(ValueError, match="data must not be empty, got no batches"):

@@ -52,6 +52,4 @@ def clusterability(weight: Tensor, clusters: Clusters) -> Tensor:
         return penalty(clusters.labels, 1.0, weight)
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
-    if not isinstance(clusters, Clusters):
-        raise TypeError(f"clusters must be a Clusters, got {type(clusters).__name__}")
     return cluster_penalty([weight], fit_labels(clusters, weight, "weight"), 1.0)

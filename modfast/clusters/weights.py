@@ -55,8 +55,11 @@ def fit_labels(clusters: Clusters, weight: Tensor, name: str, transposed: bool =
         transposed: whether dimension 0 runs over inputs.
 
     Raises:
+        TypeError: `clusters` is not a `Clusters`.
         ValueError: a weight of fewer than two dimensions, or of other sizes than the clusters.
     """
+    if not isinstance(clusters, Clusters):
+        raise TypeError(f"clusters must be a Clusters, got {type(clusters).__name__}")
     if weight.shape == clusters.shape and not transposed:
         labels = clusters.labels
     else:
@@ -76,6 +79,7 @@ def fit_labels(clusters: Clusters, weight: Tensor, name: str, transposed: bool =
 def equal_clusters(weight: Tensor, k: int, name: str, transposed: bool = False) -> Clusters:
     """`Clusters.equal` for the weight's sizes; see `fit_labels` for the arguments."""
     _require_matrix(weight, name)
+    k = checks.count("n_clusters", k)
     n_out, n_in = weight.shape[:2]
     if transposed:
         n_out, n_in = n_in, n_out

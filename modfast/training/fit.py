@@ -99,8 +99,15 @@ def fit(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     x, y = _on_device("train", train, device)
     held_out = None if test is None else _on_device("test", test, device)
+    for name, value in (("optimizer", optimizer), ("regularizer", regularizer)):
+        if not (value is None or callable(value) or isinstance(value, torch.optim.Optimizer)):
+            raise TypeError(f"{name} must be callable, got {value!r}")
     with torch.no_grad(), in_mode(model, training=False):
-        n_outputs = model(x[:1]).shape[1]
+        outputs = model(x[:1])
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"model must return [n, n_outputs] for n samples, got {shape} for one")
+    n_outputs = outputs.shape[1]
     check_targets("train", y, len(x), n_outputs)
     if held_out is not None:
         check_targets("test", held_out[1], len(held_out[0]), n_outputs)
@@ -223,11 +230,7 @@ def _bar(epochs: range, progress: bool) -> Iterable[int]:
 
 
 def _on_device(argument: str, data: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    if not (isinstance(data, tuple) and len(data) == 2 and all(torch.is_tensor(d) for d in data)):
-        raise TypeError(
-            f"{argument} must be a pair of tensors (samples, targets), got {data!r:.80}"
-        )
-    x, y = data
+    x, y = checks.pair(argument, data)
     if len(x) == 0:
         raise ValueError(f"{argument} must not be empty, got 0 samples")
     checks.finite(argument, x)

@@ -227,6 +227,12 @@ def test_bad_input() -> None:
         fit(model, (x, y), 1, batch_size=1.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="train must be a pair of tensors"):
         fit(model, x, 1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="optimizer must be callable, got 'adam'"):
+        fit(model, (x, y), 1, optimizer="adam")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="regularizer must be callable, got 15.0"):
+        fit(model, (x, y), 1, regularizer=15.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"model must return \[n, n_outputs\].*got \(1, 4, 1\)"):
+        fit(nn.Sequential(model, nn.Unflatten(1, (4, 1))), (x, y), 1)
     with pytest.raises(ValueError, match="train must not be empty"):
         fit(model, (x[:0], y[:0]), 1)
     with pytest.raises(ValueError, match="200 samples and 199 targets"):

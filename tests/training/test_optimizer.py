@@ -342,6 +342,12 @@ def test_bad_input() -> None:
         Modularity(named, layers="fc2", clusters={"fc9": Clusters.equal(13, 17, 2)})
     with pytest.raises(ValueError, match=r"parameter 'fc2' of shape \(13, 17\)"):
         Modularity(named, layers="fc2", clusters=Clusters.equal(13, 16, 2))
+    with pytest.raises(TypeError, match="clusters must be a Clusters, got list"):
+        Modularity(named, layers="fc2", clusters=[[0, 1]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="n_clusters must be at least 1, got 0"):
+        Modularity(named, n_clusters=0)
+    with pytest.raises(TypeError, match="n_clusters must be an integer, got '4'"):
+        Modularity(named, n_clusters="4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got 14 clusters for a 13 x 17 weight"):
         Modularity(named, n_clusters=14)
     with pytest.raises(ValueError, match="base must be one of 'sgd', 'adam', 'adamw'.*'sdg'"):
