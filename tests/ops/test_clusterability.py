@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
@@ -87,6 +89,22 @@ def test_large_gradients_go_around_the_cache(device: torch.device) -> None:
     one = torch.ones((), device=device)
     (wanted,) = reference.cluster_penalty_backward(one, [weight], labels, sums, 1.0)
     torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=0)
+
+
+def test_more_elements_than_32_bits_count() -> None:
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if free < 14 << 30:
+        pytest.skip(f"needs 14 GB of free memory, got {free >> 30}")
+    n_rows, n_cols = 2**16 + 1, 2**15
+    weight = torch.ones(n_rows, n_cols, dtype=torch.bfloat16)
+    # Only the last row, beyond element 2^31, is in a cluster.
+    labels = torch.zeros(n_rows + n_cols, dtype=torch.int32)
+    labels[: n_rows - 1] = -1
+    within, total = ops.cluster_sums([weight], labels)[0].tolist()
+    assert (within, total) == (n_cols, n_rows * n_cols)
+    (gradient,) = ops.cluster_penalty_gradient([weight], labels, total)
+    assert (gradient[-1] == 2).all()
+    assert torch.equal(gradient[0], torch.full((n_cols,), -2 / n_rows, dtype=torch.bfloat16))
 
 
 def test_many_weights_in_one_call(device: torch.device) -> None:
