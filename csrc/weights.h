@@ -63,6 +63,13 @@ inline std::vector<Weight> read_weights(const char* op, const Tensors& weights,
   return result;
 }
 
+// Whether a value computed from the weights is float64: if any of them is; else it is float32.
+inline bool any_double(const std::vector<Weight>& weights) {
+  bool any = false;
+  for (const Weight& w : weights) any |= w.dtype == Dtype::float64;
+  return any;
+}
+
 // Pointers to tensors that go with the weights one to one: gradients, optimizer states.
 inline std::vector<void*> read_companions(const char* op, const char* name,
                                           const Tensors& companions, const Tensors& weights) {

@@ -35,12 +35,20 @@ def simd(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def mnist_root() -> Path:
+def torchvision() -> None:
+    """Skips where torchvision is missing, or was built for another torch (a RuntimeError)."""
+    try:
+        import torchvision.datasets  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchvision cannot be imported here: {error}")
+
+
+@pytest.fixture
+def mnist_root(torchvision: None) -> Path:
     """The folder that holds MNIST for torchvision, named by MODFAST_MNIST_ROOT."""
     root = os.environ.get("MODFAST_MNIST_ROOT")
     if not root:
         pytest.skip("MODFAST_MNIST_ROOT names no folder with MNIST")
-    pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))  # type: ignore[arg-type]
     return Path(root)
 
 

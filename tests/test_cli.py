@@ -13,18 +13,9 @@ import modfast
 from modfast import _extension
 from modfast.cli import main
 
-MNIST_ROOT = os.environ.get("MODFAST_MNIST_ROOT")
-
 
 def needs_plotly() -> None:
     pytest.importorskip("plotly", reason="plotly is not installed")
-
-
-def needs_torchvision() -> None:
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
-        pytest.skip(f"torchvision cannot be imported: {error}")
 
 
 def one_line(capsys) -> str:
@@ -68,11 +59,9 @@ def test_demo_on_physics_says_that_it_prints_r2(tmp_path, capsys):
     assert "R²" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not MNIST_ROOT, reason="MODFAST_MNIST_ROOT names no folder of MNIST/raw")
-def test_demo_on_mnist(tmp_path):
+def test_demo_on_mnist(mnist_root, tmp_path):
     needs_plotly()
-    needs_torchvision()
-    arguments = ["--data", "mnist", "--root", str(MNIST_ROOT), "--epochs", "3"]
+    arguments = ["--data", "mnist", "--root", str(mnist_root), "--epochs", "3"]
     assert main(["demo", *arguments, "--out", str(tmp_path)]) == 0
     numbers = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert numbers["clustered"]["clusterability"] > 0.98
@@ -106,9 +95,9 @@ def test_bad_input_ends_with_one_line_before_training(arguments, message, capsys
     assert message in line
 
 
+@pytest.mark.usefixtures("torchvision")
 def test_a_root_without_mnist_is_named(tmp_path, capsys):
     needs_plotly()
-    needs_torchvision()
     root, out = tmp_path / "nothing", tmp_path / "out"
     assert main(["demo", "--data", "mnist", "--root", str(root), "--out", str(out)]) == 2
     assert f"--root {root} holds no MNIST" in one_line(capsys)

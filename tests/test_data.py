@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import sys
 
 import pytest
@@ -13,19 +12,8 @@ from modfast.models import MLP
 
 
 @pytest.fixture
-def _torchvision():
-    try:
-        import torchvision.datasets  # noqa: F401
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"torchvision cannot be imported here: {error}")
-
-
-@pytest.fixture
-def mnist(_torchvision):
-    root = os.environ.get("MODFAST_MNIST_ROOT")
-    if not root:
-        pytest.skip("MODFAST_MNIST_ROOT names no torchvision folder with MNIST")
-    return load("mnist", root=root)
+def mnist(mnist_root):
+    return load("mnist", root=mnist_root)
 
 
 @pytest.fixture
@@ -97,7 +85,7 @@ def test_mnist(mnist):
     assert mnist.test_y.bincount().tolist() == counts
 
 
-@pytest.mark.usefixtures("_torchvision")
+@pytest.mark.usefixtures("torchvision")
 def test_mnist_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="download=True") as caught:
         load("mnist", root=tmp_path)

@@ -42,14 +42,11 @@ std::tuple<Tensor, Tensor> cluster_penalty(const Tensors& weights, const Tensor&
   partial.collect(list, s, list.size());
 
   double value = 0.0;
-  bool any_double = false;
-  for (int64_t i = 0; i < n; ++i) {
-    value += clusterability(s[2 * i], s[2 * i + 1]);
-    any_double |= list[i].dtype == Dtype::float64;
-  }
+  for (int64_t i = 0; i < n; ++i) value += clusterability(s[2 * i], s[2 * i + 1]);
+  const bool is_double = any_double(list);
   Tensor result = empty_beside(
-      weights[0], {}, any_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
-  if (any_double) {
+      weights[0], {}, is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
+  if (is_double) {
     *static_cast<double*>(result.data_ptr()) = scale * value;
   } else {
     *static_cast<float*>(result.data_ptr()) = static_cast<float>(scale * value);

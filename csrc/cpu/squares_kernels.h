@@ -7,6 +7,15 @@
 // Bytes to fetch ahead. The widening keeps the processor's window too full to see far enough.
 constexpr int64_t kAhead = 4096;
 
+// One fetch for each cache line of the n elements at `from`.
+template <int64_t n, class C>
+void prefetch_ahead(const C* from) {
+  const char* line = reinterpret_cast<const char*>(from) + kAhead;
+  for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(C)); byte += 64) {
+    __builtin_prefetch(line + byte);
+  }
+}
+
 #if MODFAST_SIMD_BITS == 512
 
 class Squares {
@@ -16,32 +25,18 @@ class Squares {
     for (int chain = 0; chain < 2; ++chain) within_[chain] = total_[chain] = _mm512_setzero_pd();
   }
 
-  void add(const float* w, const int32_t* cols, int32_t key, int64_t n) {
+  template <class C>
+  void add(const C* w, const int32_t* cols, int32_t key, int64_t n) {
     const __m256i keys = _mm256_set1_epi32(key);
     int64_t j = 0;
     for (; j + 16 <= n; j += 16) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w + j) + kAhead);
-      add8(_mm512_cvtps_pd(_mm256_loadu_ps(w + j)), equal8(cols + j, keys), 0);
-      add8(_mm512_cvtps_pd(_mm256_loadu_ps(w + j + 8)), equal8(cols + j + 8, keys), 1);
+      prefetch_ahead<16>(w + j);
+      add8(widen8(w + j, 0xff), equal8(cols + j, keys, 0xff), 0);
+      add8(widen8(w + j + 8, 0xff), equal8(cols + j + 8, keys, 0xff), 1);
     }
     for (; j < n; j += 8) {
-      const __mmask8 here = first_of(n - j);
-      add8(_mm512_cvtps_pd(_mm256_maskz_loadu_ps(here, w + j)), equal8(cols + j, keys, here), 0);
-    }
-  }
-
-  void add(const double* w, const int32_t* cols, int32_t key, int64_t n) {
-    const __m256i keys = _mm256_set1_epi32(key);
-    int64_t j = 0;
-    for (; j + 16 <= n; j += 16) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w + j) + kAhead);
-      __builtin_prefetch(reinterpret_cast<const char*>(w + j + 8) + kAhead);
-      add8(_mm512_loadu_pd(w + j), equal8(cols + j, keys), 0);
-      add8(_mm512_loadu_pd(w + j + 8), equal8(cols + j + 8, keys), 1);
-    }
-    for (; j < n; j += 8) {
-      const __mmask8 here = first_of(n - j);
-      add8(_mm512_maskz_loadu_pd(here, w + j), equal8(cols + j, keys, here), 0);
+      const __mmask8 here = static_cast<__mmask8>(n - j < 8 ? (1 << (n - j)) - 1 : 0xff);
+      add8(widen8(w + j, here), equal8(cols + j, keys, here), 0);
     }
   }
 
@@ -51,9 +46,12 @@ class Squares {
   }
 
  private:
-  static __mmask8 first_of(int64_t n) { return static_cast<__mmask8>(n < 8 ? (1 << n) - 1 : 0xff); }
+  static __m512d widen8(const float* w, __mmask8 here) {
+    return _mm512_cvtps_pd(_mm256_maskz_loadu_ps(here, w));
+  }
+  static __m512d widen8(const double* w, __mmask8 here) { return _mm512_maskz_loadu_pd(here, w); }
 
-  static __mmask8 equal8(const int32_t* cols, __m256i keys, __mmask8 here = 0xff) {
+  static __mmask8 equal8(const int32_t* cols, __m256i keys, __mmask8 here) {
     return _mm256_mask_cmpeq_epi32_mask(here, _mm256_maskz_loadu_epi32(here, cols), keys);
   }
 
@@ -73,24 +71,14 @@ class Squares {
     for (int chain = 0; chain < 2; ++chain) within_[chain] = total_[chain] = _mm256_setzero_pd();
   }
 
-  void add(const float* w, const int32_t* cols, int32_t key, int64_t n) {
+  template <class C>
+  void add(const C* w, const int32_t* cols, int32_t key, int64_t n) {
     const __m128i keys = _mm_set1_epi32(key);
     int64_t j = 0;
     for (; j + 8 <= n; j += 8) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w + j) + kAhead);
-      add4(_mm256_cvtps_pd(_mm_loadu_ps(w + j)), equal4(cols + j, keys), 0);
-      add4(_mm256_cvtps_pd(_mm_loadu_ps(w + j + 4)), equal4(cols + j + 4, keys), 1);
-    }
-    for (; j < n; ++j) add1(w[j], cols[j] == key);
-  }
-
-  void add(const double* w, const int32_t* cols, int32_t key, int64_t n) {
-    const __m128i keys = _mm_set1_epi32(key);
-    int64_t j = 0;
-    for (; j + 8 <= n; j += 8) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w + j) + kAhead);
-      add4(_mm256_loadu_pd(w + j), equal4(cols + j, keys), 0);
-      add4(_mm256_loadu_pd(w + j + 4), equal4(cols + j + 4, keys), 1);
+      prefetch_ahead<8>(w + j);
+      add4(widen4(w + j), equal4(cols + j, keys), 0);
+      add4(widen4(w + j + 4), equal4(cols + j + 4, keys), 1);
     }
     for (; j < n; ++j) add1(w[j], cols[j] == key);
   }
@@ -101,6 +89,9 @@ class Squares {
   }
 
  private:
+  static __m256d widen4(const float* w) { return _mm256_cvtps_pd(_mm_loadu_ps(w)); }
+  static __m256d widen4(const double* w) { return _mm256_loadu_pd(w); }
+
   static __m256d equal4(const int32_t* cols, __m128i keys) {
     const __m128i labels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(cols));
     return _mm256_castsi256_pd(_mm256_cvtepi32_epi64(_mm_cmpeq_epi32(labels, keys)));

@@ -24,8 +24,6 @@ std::tuple<Tensor, Tensor> cluster_penalty(const Tensors& weights, const Tensor&
   double* s = static_cast<double*>(sums.data_ptr());
   partial.collect(s, device.stream());
 
-  bool any_double = false;
-  for (const Weight& w : list) any_double |= w.dtype == Dtype::float64;
   const auto make_value = [&](auto zero, int32_t dtype) {
     using Value = decltype(zero);
     Tensor value = empty_beside(weights[0], {}, dtype);
@@ -33,7 +31,7 @@ std::tuple<Tensor, Tensor> cluster_penalty(const Tensors& weights, const Tensor&
            static_cast<Value*>(value.data_ptr()));
     return value;
   };
-  return {any_double ? make_value(double{}, aoti_torch_dtype_float64())
+  return {any_double(list) ? make_value(double{}, aoti_torch_dtype_float64())
                      : make_value(float{}, aoti_torch_dtype_float32()),
           sums};
 }

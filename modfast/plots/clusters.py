@@ -153,8 +153,6 @@ def _on_cpu(weight: Tensor, clusters: Clusters) -> tuple[Tensor, Clusters]:
     """The weight as a float32 matrix, and clusters that fit it, both on the CPU."""
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
-    if not isinstance(clusters, Clusters):
-        raise TypeError(f"clusters must be a Clusters, got {type(clusters).__name__}")
     weight = weight.detach().cpu().float()
     fit_labels(clusters, weight, "weight")
     checks.finite("weight", weight)

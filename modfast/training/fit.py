@@ -142,7 +142,7 @@ class _Run:
         self.model, self.x, self.y, self.batch_size = model, x, y, batch_size
         self.optimizer, self.regularizer, self.test = optimizer, regularizer, test
         self.criterion = functional.mse_loss if y.is_floating_point() else functional.cross_entropy
-        # Whoever knows the clusters' sums tells clusterability at no cost.
+        # The optimizer has its sums at hand; the loss reads its weights once more for them.
         knows_sums = optimizer if isinstance(optimizer, Modularity) else regularizer
         self.clustered = knows_sums if hasattr(knows_sums, "sums") else None
         # The regularizer's gradient adds to what autograd leaves, not to what is set directly.

@@ -90,10 +90,10 @@ class _Call:
         ordered = sorted(members, key=lambda member: member[1] is None)
         self.group = group
         self.params = [p for p, _ in ordered]
-        self.n_clustered = sum(labels is not None for _, labels in ordered)
         device = self.params[0].device
         none = torch.empty(0, dtype=torch.int32, device=device)
-        labels = [none if x is None else x.to(device) for _, x in ordered]
+        labels = [x.to(device) for _, x in ordered if x is not None]
+        self.n_clustered = len(labels)
         self.labels = torch.cat([none, *labels])
         self.sums = torch.zeros(self.n_clustered, 2, dtype=torch.float64, device=device)
         self.seen: list[tuple[int, int]] = []

@@ -38,7 +38,7 @@ def choose_labels(
     for name, weight in weights.items():
         what = f"parameter {name!r}"
         checks.finite(what, weight.detach())
-        each = given.get(name) or equal_clusters(weight, n_clusters, what)
+        each = given[name] if name in given else equal_clusters(weight, n_clusters, what)
         labels[weight] = fit_labels(each, weight, what)
     return [[labels.get(p) for p in group["params"]] for group in groups]
 

@@ -344,6 +344,8 @@ def test_bad_input() -> None:
         Modularity(named, layers="fc2", clusters=Clusters.equal(13, 16, 2))
     with pytest.raises(TypeError, match="clusters must be a Clusters, got list"):
         Modularity(named, layers="fc2", clusters=[[0, 1]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="clusters must be a Clusters, got list"):
+        Modularity(named, layers="fc2", clusters={"fc2": []})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="n_clusters must be at least 1, got 0"):
         Modularity(named, n_clusters=0)
     with pytest.raises(TypeError, match="n_clusters must be an integer, got '4'"):
