@@ -220,7 +220,7 @@ def digitize(
         known = columns.isfinite()
         lo = torch.where(known, columns, torch.inf)
         hi = torch.where(known, columns, -torch.inf)
-        inf = torch.full_like(columns[:1], torch.inf)
+        inf = torch.full_like(columns.new_empty(1, columns.shape[1]), torch.inf)
         limits = torch.stack([torch.cat([lo, inf]).amin(0), torch.cat([hi, -inf]).amax(0)], 1)
         limits[limits[:, 0] > limits[:, 1]] = 0
     else:
@@ -231,11 +231,11 @@ def digitize(
         codes = digitize_edges(values, inner_edges(limits, bins)).long()
         codes = torch.where(lo == hi, 0, codes)
     else:
-        edges = torch.stack(
-            [torch.linspace(*pair.unbind(), bins, dtype=pair.dtype) for pair in limits.cpu()]
-        )
+        edges = limits.new_empty(len(limits), bins)
+        for row, (a, b) in zip(edges, limits.tolist(), strict=True):
+            row.copy_(torch.linspace(a, b, bins, dtype=limits.dtype))
         columns = values.t().contiguous()
-        edges = edges.to(x.device).expand(len(columns), -1).contiguous()
+        edges = edges.expand(len(columns), -1).contiguous()
         codes = torch.searchsorted(edges, columns).t().contiguous() - 1
         codes = torch.where(codes < 0, bins - 1, codes)
     codes = torch.where(finite, codes, 0)
