@@ -107,7 +107,8 @@ class DigitizerOf : public Digitizer {
     set_rules(n_ranges, limits);
   }
 
-  void codes(int64_t begin, int64_t end, void* out, int64_t* not_finite) const override {
+  int64_t codes(int64_t begin, int64_t end, void* out, int64_t* not_finite) const override {
+    int64_t total = 0;
     alignas(64) C buffer[kCodeBlock];
     for (int64_t i = begin; i < end;) {
       const int64_t n = std::min(end - i, run_length(i));
@@ -115,11 +116,13 @@ class DigitizerOf : public Digitizer {
       const int64_t done = i - begin;
       const int64_t bad = wide() ? run(x, i, n, static_cast<int16_t*>(out) + done)
                                  : run(x, i, n, static_cast<uint8_t*>(out) + done);
-      for (int64_t j = 0; bad > 0 && j < n; ++j) {
+      total += bad;
+      for (int64_t j = 0; bad > 0 && not_finite != nullptr && j < n; ++j) {
         if (!is_number(x[j])) ++not_finite[(i + j) % values_.d];
       }
       i += n;
     }
+    return total;
   }
 
  private:

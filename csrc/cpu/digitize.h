@@ -17,9 +17,9 @@ class Digitizer {
   virtual ~Digitizer() = default;
 
   // Codes of the values [begin, end), as bytes or, if wide, 16-bit numbers. `begin` and `end` are
-  // multiples of block() or the end of all. Adds the NaN and infinite values of each column to
-  // `not_finite` [d].
-  virtual void codes(int64_t begin, int64_t end, void* out, int64_t* not_finite) const = 0;
+  // multiples of block() or the end of all. Returns how many values are NaN or infinite, and adds
+  // those of each column to `not_finite` [d], unless it is null.
+  virtual int64_t codes(int64_t begin, int64_t end, void* out, int64_t* not_finite) const = 0;
 
   const Matrix& values() const { return values_; }
   const Tensor& range() const { return range_; }
@@ -45,5 +45,8 @@ class Digitizer {
 std::unique_ptr<Digitizer> make_digitizer(const char* op, const char* name, const Tensor& x,
                                           int64_t bins, const std::optional<Tensor>& range,
                                           bool per_column, const std::string& rule);
+
+// Refuses codes out of range.
+void check_codes(const char* op, const char* name, const Codes& codes);
 
 }  // namespace modfast
