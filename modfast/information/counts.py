@@ -114,8 +114,10 @@ def joint_counts(x: Tensor, y: Tensor, binning: Binning, pairing: Pairing) -> Te
         return count_codes(binning.codes("x", x), binning.codes("y", y), binning.bins, pairing)
     range_x, range_y = binning.bounds_for("x", x), binning.bounds_for("y", y)
     if y.shape != x.shape:  # The notebook's range is that of all columns, paired or not.
-        refuse_not_finite("y", not_finite(y))
-        range_y, y = torch.stack(y.aminmax())[None].to(compute_dtype(y)), y[:, : x.shape[1]]
+        range_y = torch.stack(y.aminmax())[None].to(compute_dtype(y))
+        if not range_y.isfinite().all():
+            refuse_not_finite("y", not_finite(y))
+        y = y[:, : x.shape[1]]
     counts, wrong = ops.binned_histogram(x, y, binning.bins, range_x, range_y, binning.rule)
     if wrong.any():
         refuse_not_finite("x", not_finite(x))

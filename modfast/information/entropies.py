@@ -217,8 +217,8 @@ def mutual_information(
         >>> x = torch.tensor([0, 0, 1, 1])
         >>> mutual_information(x, 1 - x, bins=2)
         tensor(0.6931, dtype=torch.float64)
-        >>> grid = torch.linspace(0, 1, 900)
-        >>> a, b = grid.repeat(900), grid.repeat_interleave(900)  # independent
+        >>> _ = torch.manual_seed(0)
+        >>> a, b = torch.rand(2, 1_000_000)  # independent
         >>> [f"{mutual_information(a, b, rule=rule):.3f}" for rule in ("uniform", "notebook")]
         ['0.000', '0.105']
     """

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from modfast.information import notebook
 from modfast.information.binning import Binning, matrix
 from modfast.information.counts import Terms, count_codes
-from modfast.information.entropies import mutual_information
 from modfast.information.soft import soft_mutual_information
 from modfast.sites import nearest
 
@@ -109,8 +109,10 @@ def modularity_measures(
     if not modules:
         raise ValueError("module must hold at least one module, got an empty list")
     parts = [_parts(each, sites, chosen_pairs) for each in modules]
-    if estimator == "binned" and options.get("rule") != "notebook":
-        information = _binned(sites, parts, chosen_pairs, Binning(**options))
+    if estimator == "binned":
+        binning = Binning(**options)
+        binned = _notebook if binning.rule == "notebook" else _binned
+        information = binned(sites, parts, chosen_pairs, binning)
     else:
         information = _each(sites, parts, chosen_pairs, _function(estimator, options))
     whole, inside, outside = information.unbind(-1)
@@ -146,19 +148,36 @@ def _binned(
     return Terms.of_counts(counts).mutual
 
 
+def _notebook(
+    sites: dict[str, Tensor], modules: list[_Parts], pairs: _Pairs, binning: Binning
+) -> Tensor:
+    """As `_binned`, with H(second) and H(second | ...) of the notebook."""
+    entropies = []
+    for parts in modules:
+        each = {
+            site: notebook.entropy(
+                f"activations[{site!r}]", sites[site][:, parts[site][0]], binning
+            )
+            for site in {second for _, second in pairs}
+        }
+        entropies.append(torch.stack([each[second] for _, second in pairs]))
+    conditional = partial(notebook.conditional_entropy, binning=binning)
+    return torch.stack(entropies)[..., None] - _each(sites, modules, pairs, conditional)
+
+
 def _each(
     sites: dict[str, Tensor],
     modules: list[_Parts],
     pairs: _Pairs,
-    information: Callable[[Tensor, Tensor], Tensor],
+    estimate: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """As `_binned`, one call of an estimator after the other."""
+    """An estimator's values for all of l1, l1 in P and without: `[modules, pairs, 3]`."""
     found = []
     for parts in modules:
         for first, second in pairs:
-            x, y = sites[second][:, parts[second][0]], sites[first]
-            for group in (y, y[:, parts[first][0]], y[:, parts[first][1]]):
-                value = torch.as_tensor(information(x, group))
+            x, y = sites[second].index_select(1, parts[second][0]), sites[first]
+            for group in (y, *(y.index_select(1, units) for units in parts[first])):
+                value = torch.as_tensor(estimate(x, group))
                 if value.numel() != 1:
                     raise ValueError(
                         f"estimator must give a scalar, got shape {tuple(value.shape)}"
@@ -168,8 +187,6 @@ def _each(
 
 
 def _function(estimator: Estimator, options: dict[str, Any]) -> Callable[..., Tensor]:
-    if estimator == "binned":
-        return partial(mutual_information, **options)
     if estimator == "soft":
         return partial(soft_mutual_information, **{"pairing": "all", **options})
     if not callable(estimator):

@@ -6,7 +6,8 @@ log. What is right is in `modfast.information.entropies`.
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 from modfast.information.binning import Binning, matrices, matrix, not_finite, refuse_not_finite
@@ -26,7 +27,7 @@ def entropy(argument: str, values: Tensor, binning: Binning) -> Tensor:
     values = values.to(compute_dtype(values))
     low, high = values.aminmax()
     width = high - low
-    if not (width * binning.bins).isfinite():
+    if not math.isfinite(float(width * binning.bins)):
         refuse_not_finite(argument, not_finite(values))
         raise ValueError(
             f"{argument} must span less than {values.dtype} holds with rule='notebook', got "
@@ -34,7 +35,7 @@ def entropy(argument: str, values: Tensor, binning: Binning) -> Tensor:
         )
     # torch.histc's own formula, but faster; it does not meet numpy's exact edges. Constants go into
     # one bin, whichever it is.
-    codes = (values - low).mul_(binning.bins).div_(torch.where(width == 0, 1, width))
+    codes = (values - low).mul_(binning.bins).div_(width if float(width) else 1)
     codes = codes.int().clamp_(max=binning.bins - 1)
     p = codes.flatten().bincount(minlength=binning.bins).double() / values.numel()
     return -(p * (p + _EPSILON).log()).sum()
