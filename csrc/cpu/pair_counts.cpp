@@ -1,0 +1,245 @@
+#include "pair_counts.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "simd.h"
+
+#define MODFAST_KERNELS "pair_counts_kernels.h"
+#include "for_each_level.h"
+
+namespace modfast {
+namespace {
+
+constexpr const PairCountKernels* kTables[] = MODFAST_TABLES;
+
+// A block's rows for one chunk stay in the second-level cache.
+constexpr int64_t kBlockBytes = int64_t{1} << 20;
+// Tables and lists that are held at once.
+constexpr int64_t kHeldBytes = int64_t{128} << 20;
+// Groups of columns that are counted against one block before the next.
+constexpr int64_t kTileGroups = 8;
+// Lists of two columns are worth their additions where they hold this many samples on average.
+constexpr int64_t kPairedSamples = 24;
+// Samples of a column that are not worth waking a thread for.
+constexpr int64_t kGrain = 65536;
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+}  // namespace
+
+const PairCountKernels& pair_count_kernels() { return at_level(kTables); }
+
+void transpose(const Codes& codes, const int64_t* order, uint8_t* out) {
+  constexpr int64_t kRows = 64;
+  const uint8_t* from = static_cast<const uint8_t*>(codes.data);
+  const int64_t d = codes.d, n_tiles = (codes.n + kRows - 1) / kRows;
+  torch::stable::parallel_for(
+      0, n_tiles, std::max<int64_t>(1, kGrain / (kRows * std::max<int64_t>(d, 1))),
+      [&](int64_t begin, int64_t end) {
+        for (int64_t tile = begin; tile < end; ++tile) {
+          const int64_t first = tile * kRows, last = std::min(first + kRows, codes.n);
+          const uint8_t* rows[kRows];
+          for (int64_t i = first; i < last; ++i) rows[i - first] = from + (order ? order[i] : i) * d;
+          for (int64_t j = 0; j < d; ++j) {
+            for (int64_t i = first; i < last; ++i) out[j * codes.n + i] = rows[i - first][j];
+          }
+        }
+      });
+}
+
+// Lists of groups [first, last) of one or two columns, block by block.
+struct BitRows::ListSet {
+  int64_t first, last, n_blocks, d;
+  int bins, group;
+  int64_t n_keys, capacity;
+  std::unique_ptr<Scratch> samples;
+  std::vector<int32_t> starts, sizes;  // [group, block, keys + 1], [group, block, keys]
+  std::vector<int64_t> histograms;     // [group * columns, bins]
+  std::vector<int> modes;              // [group * columns]
+
+  int64_t entry(int64_t g, int64_t block) const { return (g - first) * n_blocks + block; }
+  int columns(int64_t g) const { return static_cast<int>(std::min<int64_t>(group, d - g * group)); }
+
+  Lists at(int64_t g, int64_t block) const {
+    const int64_t e = entry(g, block);
+    return Lists{samples->as<uint16_t>() + e * capacity, &starts[e * (n_keys + 1)],
+                 &sizes[e * n_keys]};
+  }
+
+  // Sorts the samples [begin, begin + n) of group g by code.
+  void sort(const uint8_t* a, int64_t total, int64_t g, int64_t block, int64_t begin, int64_t n) {
+    const int64_t e = entry(g, block);
+    const bool two = columns(g) == 2;
+    const uint8_t* x = a + g * group * total + begin;
+    const uint8_t* y = x + total;
+    int32_t* size = &sizes[e * n_keys];
+    int32_t* start = &starts[e * (n_keys + 1)];
+    uint16_t* out = samples->as<uint16_t>() + e * capacity;
+    const auto key = [&](int64_t i) { return two ? x[i] * bins + y[i] : x[i]; };
+    std::fill_n(size, n_keys, 0);
+    for (int64_t i = 0; i < n; ++i) ++size[key(i)];
+    start[0] = 0;
+    for (int64_t k = 0; k < n_keys; ++k) {
+      start[k + 1] = start[k] + static_cast<int32_t>(round_up(size[k], 8));
+    }
+    std::vector<int32_t> next(start, start + n_keys);
+    for (int64_t i = 0; i < n; ++i) out[next[key(i)]++] = static_cast<uint16_t>(i);
+    for (int64_t k = 0; k < n_keys; ++k) {
+      for (int32_t i = next[k]; i < start[k + 1]; ++i) out[i] = static_cast<uint16_t>(n);
+    }
+  }
+
+  // Each column's own counts and its most frequent code.
+  void find_modes() {
+    histograms.assign((last - first) * group * bins, 0);
+    modes.assign((last - first) * group, 0);
+    for (int64_t g = first; g < last; ++g) {
+      int64_t* h = &histograms[(g - first) * group * bins];
+      for (int64_t block = 0; block < n_blocks; ++block) {
+        const int32_t* size = &sizes[entry(g, block) * n_keys];
+        for (int a = 0; a < bins; ++a) {
+          if (columns(g) == 1) {
+            h[a] += size[a];
+            continue;
+          }
+          for (int b = 0; b < bins; ++b) {
+            h[a] += size[a * bins + b];
+            h[bins + b] += size[a * bins + b];
+          }
+        }
+      }
+      for (int c = 0; c < columns(g); ++c) {
+        modes[(g - first) * group + c] =
+            static_cast<int>(std::max_element(h + c * bins, h + (c + 1) * bins) - (h + c * bins));
+      }
+    }
+  }
+};
+
+BitRows::BitRows(const Codes& codes) : codes_(codes), row_bits_(pair_count_kernels().row_bits) {
+  const int64_t row_bytes = row_bits_ / 8;
+  n_blocks_ = std::max<int64_t>(1, (codes.n * row_bytes + kBlockBytes - 1) / kBlockBytes);
+  n_blocks_ = std::max(n_blocks_, (codes.n + 65533) / 65534);
+  block_rows_ = (codes.n + n_blocks_ - 1) / n_blocks_;
+  const int64_t most = row_bits_ / (codes.bins - 1);
+  const int64_t n_chunks = (codes.d + most - 1) / most;
+  for (int64_t c = 0; c < n_chunks; ++c) {
+    const int64_t first = c * codes.d / n_chunks, end = (c + 1) * codes.d / n_chunks;
+    chunks_.push_back(Chunk{first, static_cast<int>(end - first)});
+  }
+  const int64_t bytes = n_blocks_ * (block_rows_ + 1) * row_bytes;
+  chunks_at_once_ = std::min(std::max<int64_t>(1, kHeldBytes / bytes), n_chunks);
+  tables_ = std::make_unique<Scratch>(chunks_at_once_ * bytes);
+}
+
+char* BitRows::table(int64_t chunk, int64_t block) const {
+  return tables_->as<char>() + ((chunk - first_chunk_) * n_blocks_ + block) * (block_rows_ + 1) *
+                                   (row_bits_ / 8);
+}
+
+void BitRows::build_tables(int64_t first_chunk, int64_t n) {
+  if (first_chunk_ == first_chunk) return;
+  first_chunk_ = first_chunk;
+  const PairCountKernels& kernels = pair_count_kernels();
+  std::vector<uint16_t> all(round_up(block_rows_, 8));
+  for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<uint16_t>(i);
+  every_.assign(n * row_bits_, 0);
+  std::vector<uint32_t> partial(n * n_blocks_ * row_bits_, 0);
+  const uint8_t* codes = static_cast<const uint8_t*>(codes_.data);
+  torch::stable::parallel_for(0, n * n_blocks_, 1, [&](int64_t begin, int64_t end) {
+    std::vector<uint16_t> list;
+    for (int64_t i = begin; i < end; ++i) {
+      const Chunk& chunk = chunks_[first_chunk + i / n_blocks_];
+      const int64_t block = i % n_blocks_;
+      const int64_t from = block_begin(block), rows = block_begin(block + 1) - from;
+      char* to = table(first_chunk + i / n_blocks_, block);
+      kernels.pack(codes + from * codes_.d + chunk.first, codes_.d, rows, chunk.n_cols, codes_.bins,
+                   to);
+      std::memset(to + rows * (row_bits_ / 8), 0, row_bits_ / 8);
+      list = all;
+      for (size_t k = rows; k < list.size(); ++k) list[k] = static_cast<uint16_t>(rows);
+      kernels.count_every(to, list.data(), rows, &partial[i * row_bits_]);
+    }
+  });
+  for (int64_t i = 0; i < n * n_blocks_; ++i) {
+    for (int bit = 0; bit < row_bits_; ++bit) {
+      every_[i / n_blocks_ * row_bits_ + bit] += partial[i * row_bits_ + bit];
+    }
+  }
+}
+
+void BitRows::run(const ListSet& lists, int64_t chunk, int64_t first_group, int64_t last_group,
+                  uint32_t* counts, const std::function<void(const PairCounts&)>& emit) const {
+  const PairCountKernels& kernels = pair_count_kernels();
+  const int64_t size = int64_t{lists.bins} * row_bits_;
+  const auto of = [&](int64_t g, int column) {
+    return counts + ((g - first_group) * lists.group + column) * size;
+  };
+  std::fill_n(counts, (last_group - first_group) * lists.group * size + 8, 0);
+  for (int64_t block = 0; block < n_blocks_; ++block) {
+    for (int64_t g = first_group; g < last_group; ++g) {
+      kernels.count(table(chunk, block), lists.at(g, block), lists.bins,
+                    &lists.modes[(g - lists.first) * lists.group], of(g, 0),
+                    lists.columns(g) == 2 ? of(g, 1) : nullptr);
+    }
+  }
+  for (int64_t g = first_group; g < last_group; ++g) {
+    for (int column = 0; column < lists.columns(g); ++column) {
+      const int64_t own = (g - lists.first) * lists.group + column;
+      kernels.recover(of(g, column), lists.bins, lists.modes[own],
+                      &every_[(chunk - first_chunk_) * row_bits_]);
+      emit(PairCounts{g * lists.group + column, chunks_[chunk].first, chunks_[chunk].n_cols,
+                      of(g, column), row_bits_, &lists.histograms[own * lists.bins]});
+    }
+  }
+}
+
+void BitRows::count(const uint8_t* a, int64_t d, int bins,
+                    const std::function<void(const PairCounts&)>& emit) {
+  const int64_t n = codes_.n, n_chunks = static_cast<int64_t>(chunks_.size());
+  if (d == 0 || n_chunks == 0) return;
+  ListSet lists{};
+  lists.n_blocks = n_blocks_;
+  lists.d = d;
+  lists.bins = bins;
+  lists.group =
+      d > 1 && bins <= kPairedBins && block_rows_ >= kPairedSamples * bins * bins ? 2 : 1;
+  lists.n_keys = lists.group == 2 ? bins * bins : bins;
+  lists.capacity = block_rows_ + 8 * lists.n_keys;
+  const int64_t n_groups = (d + lists.group - 1) / lists.group;
+  const int64_t bytes = n_blocks_ * lists.capacity * 2;
+  const int64_t at_once = std::min(std::max<int64_t>(1, kHeldBytes / bytes), n_groups);
+  lists.samples = std::make_unique<Scratch>(at_once * bytes);
+  for (lists.first = 0; lists.first < n_groups; lists.first = lists.last) {
+    lists.last = std::min(lists.first + at_once, n_groups);
+    const int64_t n_lists = (lists.last - lists.first) * n_blocks_;
+    lists.starts.resize(n_lists * (lists.n_keys + 1));
+    lists.sizes.resize(n_lists * lists.n_keys);
+    torch::stable::parallel_for(
+        0, n_lists, std::max<int64_t>(1, kGrain / std::max<int64_t>(block_rows_, 1)),
+        [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t block = i % n_blocks_, from = block_begin(block);
+            lists.sort(a, n, lists.first + i / n_blocks_, block, from,
+                       block_begin(block + 1) - from);
+          }
+        });
+    lists.find_modes();
+    for (int64_t c = 0; c < n_chunks; c += chunks_at_once_) {
+      const int64_t n_here = std::min(chunks_at_once_, n_chunks - c);
+      build_tables(c, n_here);
+      const int64_t n_tiles = (lists.last - lists.first + kTileGroups - 1) / kTileGroups;
+      torch::stable::parallel_for(0, n_here * n_tiles, 1, [&](int64_t begin, int64_t end) {
+        Scratch counts(4 * (kTileGroups * lists.group * bins * row_bits_ + 8));
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t first = lists.first + i % n_tiles * kTileGroups;
+          run(lists, c + i / n_tiles, first, std::min(first + kTileGroups, lists.last),
+              counts.as<uint32_t>(), emit);
+        }
+      });
+    }
+  }
+}
+
+}  // namespace modfast
