@@ -97,7 +97,7 @@ def digitize(
         per_column: without `range`, whether each column has its own.
         rule: "uniform": equal-width bins with numpy.histogram's edges, the right edge in the last
             bin, constants in bin 0. "notebook": with e = torch.linspace(lo, hi, bins), the number
-            of edges below x, less one, where -1 wraps to bins - 1.
+            of edges below x, less one, where -1 wraps to bins - 1; hi - lo must not overflow.
 
     Returns:
         Codes `[n, d]`, 0 for NaN and infinite values; ranges; counts int64 `[d]`.
