@@ -105,6 +105,8 @@ def modularity_measures(
     """
     sites = _sites(activations)
     chosen_pairs = _pairs(pairs, list(sites))
+    if not isinstance(module, (Mapping, Sequence)):
+        raise TypeError(f"module must be a mapping or a list of them, got {type(module).__name__}")
     modules = [module] if isinstance(module, Mapping) else list(module)
     if not modules:
         raise ValueError("module must hold at least one module, got an empty list")

@@ -122,7 +122,7 @@ def pairwise_mutual_information(
         x_codes, y_codes, bins, bins, orders, plain
     )
     found = Terms.of_pairs(x_codes, y_codes, bins, correction, seed, null_mean=mean)
-    p_value = (1 + at_least) / (1 + n_permutations)
+    p_value = (1 + at_least).double() / (1 + n_permutations)
     if y is None:
         # A null of (i, j) is none of (j, i), but their test is one.
         p_value = p_value.triu() + p_value.triu(1).T
