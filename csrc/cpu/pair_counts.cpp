@@ -30,19 +30,45 @@ int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 const PairCountKernels& pair_count_kernels() { return at_level(kTables); }
 
+// 8 rows of 8 bytes, as little-endian words, to 8 columns.
+void transpose8(uint64_t (&w)[8]) {
+  constexpr uint64_t masks[] = {0x00000000ffffffff, 0x0000ffff0000ffff, 0x00ff00ff00ff00ff};
+  for (int step = 4, round = 0; step > 0; step /= 2, ++round) {
+    for (int i = 0; i < 8; ++i) {
+      if (i & step) continue;
+      const uint64_t swapped = ((w[i] >> (8 * step)) ^ w[i + step]) & masks[round];
+      w[i] ^= swapped << (8 * step);
+      w[i + step] ^= swapped;
+    }
+  }
+}
+
 void transpose(const Codes& codes, const int64_t* order, uint8_t* out) {
   constexpr int64_t kRows = 64;
   const uint8_t* from = static_cast<const uint8_t*>(codes.data);
-  const int64_t d = codes.d, n_tiles = (codes.n + kRows - 1) / kRows;
+  const int64_t d = codes.d, n = codes.n, n_tiles = (n + kRows - 1) / kRows;
   torch::stable::parallel_for(
       0, n_tiles, std::max<int64_t>(1, kGrain / (kRows * std::max<int64_t>(d, 1))),
       [&](int64_t begin, int64_t end) {
         for (int64_t tile = begin; tile < end; ++tile) {
-          const int64_t first = tile * kRows, last = std::min(first + kRows, codes.n);
+          const int64_t first = tile * kRows, last = std::min(first + kRows, n);
           const uint8_t* rows[kRows];
           for (int64_t i = first; i < last; ++i) rows[i - first] = from + (order ? order[i] : i) * d;
-          for (int64_t j = 0; j < d; ++j) {
-            for (int64_t i = first; i < last; ++i) out[j * codes.n + i] = rows[i - first][j];
+          int64_t j = 0;
+          for (; j + 8 <= d; j += 8) {
+            int64_t i = first;
+            for (; i + 8 <= last; i += 8) {
+              uint64_t words[8];
+              for (int k = 0; k < 8; ++k) std::memcpy(&words[k], rows[i - first + k] + j, 8);
+              transpose8(words);
+              for (int k = 0; k < 8; ++k) std::memcpy(out + (j + k) * n + i, &words[k], 8);
+            }
+            for (; i < last; ++i) {
+              for (int k = 0; k < 8; ++k) out[(j + k) * n + i] = rows[i - first][j + k];
+            }
+          }
+          for (; j < d; ++j) {
+            for (int64_t i = first; i < last; ++i) out[j * n + i] = rows[i - first][j];
           }
         }
       });
@@ -76,22 +102,32 @@ struct BitRows::ListSet {
     int32_t* size = &sizes[e * n_keys];
     int32_t* start = &starts[e * (n_keys + 1)];
     uint16_t* out = samples->as<uint16_t>() + e * capacity;
-    const auto key = [&](int64_t i) { return two ? x[i] * bins + y[i] : x[i]; };
-    std::fill_n(size, n_keys, 0);
-    for (int64_t i = 0; i < n; ++i) ++size[key(i)];
-    start[0] = 0;
-    for (int64_t k = 0; k < n_keys; ++k) {
-      start[k + 1] = start[k] + static_cast<int32_t>(round_up(size[k], 8));
-    }
-    std::vector<int32_t> next(start, start + n_keys);
-    for (int64_t i = 0; i < n; ++i) out[next[key(i)]++] = static_cast<uint16_t>(i);
-    for (int64_t k = 0; k < n_keys; ++k) {
-      for (int32_t i = next[k]; i < start[k + 1]; ++i) out[i] = static_cast<uint16_t>(n);
+    const auto sort_by = [&](const auto& key) {
+      std::fill_n(size, n_keys, 0);
+      for (int64_t i = 0; i < n; ++i) ++size[key(i)];
+      start[0] = 0;
+      for (int64_t k = 0; k < n_keys; ++k) {
+        start[k + 1] = start[k] + static_cast<int32_t>(round_up(size[k], 8));
+      }
+      // starts move to the ends while samples are placed
+      for (int64_t i = 0; i < n; ++i) out[start[key(i)]++] = static_cast<uint16_t>(i);
+      for (int64_t k = n_keys; k-- > 0;) {
+        const int32_t end = start[k];
+        start[k] = end - size[k];
+        for (int32_t i = end; i < start[k] + round_up(size[k], 8); ++i) {
+          out[i] = static_cast<uint16_t>(n);
+        }
+      }
+    };
+    if (two) {
+      sort_by([&](int64_t i) { return x[i] * bins + y[i]; });
+    } else {
+      sort_by([&](int64_t i) { return x[i]; });
     }
   }
 
   // Each column's own counts and its most frequent code.
-  void find_modes() {
+  void find_modes(const ColumnCounts& column) {
     histograms.assign((last - first) * group * bins, 0);
     modes.assign((last - first) * group, 0);
     for (int64_t g = first; g < last; ++g) {
@@ -112,6 +148,7 @@ struct BitRows::ListSet {
       for (int c = 0; c < columns(g); ++c) {
         modes[(g - first) * group + c] =
             static_cast<int>(std::max_element(h + c * bins, h + (c + 1) * bins) - (h + c * bins));
+        column(true, g * group + c, h + c * bins);
       }
     }
   }
@@ -122,7 +159,7 @@ BitRows::BitRows(const Codes& codes) : codes_(codes), row_bits_(pair_count_kerne
   n_blocks_ = std::max<int64_t>(1, (codes.n * row_bytes + kBlockBytes - 1) / kBlockBytes);
   n_blocks_ = std::max(n_blocks_, (codes.n + 65533) / 65534);
   block_rows_ = (codes.n + n_blocks_ - 1) / n_blocks_;
-  const int64_t most = row_bits_ / (codes.bins - 1);
+  const int64_t most = row_bits_ / codes.bins;
   const int64_t n_chunks = (codes.d + most - 1) / most;
   for (int64_t c = 0; c < n_chunks; ++c) {
     const int64_t first = c * codes.d / n_chunks, end = (c + 1) * codes.d / n_chunks;
@@ -138,7 +175,7 @@ char* BitRows::table(int64_t chunk, int64_t block) const {
                                    (row_bits_ / 8);
 }
 
-void BitRows::build_tables(int64_t first_chunk, int64_t n) {
+void BitRows::build_tables(int64_t first_chunk, int64_t n, const ColumnCounts& column) {
   if (first_chunk_ == first_chunk) return;
   first_chunk_ = first_chunk;
   const PairCountKernels& kernels = pair_count_kernels();
@@ -167,6 +204,14 @@ void BitRows::build_tables(int64_t first_chunk, int64_t n) {
       every_[i / n_blocks_ * row_bits_ + bit] += partial[i * row_bits_ + bit];
     }
   }
+  std::vector<int64_t> counts(codes_.bins);
+  for (int64_t c = 0; c < n; ++c) {
+    const Chunk& chunk = chunks_[first_chunk + c];
+    for (int j = 0; j < chunk.n_cols; ++j) {
+      for (int b = 0; b < codes_.bins; ++b) counts[b] = every_[c * row_bits_ + b * chunk.n_cols + j];
+      column(false, chunk.first + j, counts.data());
+    }
+  }
 }
 
 void BitRows::run(const ListSet& lists, int64_t chunk, int64_t first_group, int64_t last_group,
@@ -176,7 +221,7 @@ void BitRows::run(const ListSet& lists, int64_t chunk, int64_t first_group, int6
   const auto of = [&](int64_t g, int column) {
     return counts + ((g - first_group) * lists.group + column) * size;
   };
-  std::fill_n(counts, (last_group - first_group) * lists.group * size + 8, 0);
+  std::fill_n(counts, (last_group - first_group) * lists.group * size, 0);
   for (int64_t block = 0; block < n_blocks_; ++block) {
     for (int64_t g = first_group; g < last_group; ++g) {
       kernels.count(table(chunk, block), lists.at(g, block), lists.bins,
@@ -190,12 +235,12 @@ void BitRows::run(const ListSet& lists, int64_t chunk, int64_t first_group, int6
       kernels.recover(of(g, column), lists.bins, lists.modes[own],
                       &every_[(chunk - first_chunk_) * row_bits_]);
       emit(PairCounts{g * lists.group + column, chunks_[chunk].first, chunks_[chunk].n_cols,
-                      of(g, column), row_bits_, &lists.histograms[own * lists.bins]});
+                      of(g, column), row_bits_});
     }
   }
 }
 
-void BitRows::count(const uint8_t* a, int64_t d, int bins,
+void BitRows::count(const uint8_t* a, int64_t d, int bins, const ColumnCounts& column,
                     const std::function<void(const PairCounts&)>& emit) {
   const int64_t n = codes_.n, n_chunks = static_cast<int64_t>(chunks_.size());
   if (d == 0 || n_chunks == 0) return;
@@ -225,13 +270,13 @@ void BitRows::count(const uint8_t* a, int64_t d, int bins,
                        block_begin(block + 1) - from);
           }
         });
-    lists.find_modes();
+    lists.find_modes(column);
     for (int64_t c = 0; c < n_chunks; c += chunks_at_once_) {
       const int64_t n_here = std::min(chunks_at_once_, n_chunks - c);
-      build_tables(c, n_here);
+      build_tables(c, n_here, column);
       const int64_t n_tiles = (lists.last - lists.first + kTileGroups - 1) / kTileGroups;
       torch::stable::parallel_for(0, n_here * n_tiles, 1, [&](int64_t begin, int64_t end) {
-        Scratch counts(4 * (kTileGroups * lists.group * bins * row_bits_ + 8));
+        Scratch counts(4 * (kTileGroups * lists.group * bins * row_bits_));
         for (int64_t i = begin; i < end; ++i) {
           const int64_t first = lists.first + i % n_tiles * kTileGroups;
           run(lists, c + i / n_tiles, first, std::min(first + kTileGroups, lists.last),

@@ -12,6 +12,7 @@ namespace modfast {
 
 // Bit-sliced counts of a block of samples, fewer than 2^17, have at most this many bits.
 constexpr int kPlanes = 20;
+constexpr int kMaxRowBits = 512;
 // Lists are of two columns at once up to this many bins.
 constexpr int kPairedBins = 16;
 
@@ -30,22 +31,23 @@ struct PairCountKernels {
                 uint32_t* second);
   void (*count_every)(const void* table, const uint16_t* every, int64_t n, uint32_t* counts);
   void (*recover)(uint32_t* counts, int bins, int skipped, const uint32_t* every);
-  void (*sum_logs)(const uint32_t* counts, const int64_t* of_x, int bins_x, int bins_y, int n_cols,
-                   const int64_t* logs, int64_t* sums);
+  void (*sum_logs)(const uint32_t* counts, int bins_x, int bins_y, int n_cols, const int64_t* logs,
+                   int64_t* sums);
 };
 
 const PairCountKernels& pair_count_kernels();
 
 // The counts of column `a` of one side with columns [b, b + n_cols) of the other:
-// counts[code of a * row_bits + code of b * n_cols + j], but for b's last code, and of a's own codes.
-// They may be read 8 numbers past their end.
+// counts[code of a * row_bits + code of b * n_cols + j].
 struct PairCounts {
   int64_t a, b;
   int n_cols;
   const uint32_t* counts;
   int row_bits;
-  const int64_t* of_a;
 };
+
+// Takes the counts of one column of the listed side, or of the other.
+using ColumnCounts = std::function<void(bool listed, int64_t column, const int64_t* counts)>;
 
 // Columns as bytes, one after the other; `order` gives the rows' order.
 void transpose(const Codes& codes, const int64_t* order, uint8_t* out);
@@ -55,9 +57,10 @@ class BitRows {
  public:
   explicit BitRows(const Codes& codes);
 
-  // Calls `emit` once for each of `a`'s columns and each chunk of these, in parallel. `a` is
-  // transposed, [d, n].
-  void count(const uint8_t* a, int64_t d, int bins,
+  // Calls `emit` once for each of `a`'s columns and each chunk of these, in parallel, and before that
+  // `column` for the columns; for those of these only when their tables are built. `a` is transposed,
+  // [d, n].
+  void count(const uint8_t* a, int64_t d, int bins, const ColumnCounts& column,
              const std::function<void(const PairCounts&)>& emit);
 
  private:
@@ -68,7 +71,7 @@ class BitRows {
   struct ListSet;
 
   int64_t block_begin(int64_t block) const { return block * codes_.n / n_blocks_; }
-  void build_tables(int64_t first_chunk, int64_t n);
+  void build_tables(int64_t first_chunk, int64_t n, const ColumnCounts& column);
   char* table(int64_t chunk, int64_t block) const;
   void run(const ListSet& lists, int64_t chunk, int64_t first_group, int64_t last_group,
            uint32_t* counts, const std::function<void(const PairCounts&)>& emit) const;

@@ -1,18 +1,44 @@
 // Kernels of pair_counts; compiled per SIMD level by for_each_level.h.
 //
-// A table of y is a row of bits for each sample: bit b * n_cols + j is set where column j has code b,
-// for all codes but the last. x is lists of samples by their code, or by the codes of two columns at
-// once: then each row is added once for both columns, and their counts are sums of the lists' counts.
+// A table of y is a row of bits for each sample: bit b * n_cols + j is set where column j has code b.
+// x is lists of samples by their code, or by the codes of two columns at once: then each row is added
+// once for both columns, and their counts are sums of the lists' counts.
 #include "bit_rows_kernels.h"
 
 // Rows of n samples, from column `codes` on.
 inline void pack(const uint8_t* codes, int64_t stride, int64_t n, int n_cols, int bins, void* rows) {
   uint64_t* row = static_cast<uint64_t*>(rows);
+#if MODFAST_SIMD_BITS == 512
+  // Code by code, unless there are more codes than columns.
+  if (n_cols <= 64 && bins <= n_cols) {
+    const __mmask64 here = ~uint64_t{0} >> (64 - n_cols);
+    for (int64_t i = 0; i < n; ++i, row += kRowWords, codes += stride) {
+      const __m512i column = _mm512_maskz_loadu_epi8(here, codes);
+      uint64_t* to = row;
+      uint64_t word = 0;
+      int filled = 0;
+      for (int b = 0; b < bins; ++b) {
+        const uint64_t same =
+            _mm512_mask_cmpeq_epi8_mask(here, column, _mm512_set1_epi8(static_cast<char>(b)));
+        word |= same << filled;
+        filled += n_cols;
+        if (filled >= 64) {
+          *to++ = word;
+          filled -= 64;
+          // A shift by 64 would be undefined.
+          word = filled == 0 ? 0 : same >> (n_cols - filled);
+        }
+      }
+      for (; to < row + kRowWords; ++to, word = 0) *to = word;
+    }
+    return;
+  }
+#endif
   for (int64_t i = 0; i < n; ++i, row += kRowWords, codes += stride) {
     uint64_t words[kRowWords] = {};
     for (int j = 0; j < n_cols; ++j) {
       const int bit = codes[j] * n_cols + j;
-      if (codes[j] < bins - 1) words[bit >> 6] |= uint64_t{1} << (bit & 63);
+      words[bit >> 6] |= uint64_t{1} << (bit & 63);
     }
     memcpy(row, words, sizeof(words));
   }
@@ -62,73 +88,55 @@ inline void count_every(const void* table, const uint16_t* every, int64_t n, uin
   unslice(sum, counts);
 }
 
-inline void recover(uint32_t* counts, int bins, int skipped, const uint32_t* all) {
-  uint32_t* to = counts + skipped * kRowBits;
-  for (int i = 0; i < kRowBits; ++i) to[i] = all[i];
-  for (int a = 0; a < bins; ++a) {
-    if (a == skipped) continue;
+inline void recover(uint32_t* __restrict counts, int bins, int skipped,
+                    const uint32_t* __restrict every) {
+  for (int i = 0; i < kRowBits; i += 16) {
+    uint32_t rest[16];
+    memcpy(rest, every + i, sizeof(rest));
+    for (int a = 0; a < bins; ++a) {
+      if (a == skipped) continue;
 #pragma omp simd
-    for (int i = 0; i < kRowBits; ++i) to[i] -= counts[a * kRowBits + i];
+      for (int k = 0; k < 16; ++k) rest[k] -= counts[a * kRowBits + i + k];
+    }
+    memcpy(counts + skipped * kRowBits + i, rest, sizeof(rest));
   }
 }
 
-// Sums of n log n over the cells of each of n_cols tables, from counts of all codes of y but the last
-// and the counts of x. Reads up to 8 counts past the last column.
-inline void sum_logs(const uint32_t* counts, const int64_t* of_x, int bins_x, int bins_y, int n_cols,
-                     const int64_t* logs, int64_t* sums) {
-  for (int j = 0; j < n_cols; j += 8) {
-    int64_t result[8];
+// Sums of n log n over the cells of each of n_cols tables.
+inline void sum_logs(const uint32_t* counts, int bins_x, int bins_y, int n_cols, const int64_t* logs,
+                     int64_t* sums) {
+  alignas(64) int64_t of_bits[kRowBits];
+  const int n_bits = bins_y * n_cols;  // the others have counts of 0
+  for (int i = 0; i < n_bits; i += 8) {
 #if MODFAST_SIMD_BITS == 512
     __m512i sum = _mm512_setzero_si512();
     for (int a = 0; a < bins_x; ++a) {
-      const uint32_t* row = counts + a * kRowBits + j;
-      __m256i rest = _mm256_set1_epi32(static_cast<int>(of_x[a]));
-      for (int b = 0; b < bins_y - 1; ++b) {
-        const __m256i n = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + b * n_cols));
-        rest = _mm256_sub_epi32(rest, n);
-        sum = _mm512_add_epi64(sum, _mm512_i32gather_epi64(n, logs, 8));
-      }
-      // Past the last column this is no count, and may be negative.
-      rest = _mm256_max_epi32(rest, _mm256_setzero_si256());
-      sum = _mm512_add_epi64(sum, _mm512_i32gather_epi64(rest, logs, 8));
+      const void* n = counts + a * kRowBits + i;
+      const __m256i at = _mm256_loadu_si256(static_cast<const __m256i*>(n));
+      sum = _mm512_add_epi64(sum, _mm512_i32gather_epi64(at, logs, 8));
     }
-    _mm512_storeu_si512(result, sum);
+    _mm512_store_si512(of_bits + i, sum);
 #elif MODFAST_SIMD_BITS == 256
     const long long* table = reinterpret_cast<const long long*>(logs);
-    __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int a = 0; a < bins_x; ++a) {
-      const uint32_t* row = counts + a * kRowBits + j;
-      __m128i rest[2];
-      rest[0] = rest[1] = _mm_set1_epi32(static_cast<int>(of_x[a]));
-      for (int half = 0; half < 2; ++half) {
-        for (int b = 0; b < bins_y - 1; ++b) {
-          const __m128i n =
-              _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + b * n_cols + 4 * half));
-          rest[half] = _mm_sub_epi32(rest[half], n);
-          sum[half] = _mm256_add_epi64(sum[half], _mm256_i32gather_epi64(table, n, 8));
-        }
-        rest[half] = _mm_max_epi32(rest[half], _mm_setzero_si128());
-        sum[half] = _mm256_add_epi64(sum[half], _mm256_i32gather_epi64(table, rest[half], 8));
+    for (int half = i; half < i + 8; half += 4) {
+      __m256i sum = _mm256_setzero_si256();
+      for (int a = 0; a < bins_x; ++a) {
+        const void* n = counts + a * kRowBits + half;
+        const __m128i at = _mm_loadu_si128(static_cast<const __m128i*>(n));
+        sum = _mm256_add_epi64(sum, _mm256_i32gather_epi64(table, at, 8));
       }
+      _mm256_store_si256(reinterpret_cast<__m256i*>(of_bits + half), sum);
     }
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(result), sum[0]);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(result + 4), sum[1]);
 #else
-    // Past the last column, neither counts nor sums.
-    for (int k = 0; k < 8; ++k) result[k] = 0;
-    for (int a = 0; a < bins_x; ++a) {
-      const uint32_t* row = counts + a * kRowBits + j;
-      for (int k = 0; k < 8 && j + k < n_cols; ++k) {
-        uint32_t rest = static_cast<uint32_t>(of_x[a]);
-        for (int b = 0; b < bins_y - 1; ++b) {
-          rest -= row[b * n_cols + k];
-          result[k] += logs[row[b * n_cols + k]];
-        }
-        result[k] += logs[rest];
-      }
+    for (int k = i; k < i + 8; ++k) {
+      of_bits[k] = 0;
+      for (int a = 0; a < bins_x; ++a) of_bits[k] += logs[counts[a * kRowBits + k]];
     }
 #endif
-    for (int k = 0; k < 8 && j + k < n_cols; ++k) sums[j + k] = result[k];
+  }
+  for (int j = 0; j < n_cols; ++j) sums[j] = of_bits[j];
+  for (int b = 1; b < bins_y; ++b) {
+    for (int j = 0; j < n_cols; ++j) sums[j] += of_bits[b * n_cols + j];
   }
 }
 

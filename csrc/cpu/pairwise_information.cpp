@@ -140,8 +140,8 @@ struct Task {
   const Codes& y;
   Correction correction;
   const Logs& log;
-  const std::vector<Marginal>& of_x;
-  const std::vector<Marginal>& of_y;
+  std::vector<Marginal>& of_x;
+  std::vector<Marginal>& of_y;
   double* information;  // [dx, dy]
   double* bias;         // [dx, dy], if a correction is asked for
 };
@@ -152,15 +152,11 @@ void emit(const Task& task, bool swapped, const PairCounts& found) {
   const Codes& lists = swapped ? task.y : task.x;
   const Codes& rows = swapped ? task.x : task.y;
   const auto cell = [&](int a, int b, int j) {
-    const uint32_t* row = found.counts + a * found.row_bits + j;
-    if (b < rows.bins - 1) return static_cast<int64_t>(row[b * found.n_cols]);
-    int64_t rest = found.of_a[a];
-    for (int c = 0; c < rows.bins - 1; ++c) rest -= row[c * found.n_cols];
-    return rest;
+    return found.counts[a * found.row_bits + b * found.n_cols + j];
   };
-  int64_t sums[512];
+  int64_t sums[kMaxRowBits];
   if (task.log.complete()) {
-    pair_count_kernels().sum_logs(found.counts, found.of_a, lists.bins, rows.bins, found.n_cols,
+    pair_count_kernels().sum_logs(found.counts, lists.bins, rows.bins, found.n_cols,
                                   task.log.table(), sums);
   } else {
     for (int j = 0; j < found.n_cols; ++j) {
@@ -245,11 +241,25 @@ void by_pairs(const Task& task, const int64_t* order) {
   });
 }
 
+// Counts all pairs by rows of bits, of y or, swapped, of x.
+void by_bits(const Task& task, bool swapped, const int64_t* order, BitRows& rows, uint8_t* columns) {
+  const Codes& lists = swapped ? task.y : task.x;
+  transpose(lists, order, columns);
+  rows.count(
+      columns, lists.d, lists.bins,
+      [&](bool listed, int64_t column, const int64_t* counts) {
+        const bool is_y = listed == swapped;
+        (is_y ? task.of_y : task.of_x)[column] =
+            marginal_of(counts, is_y ? task.y.bins : task.x.bins, task.log, task.correction);
+      },
+      [&](const PairCounts& found) { emit(task, swapped, found); });
+}
+
 // Cycles of a sample, roughly, with `lists` as the side that is listed.
 double cost(const Codes& lists, const Codes& rows) {
   const int64_t row_bits = pair_count_kernels().row_bits;
-  if (lists.wide || rows.wide || rows.bins - 1 > row_bits) return 1e300;
-  const double chunk = static_cast<double>(row_bits / (rows.bins - 1));
+  if (lists.wide || rows.wide || rows.bins > row_bits) return 1e300;
+  const double chunk = static_cast<double>(row_bits / rows.bins);
   const double n_chunks = std::ceil(static_cast<double>(rows.d) / chunk);
   const double cells = static_cast<double>(lists.bins) * rows.bins / static_cast<double>(lists.n);
   const double l = static_cast<double>(lists.d), r = static_cast<double>(rows.d);
@@ -292,18 +302,18 @@ std::tuple<Tensor, Tensor> pairwise_information(const Tensor& x_codes, const Ten
     return {information, bias};
   }
   const Logs log(x.n);
-  const std::vector<Marginal> of_x = marginals(x, log, how), of_y = marginals(y, log, how);
+  std::vector<Marginal> of_x(x.d), of_y(y.d);
   const Task task{x, y, how, log, of_x, of_y, out, bias_out};
   const double straight = cost(x, y), swapped = cost(y, x);
   if (cost_by_pairs(x, y) < std::min(straight, swapped)) {
+    of_x = marginals(x, log, how);
+    of_y = marginals(y, log, how);
     by_pairs(task, nullptr);
   } else {
     const bool swap = swapped < straight;
-    const Codes &lists = swap ? y : x, &rows = swap ? x : y;
-    Scratch columns(lists.size());
-    transpose(lists, nullptr, columns.as<uint8_t>());
-    BitRows(rows).count(columns.as<uint8_t>(), lists.d, lists.bins,
-                        [&](const PairCounts& found) { emit(task, swap, found); });
+    BitRows rows(swap ? x : y);
+    Scratch columns((swap ? y : x).size());
+    by_bits(task, swap, nullptr, rows, columns.as<uint8_t>());
   }
   return {information, bias};
 }
@@ -346,20 +356,18 @@ std::tuple<Tensor, Tensor, Tensor> permuted_information(const Tensor& x_codes,
     return {at_least, mean, m2};
   }
   const Logs log(x.n);
-  const std::vector<Marginal> of_x = marginals(x, log, Correction::none);
-  const std::vector<Marginal> of_y = marginals(y, log, Correction::none);
+  std::vector<Marginal> of_x = marginals(x, log, Correction::none);
+  std::vector<Marginal> of_y = marginals(y, log, Correction::none);
   std::vector<double> nulls(n_pairs);
   const Task task{x, y, Correction::none, log, of_x, of_y, nulls.data(), nullptr};
-  const bool by_bits = cost(y, x) <= cost_by_pairs(x, y);
+  const bool bits = cost(y, x) <= cost_by_pairs(x, y);
   // x's rows of bits stay; y's lists change with each order.
-  std::unique_ptr<BitRows> rows = by_bits ? std::make_unique<BitRows>(x) : nullptr;
+  std::unique_ptr<BitRows> rows = bits ? std::make_unique<BitRows>(x) : nullptr;
   Scratch columns(y.size());
   for (int64_t p = 0; p < n_orders; ++p) {
     const int64_t* order = orders + p * x.n;
-    if (by_bits) {
-      transpose(y, order, columns.as<uint8_t>());
-      rows->count(columns.as<uint8_t>(), y.d, y.bins,
-                  [&](const PairCounts& found) { emit(task, true, found); });
+    if (bits) {
+      by_bits(task, true, order, *rows, columns.as<uint8_t>());
     } else {
       by_pairs(task, order);
     }
