@@ -21,7 +21,8 @@ class Case:
     """Peers to time side by side; the first is modfast.
 
     `targets` are, by peer, how often modfast's time must go into its time; a target below 1 allows
-    modfast to be slower.
+    modfast to be slower. A peer in `parts` does only this part of the work, as it would take too
+    long: its time is divided by it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Case:
     targets: dict[str, float] = field(default_factory=dict)
     rounds: int = 15
     block: float = 0.1
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def compare(case: Case) -> dict[str, Timing]:
     for _ in range(case.rounds):
         for name, call in case.peers.items():
             call()
-            rounds[name].append(_block(call, case.block))
+            rounds[name].append(_block(call, case.block) / case.parts.get(name, 1.0))
     first = rounds[next(iter(case.peers))]
     result = {}
     for name, seconds in rounds.items():
