@@ -125,6 +125,10 @@ class DigitizerOf : public Digitizer {
     return total;
   }
 
+  int64_t size() const override {
+    return dtype_ == Dtype::float64 ? 8 : dtype_ == Dtype::float32 ? 4 : 2;
+  }
+
  private:
   static bool is_number(C x) { return x - x == 0; }
 

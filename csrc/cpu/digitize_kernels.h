@@ -49,18 +49,29 @@ int64_t extend_each(const C* __restrict x, int64_t n, C* __restrict lo, C* __res
   return bad;
 }
 
+// After a loop that met numbers that are not finite: their codes are 0.
+template <class C, class Code>
+int64_t clear_bad(const C* x, int64_t n, Code* out) {
+  int64_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (is_finite(x[i])) continue;
+    out[i] = 0;
+    ++bad;
+  }
+  return bad;
+}
+
 template <class C, class Code>
 int64_t uniform(const C* __restrict x, int64_t n, const UniformBins<C>& rule, int bins,
                 Code* __restrict out) {
   const UniformBins<C> b = rule;
   int32_t bad = 0;
-#pragma omp simd reduction(+ : bad)
+#pragma omp simd reduction(| : bad)
   for (int64_t i = 0; i < n; ++i) {
-    const bool good = is_finite(x[i]);
-    out[i] = static_cast<Code>(b.code(good ? x[i] : b.lo, bins));
-    bad += !good;
+    out[i] = static_cast<Code>(b.code(x[i], bins));
+    bad |= !is_finite(x[i]);
   }
-  return bad;
+  return bad ? clear_bad(x, n, out) : 0;
 }
 
 template <class C, class Code>
@@ -68,14 +79,13 @@ int64_t uniform_each(const C* __restrict x, int64_t n, const C* __restrict lo,
                      const C* __restrict hi, const C* __restrict width, const C* __restrict scale,
                      int bins, Code* __restrict out) {
   int32_t bad = 0;
-#pragma omp simd reduction(+ : bad)
+#pragma omp simd reduction(| : bad)
   for (int64_t i = 0; i < n; ++i) {
-    const bool good = is_finite(x[i]);
     const UniformBins<C> b{lo[i], hi[i], width[i], scale[i], true};
-    out[i] = static_cast<Code>(b.code(good ? x[i] : lo[i], bins));
-    bad += !good;
+    out[i] = static_cast<Code>(b.code(x[i], bins));
+    bad |= !is_finite(x[i]);
   }
-  return bad;
+  return bad ? clear_bad(x, n, out) : 0;
 }
 
 template <class C, class Code>
@@ -83,14 +93,14 @@ int64_t notebook(const C* __restrict x, int64_t n, const NotebookBins<C>& rule,
                  const C* __restrict thresholds, int bins, Code* __restrict out) {
   const NotebookBins<C> b = rule;
   int32_t bad = 0;
-#pragma omp simd reduction(+ : bad)
+#pragma omp simd reduction(| : bad)
   for (int64_t i = 0; i < n; ++i) {
     const bool good = is_finite(x[i]);
-    const int code = b.code(good ? x[i] : b.lo, thresholds, bins);
-    out[i] = static_cast<Code>(good ? code : 0);
-    bad += !good;
+    // A NaN would be looked up out of bounds.
+    out[i] = static_cast<Code>(b.code(good ? x[i] : b.lo, thresholds, bins));
+    bad |= !good;
   }
-  return bad;
+  return bad ? clear_bad(x, n, out) : 0;
 }
 
 template <class C>

@@ -73,7 +73,7 @@ struct UniformBins {
     return b;
   }
 
-  // For finite x, and `direct`.
+  // For `direct`. NaN gives any number, as an integer made of NaN is.
   MODFAST_BOTH int code(C x, int bins) const {
     x = x < lo ? lo : x;
     x = x > hi ? hi : x;
