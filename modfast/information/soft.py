@@ -60,7 +60,7 @@ def soft_mutual_information(
         TypeError: values of another type.
         ValueError: as `mutual_information`; a window that is not above 0.
 
-    Source: SPEC, section 1; Daub, Steuer, Selbig and Kloska (2004).
+    Source: Daub, Steuer, Selbig and Kloska (2004).
 
     Example:
         >>> import torch
@@ -88,7 +88,7 @@ def soft_conditional_entropy(
     Arguments, result and errors are those of `soft_mutual_information`; `conditional_entropy` is
     its limit for narrow windows.
 
-    Source: SPEC, section 1.
+    Source: Daub, Steuer, Selbig and Kloska (2004).
 
     Example:
         >>> import torch
