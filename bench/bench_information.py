@@ -13,6 +13,7 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor
 from torchmetrics.functional.clustering import mutual_info_score as torchmetrics_score
 
+import modfast
 from modfast import ops
 
 # bins -> least ratios for 10,000 samples of 128 x 128 columns
@@ -35,6 +36,7 @@ def cases() -> Iterator[Case]:
     for bins in (10, 32, 64, 128, 256):
         yield one_pair_case(bins)
     yield notebook_case()
+    yield modularity_case()
 
 
 def codes(n: int, d: int, bins: int, seed: int) -> Tensor:
@@ -238,4 +240,61 @@ def notebook_case() -> Case:
         {"modfast": ours, name: loop},
         {name: 5000},
         rounds=7,
+    )
+
+
+def modularity_case() -> Case:
+    """Ten random modules of a 784-128-128-10 network, as in the notebook."""
+    generator = torch.Generator().manual_seed(0)
+    sites = {
+        name: torch.randn(640, d, generator=generator)
+        for name, d in (("fc1", 128), ("fc2", 128), ("fc3", 10))
+    }
+    modules = [
+        {name: torch.randperm(x.shape[1], generator=generator)[:9] for name, x in sites.items()}
+        for _ in range(10)
+    ]
+    pairs = (("fc1", "fc2"), ("fc2", "fc3"), ("fc1", "fc3"))
+
+    def codes(x: Tensor) -> Tensor:
+        return torch.bucketize(x, torch.linspace(x.min().item(), x.max().item(), 10)) - 1
+
+    def conditional(x: Tensor, y: Tensor) -> Tensor:
+        """H(x | y), by a loop over samples and units."""
+        x, y, joint = codes(x), codes(y), torch.zeros(10, 10, dtype=torch.float64)
+        for i in range(x.shape[0]):
+            for j in range(x.shape[1]):
+                joint[x[i, j], y[i, j]] += 1
+        p = joint / joint.sum()
+        return -(p * (p / (p.sum(0) + 1e-8) + 1e-8).log()).sum()
+
+    def loop() -> Tensor:
+        """C2 and C3 of the first module."""
+        found = []
+        for first, second in pairs:
+            target, layer = sites[second][:, modules[0][second]], sites[first]
+            inside = torch.zeros(layer.shape[1], dtype=torch.bool)
+            inside[modules[0][first]] = True
+            own, rest = layer[:, modules[0][first]], layer[:, ~inside]
+            whole = conditional(target, layer)
+            found.append(torch.stack([whole - conditional(target, x) for x in (own, rest)]))
+        return torch.stack(found, dim=1)
+
+    def ours(rule: str) -> modfast.ModularityMeasures:
+        return modfast.modularity_measures(sites, modules, rule=rule)
+
+    found = ours("notebook")
+    expected = torch.stack([found.c2[0], found.c3[0]])
+    torch.testing.assert_close(expected, loop(), rtol=1e-5, atol=1e-6)
+    name = "notebook's loops"
+    return Case(
+        "modularity measures of ten modules, 640 samples",
+        {
+            "modfast": lambda: ours("uniform"),
+            "modfast, notebook's rule": lambda: ours("notebook"),
+            name: loop,
+        },
+        {name: 2000},
+        rounds=5,
+        parts={name: 0.1},
     )

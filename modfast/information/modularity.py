@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modfast.information import notebook, soft
 from modfast.information.binning import Binning, Range, matrix
-from modfast.information.counts import Terms, count_codes
+from modfast.information.counts import Terms
 from modfast.sites import nearest
 
 if TYPE_CHECKING:
@@ -140,8 +140,28 @@ def _binned(
 ) -> Tensor:
     """Information of second with all of l1, with l1 in P and without: `[modules, pairs, 3]`."""
     codes = {site: binning.codes(f"activations[{site!r}]", sites[site]) for site in _used(pairs)}
-    count = partial(count_codes, bins=binning.bins, pairing="all")
-    return Terms.of_counts(_tables(codes, modules, pairs, count)).mutual
+    rows = max(1, _CELLS // (len(modules) * binning.bins))
+    count = partial(_counts, binning.bins)
+    tables = sites[pairs[0][0]].new_zeros((), dtype=torch.float64)
+    for start in range(0, len(next(iter(codes.values()))), rows):
+        part = {site: each[start : start + rows] for site, each in codes.items()}
+        tables = tables + _tables(part, modules, pairs, count)
+    return Terms.of_counts(tables).mutual
+
+
+_CELLS = 2**22
+"""Numbers held at a time for a site: more samples are taken in parts."""
+
+
+def _counts(bins: int, codes: Tensor, groups: list[Tensor]) -> Tensor:
+    """How many units of a group have a code in a sample: `[groups, n, bins]`."""
+    n, device = len(codes), codes.device
+    sizes = torch.tensor([len(units) for units in groups], device=device)
+    owner = torch.arange(len(groups), dtype=torch.int32, device=device).repeat_interleave(sizes)
+    cells = torch.arange(0, n * bins, bins, dtype=torch.int32, device=device)[:, None]
+    cells = cells + owner * (n * bins) + codes.index_select(1, torch.cat(groups))
+    counts = cells.flatten().bincount(minlength=len(groups) * n * bins)
+    return counts.double().reshape(len(groups), n, bins)
 
 
 def _soft(
@@ -159,24 +179,38 @@ def _soft(
         site: soft.weights(f"activations[{site!r}]", sites[site], binning, window, kernel)
         for site in _used(pairs)
     }
-    return soft.information(_tables(weights, modules, pairs, soft.pooled))[1]
+
+    def sums(weights: Tensor, groups: list[Tensor]) -> Tensor:
+        return torch.stack([weights.index_select(1, units).sum(1) for units in groups])
+
+    return soft.information(_tables(weights, modules, pairs, sums))[1]
 
 
 def _tables(
     units: dict[str, Tensor],
     modules: list[_Parts],
     pairs: _Pairs,
-    pool: Callable[[Tensor, Tensor], Tensor],
+    sums: Callable[[Tensor, list[Tensor]], Tensor],
 ) -> Tensor:
-    """Tables of second with all of l1, l1 in P and without: `[modules, pairs, 3, bins, bins]`."""
+    """Tables of second with all of l1, l1 in P and without: `[modules, pairs, 3, bins, bins]`.
+
+    A table of all units of one group with all of another is, over the samples, a product of `sums`:
+    how many units of each group lie in each bin, `[groups, n, bins]`.
+    """
+    inside = {
+        site: sums(each, [parts[site][0] for parts in modules]) for site, each in units.items()
+    }
+    whole = {}
+    for first in dict.fromkeys(first for first, _ in pairs):
+        every = torch.arange(units[first].shape[1], device=units[first].device)
+        whole[first] = sums(units[first], [every])
     tables = []
-    for parts in modules:
-        chosen = {site: each.index_select(1, parts[site][0]) for site, each in units.items()}
-        for first, second in pairs:
-            # Tables add up over units, so that of those outside the module is a difference.
-            whole, inside = (pool(chosen[second], x) for x in (units[first], chosen[first]))
-            tables += [whole, inside, whole - inside]
-    return torch.stack(tables).reshape(len(modules), len(pairs), 3, *tables[0].shape)
+    for first, second in pairs:
+        of_second = inside[second].transpose(1, 2)
+        both, own = of_second @ whole[first], of_second @ inside[first]
+        # Tables add up over units, so that of those outside the module is a difference.
+        tables.append(torch.stack([both, own, both - own], dim=1))
+    return torch.stack(tables, dim=1)
 
 
 def _notebook(
