@@ -111,6 +111,11 @@ struct BitRows::ListSet {
             uint8_t* pairs) {
     const int64_t e = entry(g, block);
     const uint8_t* keys = a + g * group * total + begin;
+    int32_t* size = &sizes[e * n_keys];
+    int32_t* start = &starts[e * (n_keys + 1)];
+    uint16_t* out = samples->as<uint16_t>() + e * capacity;
+    // Its lines are written in no order that processors foresee.
+    for (int64_t i = 0; i < capacity; i += 32) __builtin_prefetch(out + i, 1);
     if (columns(g) == 2) {
       for (int64_t i = 0; i < n; ++i) {
         pairs[i] = static_cast<uint8_t>(keys[i] * bins + keys[total + i]);
@@ -125,9 +130,6 @@ struct BitRows::ListSet {
       ++behind[keys[half + i]];
     }
     if (n % 2 == 1) ++behind[keys[n - 1]];
-    int32_t* size = &sizes[e * n_keys];
-    int32_t* start = &starts[e * (n_keys + 1)];
-    uint16_t* out = samples->as<uint16_t>() + e * capacity;
     start[0] = 0;
     for (int64_t k = 0; k < n_keys; ++k) {
       size[k] = ahead[k] + behind[k];
