@@ -81,8 +81,9 @@ int64_t uniform_each(const C* __restrict x, int64_t n, const C* __restrict lo,
   int32_t bad = 0;
 #pragma omp simd reduction(| : bad)
   for (int64_t i = 0; i < n; ++i) {
-    const UniformBins<C> b{lo[i], hi[i], width[i], scale[i], true};
-    out[i] = static_cast<Code>(b.code(x[i], bins));
+    // A named one with its bool would not be vectorized.
+    const int code = UniformBins<C>{lo[i], hi[i], width[i], scale[i], true}.code(x[i], bins);
+    out[i] = static_cast<Code>(code);
     bad |= !is_finite(x[i]);
   }
   return bad ? clear_bad(x, n, out) : 0;
@@ -103,6 +104,34 @@ int64_t notebook(const C* __restrict x, int64_t n, const NotebookBins<C>& rule,
   return bad ? clear_bad(x, n, out) : 0;
 }
 
+// The number of n_edges edges <= each value: edge k of value i is edges[k * stride + i], or edges[k]
+// for all values if stride is 0.
+template <class C, class Code>
+void below(const C* __restrict x, int64_t n, const C* __restrict edges, int n_edges, int64_t stride,
+           Code* __restrict out) {
+  constexpr int kValues = 256 / sizeof(C);  // as many as a few registers hold
+  const auto count = [&](const C* values, int64_t first, int n_values) {
+    int32_t found[kValues] = {};
+    for (int k = 0; k < n_edges; ++k) {
+      const C* e = stride == 0 ? edges + k : edges + k * stride + first;
+      if (stride == 0) {
+#pragma omp simd
+        for (int j = 0; j < kValues; ++j) found[j] += *e <= values[j];
+      } else {
+#pragma omp simd
+        for (int j = 0; j < n_values; ++j) found[j] += e[j] <= values[j];
+      }
+    }
+    for (int j = 0; j < n_values; ++j) out[first + j] = static_cast<Code>(found[j]);
+  };
+  int64_t i = 0;
+  for (; i + kValues <= n; i += kValues) count(x + i, i, kValues);
+  if (i == n) return;
+  C last[kValues] = {};
+  memcpy(last, x + i, (n - i) * sizeof(C));
+  count(last, i, static_cast<int>(n - i));
+}
+
 template <class C>
 constexpr DigitizeKernels<C> kernels_of = {
     extend<C>,
@@ -113,6 +142,8 @@ constexpr DigitizeKernels<C> kernels_of = {
     uniform_each<C, int16_t>,
     notebook<C, uint8_t>,
     notebook<C, int16_t>,
+    below<C, uint8_t>,
+    below<C, int16_t>,
 };
 
 constexpr DigitizeTables kernels = {
