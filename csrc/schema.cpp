@@ -16,4 +16,20 @@ STABLE_TORCH_LIBRARY(modfast, m) {
       "clustered_adam_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs,"
       " Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, Tensor labels, Tensor(e!) sums, float scale,"
       " float lr, float beta1, float beta2, float eps, float weight_decay, bool decoupled) -> ()");
+  m.def(
+      "digitize(Tensor x, int bins, Tensor? range, bool per_column, str rule)"
+      " -> (Tensor codes, Tensor range, Tensor not_finite)");
+  m.def("digitize_edges(Tensor x, Tensor edges) -> Tensor");
+  m.def(
+      "joint_histogram(Tensor x_codes, Tensor y_codes, int bins_x, int bins_y, str pairing)"
+      " -> Tensor");
+  m.def(
+      "binned_histogram(Tensor x, Tensor y, int bins, Tensor? range_x, Tensor? range_y, str rule)"
+      " -> (Tensor counts, Tensor not_finite)");
+  m.def(
+      "pairwise_information(Tensor x_codes, Tensor y_codes, int bins_x, int bins_y,"
+      " str? correction) -> (Tensor information, Tensor bias)");
+  m.def(
+      "permuted_information(Tensor x_codes, Tensor y_codes, int bins_x, int bins_y,"
+      " Tensor permutations, Tensor observed) -> (Tensor at_least, Tensor mean, Tensor m2)");
 }

@@ -3,6 +3,11 @@
 Clusters of a weight            Clusters, clusterability
 Training into clusters          ClusterabilityLoss, Modularity, fit, History
 What a cluster does             evaluate_clusters, ClusterEvaluation
+Binned information              mutual_information, entropy, joint_entropy, conditional_entropy
+... its counts                  digitize, joint_histogram, JointHistogram
+... of all pairs of units       pairwise_mutual_information
+... as a loss                   soft_mutual_information, soft_conditional_entropy
+... of modules                  modularity_measures
 Networks, data, activations     models, data, capture
 The compiled library            has_ops, and `python -m modfast info`
 """
@@ -11,6 +16,22 @@ from modfast import data, models
 from modfast._extension import has_ops
 from modfast.ablation import ClusterEvaluation, evaluate_clusters
 from modfast.clusters import Clusters, clusterability
+from modfast.information import (
+    JointHistogram,
+    JointInformation,
+    ModularityMeasures,
+    PairwiseInformation,
+    conditional_entropy,
+    digitize,
+    entropy,
+    joint_entropy,
+    joint_histogram,
+    modularity_measures,
+    mutual_information,
+    pairwise_mutual_information,
+    soft_conditional_entropy,
+    soft_mutual_information,
+)
 from modfast.sites import capture
 from modfast.training import ClusterabilityLoss, History, Modularity, fit
 
@@ -21,12 +42,26 @@ __all__ = [
     "ClusterabilityLoss",
     "Clusters",
     "History",
+    "JointHistogram",
+    "JointInformation",
     "Modularity",
+    "ModularityMeasures",
+    "PairwiseInformation",
     "capture",
     "clusterability",
+    "conditional_entropy",
     "data",
+    "digitize",
+    "entropy",
     "evaluate_clusters",
     "fit",
     "has_ops",
+    "joint_entropy",
+    "joint_histogram",
     "models",
+    "modularity_measures",
+    "mutual_information",
+    "pairwise_mutual_information",
+    "soft_conditional_entropy",
+    "soft_mutual_information",
 ]

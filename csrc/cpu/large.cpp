@@ -1,5 +1,6 @@
 #include "large.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <deque>
 #include <mutex>
@@ -64,10 +65,18 @@ Blocks& blocks() {
   return *instance;
 }
 
+int64_t whole_pages(int64_t bytes) {
+  return std::max(int64_t{1}, (bytes + kHugePage - 1) / kHugePage) * kHugePage;
+}
+
 }  // namespace
 
+Scratch::Scratch(int64_t bytes) : bytes_(whole_pages(bytes)), data_(blocks().take(bytes_)) {}
+
+Scratch::~Scratch() { blocks().give(data_, bytes_); }
+
 Tensor large_like(const Tensor& like, int64_t bytes) {
-  const int64_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  const int64_t rounded = whole_pages(bytes);
   void* data = blocks().take(rounded);
   return torch::stable::from_blob(data, like.sizes(), like.strides(), like.device(),
                                   like.scalar_type(),

@@ -6,11 +6,25 @@ above (`modfast.clusters`, `modfast.training`, ...) speak of layers, clusters an
 
 from modfast.ops.clusterability import cluster_penalty, cluster_penalty_gradient, cluster_sums
 from modfast.ops.clustered_optimizers import clustered_adam_, clustered_sgd_
+from modfast.ops.information import (
+    binned_histogram,
+    digitize,
+    digitize_edges,
+    joint_histogram,
+    pairwise_information,
+    permuted_information,
+)
 
 __all__ = [
+    "binned_histogram",
     "cluster_penalty",
     "cluster_penalty_gradient",
     "cluster_sums",
     "clustered_adam_",
     "clustered_sgd_",
+    "digitize",
+    "digitize_edges",
+    "joint_histogram",
+    "pairwise_information",
+    "permuted_information",
 ]

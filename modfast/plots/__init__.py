@@ -1,4 +1,4 @@
-"""Figures: how training went, how a weight falls into clusters, what each cluster does.
+"""Figures: how training went, how weights fall into clusters, what clusters do and units share.
 
 Every function returns a plotly figure, to be shown, changed or written by its caller. plotly comes
 with the extra `modfast[report]` and is imported only when a figure is made: each function raises
@@ -7,7 +7,21 @@ ImportError, naming the extra, where it is missing.
 
 from modfast.plots.ablation import cluster_evaluation
 from modfast.plots.clusters import bipartite, weight_matrix
+from modfast.plots.information import (
+    joint_information,
+    modularity_measures,
+    pairwise_information,
+)
 from modfast.plots.style import require_plotly
 from modfast.plots.training import history
 
-__all__ = ["bipartite", "cluster_evaluation", "history", "require_plotly", "weight_matrix"]
+__all__ = [
+    "bipartite",
+    "cluster_evaluation",
+    "history",
+    "joint_information",
+    "modularity_measures",
+    "pairwise_information",
+    "require_plotly",
+    "weight_matrix",
+]

@@ -1,0 +1,163 @@
+"""Mutual information of all pairs of features, with its significance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from modfast.information.binning import Binning, Range, Rule, choice
+from modfast.information.counts import Correction, Terms, pair_codes, permutations
+from modfast.ops import information as ops
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+Normalized: TypeAlias = Literal["min", "geometric", "arithmetic", "max", None]
+
+
+@dataclass(frozen=True)
+class PairwiseInformation:
+    """Mutual information of pairs of features, and what it would be if they were independent.
+
+    All are float64 tensors `[dx, dy]`, in nats.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1]])
+        >>> pairwise_mutual_information(x, bins=2, n_permutations=9, seed=0).mi
+        tensor([[0.6931, 0.0000, 0.0000],
+                [0.0000, 0.6931, 0.6931],
+                [0.0000, 0.6931, 0.6931]], dtype=torch.float64)
+    """
+
+    mi: Tensor
+    """As `pairwise_mutual_information` gives it without permutations."""
+    p_value: Tensor
+    """(1 + nulls at least as large) / (1 + nulls)."""
+    q_value: Tensor
+    """The least rate of false discoveries at which the pair is among the discoveries (Benjamini and
+    Hochberg, 1995). Of x with itself each pair counts once, and the diagonal keeps its p-value."""
+    null_mean: Tensor
+    """Mean plug-in information of the nulls, normalized as `mi` is."""
+    null_std: Tensor
+    """Its standard deviation; NaN for one permutation."""
+
+    def plot(self, alpha: float = 0.05) -> Figure:
+        """The matrix as a heat map; pairs whose q-value is above `alpha` are left blank."""
+        from modfast.plots import pairwise_information
+
+        return pairwise_information(self, alpha)
+
+
+def pairwise_mutual_information(
+    x: Tensor,
+    y: Tensor | None = None,
+    bins: int = 10,
+    *,
+    range: Range = "column",
+    rule: Rule = "uniform",
+    correction: Correction = None,
+    normalized: Normalized = None,
+    n_permutations: int = 0,
+    seed: int | None = None,
+) -> Tensor | PairwiseInformation:
+    """I(x_i; y_j) of every feature of x with every feature of y, in nats.
+
+    The tables of counts are never held: one pass gives the matrix.
+
+    Args:
+        x: `[n, dx]` or `[n]`; values or integer codes, see `digitize`.
+        y: `[n, dy]` or `[n]`, the same samples; by default x itself, whose diagonal is then H(x_i).
+        bins: number of bins of each feature, or the codes' cardinality.
+        range: as in `digitize`, by default each feature's own.
+        rule: "uniform" or "quantile", as in `digitize`.
+        correction: as in `mutual_information`.
+        normalized: divides by the "min", "geometric" or "arithmetic" mean, or "max" of H(x_i) and
+            H(y_j), as scikit-learn's `average_method`; 0 where that is 0 (for two constants
+            scikit-learn says 1).
+        n_permutations: how many times to permute the samples of y, for a null of each pair.
+        seed: of the permutations; None takes torch's global random state.
+
+    Returns:
+        float64 `[dx, dy]`, or a `PairwiseInformation` with permutations.
+
+    Raises:
+        TypeError: values of another type; `n_permutations` no integer.
+        ValueError: as `digitize`; different numbers of samples; rule="notebook", which has pooled
+            values only; a negative `n_permutations`.
+
+    Source: N0, the modularity-metric notebook; Benjamini and Hochberg (1995).
+
+    Example:
+        >>> import torch
+        >>> x = torch.arange(8)[:, None] >> torch.arange(3) & 1  # three independent bits
+        >>> pairwise_mutual_information(x, x[:, 0], bins=2)
+        tensor([[0.6931],
+                [0.0000],
+                [0.0000]], dtype=torch.float64)
+    """
+    choice("rule", rule, Literal["uniform", "quantile"])
+    choice("correction", correction, Correction)
+    choice("normalized", normalized, Normalized)
+    if isinstance(n_permutations, bool) or not isinstance(n_permutations, int):
+        raise TypeError(f"n_permutations must be an integer, got {n_permutations!r}")
+    if n_permutations < 0:
+        raise ValueError(f"n_permutations must be at least 0, got {n_permutations}")
+    binning = Binning(bins, range, rule)
+    if y is None:
+        x_codes = y_codes = binning.codes("x", x)
+    else:
+        x_codes, y_codes = pair_codes(x, y, binning, "pairwise")
+    if not n_permutations:
+        found = Terms.of_pairs(x_codes, y_codes, bins, correction, seed)
+        return found.mutual if normalized is None else found.mutual / _divisor(found, normalized)
+
+    orders = permutations(len(x_codes), n_permutations, seed, x_codes.device)
+    plain, _ = ops.pairwise_information(x_codes, y_codes, bins, bins)
+    at_least, mean, deviations = ops.permuted_information(
+        x_codes, y_codes, bins, bins, orders, plain
+    )
+    found = Terms.of_pairs(x_codes, y_codes, bins, correction, seed, null_mean=mean)
+    p_value = (1 + at_least).double() / (1 + n_permutations)
+    if y is None:
+        # A null of (i, j) is none of (j, i), but their test is one.
+        p_value = p_value.triu() + p_value.triu(1).T
+        q_value = p_value.clone()
+        upper = torch.ones_like(p_value, dtype=torch.bool).triu(1)
+        q_value[upper] = _benjamini_hochberg(p_value[upper])
+        q_value = q_value.triu() + q_value.triu(1).T
+    else:
+        q_value = _benjamini_hochberg(p_value.flatten()).reshape(p_value.shape)
+    std = (deviations / (n_permutations - 1)).sqrt() if n_permutations > 1 else mean * torch.nan
+    divisor = _divisor(found, normalized)
+    return PairwiseInformation(
+        found.mutual / divisor, p_value, q_value, mean / divisor, std / divisor
+    )
+
+
+def _divisor(found: Terms, normalized: Normalized) -> Tensor:
+    """What information is divided by; infinite where there is no entropy to divide by."""
+    if normalized is None:
+        return found.mutual.new_ones(())
+    x, y = found.entropies()
+    means: dict[str, Callable[[], Tensor]] = {
+        "min": lambda: torch.minimum(x, y),
+        "geometric": lambda: (x * y).sqrt(),
+        "arithmetic": lambda: (x + y) / 2,
+        "max": lambda: torch.maximum(x, y),
+    }
+    mean = means[normalized]()
+    return torch.where(mean > 0, mean, torch.inf)
+
+
+def _benjamini_hochberg(p: Tensor) -> Tensor:
+    """q-values of p-values `[m]`: the least p_(j) m / j among those that are not smaller."""
+    ordered, order = p.sort(descending=True)
+    ranks = torch.arange(len(p), 0, -1, device=p.device)
+    found = torch.empty_like(p)
+    found[order] = (ordered * len(p) / ranks).cummin(0).values if len(p) else ordered
+    return found

@@ -1,0 +1,216 @@
+"""digitize, digitize_edges and binned_histogram against modfast.reference and numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from modfast import ops, reference
+from modfast.ops.information import Rule
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+RULES: list[Rule] = ["uniform", "notebook"]
+# Nothing, one value, rows shorter and longer than a block.
+SHAPES = [(0, 3), (3, 0), (1, 1), (1000, 7), (5001, 1), (33, 3000)]
+
+
+def values(
+    shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Normal numbers, many of them equal to others, and often on edges."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator)
+    x = torch.where(torch.rand(shape, generator=generator) < 0.3, (4 * x).round() / 4, x)
+    return x.to(device, dtype)
+
+
+def same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("per_column", [False, True])
+@pytest.mark.parametrize("bins", [2, 10, 256, 257, 3000])
+def test_matches_reference(
+    bins: int, per_column: bool, rule: Rule, dtype: torch.dtype, device: torch.device
+) -> None:
+    for shape in SHAPES:
+        x = values(shape, dtype, device)
+        found = ops.digitize(x, bins, per_column=per_column, rule=rule)
+        same(found, reference.digitize(x, bins, None, per_column, rule))
+        limits = torch.tensor([[-0.75, 0.5]], dtype=found[1].dtype, device=device)
+        if per_column:
+            limits = limits.repeat(shape[1], 1)
+        found = ops.digitize(x, bins, limits, per_column=per_column, rule=rule)
+        same(found, reference.digitize(x, bins, limits, per_column, rule))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_simd_level(simd: str, rule: Rule) -> None:
+    for dtype in DTYPES:
+        for per_column in (False, True):
+            test_matches_reference(10, per_column, rule, dtype, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hard_ranges(rule: Rule, dtype: torch.dtype, simd: str) -> None:
+    x = values((500, 4), dtype).unique()[:, None].to(dtype)
+    tiny, huge = torch.finfo(dtype).tiny, torch.finfo(dtype).max
+    for hard in (
+        x * 0,  # constants
+        x * 0 - 3,
+        x * tiny,  # subnormal widths
+        (x * 4).round() * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps,
+        x / x.abs().max() * huge,  # hi - lo overflows
+        1e8 + x,  # bins narrower than the numbers' spacing
+        1e5 + x,
+        x.sign() * 0.0,
+    ):
+        if rule == "notebook" and not (hard.max() - hard.min()).isfinite():
+            continue  # torch.linspace overflows
+        for bins in (2, 10, 1000):
+            for per_column in (False, True):
+                wide = torch.cat([hard, x, hard[:, :1]], 1)
+                found = ops.digitize(wide, bins, per_column=per_column, rule=rule)
+                same(found, reference.digitize(wide, bins, None, per_column, rule))
+                assert (found[0] >= 0).all()
+                assert (found[0].long() < bins).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bins", [3, 10, 97, 256])
+def test_counts_are_those_of_numpy(bins: int, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    for x in (
+        rng.standard_normal(50_000),
+        np.linspace(-1, 1, bins * 20 + 1),
+        rng.integers(0, 50, 10_000) / 10,
+    ):
+        x = x.astype(dtype)
+        codes, *_ = ops.digitize(torch.from_numpy(x)[:, None], bins, per_column=False)
+        found = np.bincount(codes[:, 0].numpy(), minlength=bins)
+        assert np.array_equal(found, np.histogram(x, bins)[0])
+
+
+def test_notebook_rule_is_the_notebooks(device: torch.device) -> None:
+    x = values((640, 8), torch.float32, device)
+    edges = torch.linspace(x.min().item(), x.max().item(), 10).to(device)
+    expected = torch.stack([(x > e).long() for e in edges]).sum(0) - 1
+    expected[expected < 0] += 10
+    codes, *_ = ops.digitize(x, 10, per_column=False, rule="notebook")
+    assert torch.equal(codes.long(), expected)
+    assert codes.flatten()[x.argmin()] == 9
+    assert codes.flatten()[x.argmax()] == 8
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_not_finite_values_are_counted(
+    rule: Rule, dtype: torch.dtype, device: torch.device
+) -> None:
+    x = values((3000, 5), dtype, device)
+    x[7, 1] = x[2900, 1] = float("nan")
+    x[8, 2], x[9, 2], x[9, 4] = float("inf"), float("-inf"), float("nan")
+    for per_column in (False, True):
+        found = ops.digitize(x, 10, per_column=per_column, rule=rule)
+        same(found, reference.digitize(x, 10, None, per_column, rule))
+        assert found[2].tolist() == [0, 2, 2, 0, 1]
+    x[:, 0] = float("nan")
+    found = ops.digitize(x, 10, per_column=True, rule=rule)
+    same(found, reference.digitize(x, 10, None, True, rule))
+    counts, bad = ops.binned_histogram(x, x, 10, rule=rule)
+    assert bad.tolist() == [3005, 3005]
+    assert counts.sum() == x.numel()
+
+
+def test_nan_range_stays_in_bounds() -> None:
+    limits = torch.tensor([[float("nan"), 1.0]])
+    for rule in RULES:
+        codes, *_ = ops.digitize(
+            values((100, 3), torch.float32), 5, limits, per_column=False, rule=rule
+        )
+        assert (codes < 5).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 9, 255, 256, 2000])
+def test_edges(m: int, dtype: torch.dtype, device: torch.device) -> None:
+    for shape in SHAPES:
+        x = values(shape, dtype, device)
+        for rows in {1, shape[1]} - {0}:
+            edges = torch.randn(rows, m, device=device, dtype=reference.compute_dtype(x))
+            edges = edges.sort(1)[0]
+            edges[:, -1] = x.max() if x.numel() else 0
+            edges = edges.sort(1)[0]
+            same((ops.digitize_edges(x, edges),), (reference.digitize_edges(x, edges),))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_binned_histogram(rule: Rule, dtype: torch.dtype, device: torch.device) -> None:
+    for shape in SHAPES:
+        x = values(shape, dtype, device)
+        y = x.flip(0).square()
+        limits = torch.tensor([[-0.5, 0.75]], dtype=reference.compute_dtype(x), device=device)
+        for bins in (2, 10, 300):
+            for given in (None, limits):
+                found = ops.binned_histogram(x, y, bins, given, None, rule)
+                same(found, reference.binned_histogram(x, y, bins, given, None, rule))
+
+
+def test_mixed_types(device: torch.device) -> None:
+    x, y = (values((99, 3), dtype, device) for dtype in (torch.float64, torch.float16))
+    same(ops.binned_histogram(x, y, 4), reference.binned_histogram(x, y, 4, None, None, "uniform"))
+
+
+def test_same_codes_for_any_number_of_threads(n_threads: int) -> None:
+    x = values((40_000, 9), torch.float32)
+    found = ops.digitize(x, 10, per_column=True)
+    pooled = ops.binned_histogram(x, x, 10)
+    torch.set_num_threads(1)
+    same(found, ops.digitize(x, 10, per_column=True))
+    same(pooled, ops.binned_histogram(x, x, 10))
+
+
+def test_non_contiguous(device: torch.device) -> None:
+    x = values((60, 8), torch.float32, device)
+    same(
+        ops.digitize(x.t(), 5, per_column=True), reference.digitize(x.t(), 5, None, True, "uniform")
+    )
+
+
+def test_bad_input() -> None:
+    x = values((6, 4), torch.float32)
+    with pytest.raises(TypeError, match="x must be float32 or .*, got torch.int64"):
+        ops.digitize(x.long(), 5, per_column=True)
+    with pytest.raises(ValueError, match=r"x must be \[n, d\], got shape \(6,\)"):
+        ops.digitize(x[:, 0], 5, per_column=True)
+    with pytest.raises(ValueError, match="x must not require grad.*detach it"):
+        ops.digitize(x.clone().requires_grad_(), 5, per_column=True)
+    for bins in (1, 0, -3, 32_768):
+        with pytest.raises(ValueError, match=f"bins must be 2 to 32767, got {bins}"):
+            ops.digitize(x, bins, per_column=True)
+    with pytest.raises(ValueError, match="rule must be one of uniform, notebook, got 'x'"):
+        ops.digitize(x, 5, per_column=True, rule="x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="range must be float32, got torch.float64"):
+        ops.digitize(x, 5, torch.zeros(1, 2).double(), per_column=True)
+    with pytest.raises(ValueError, match=r"range must be \[1, 2\] or \[4, 2\], got shape \(3, 2\)"):
+        ops.digitize(x, 5, torch.zeros(3, 2), per_column=True)
+    with pytest.raises(ValueError, match=r"edges must be \[1, m\] or \[4, m\], got shape \(5,\)"):
+        ops.digitize_edges(x, torch.zeros(5))
+    with pytest.raises(ValueError, match="edges must be 1 to 32766 per column, got 0"):
+        ops.digitize_edges(x, torch.zeros(1, 0))
+    with pytest.raises(ValueError, match=r"one shape, got \(6, 4\) and \(5, 4\)"):
+        ops.binned_histogram(x, x[1:], 5)
+    with pytest.raises(ValueError, match="y and x must be on one device, got meta and cpu"):
+        ops.binned_histogram(x, x.to("meta"), 5)
+    with pytest.raises(ValueError, match=r"range_x must be \[1, 2\], got shape \(4, 2\)"):
+        ops.binned_histogram(x, x, 5, torch.zeros(4, 2))

@@ -1,0 +1,310 @@
+"""Counts, information and their permutation nulls against modfast.reference."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from modfast import ops, reference
+from modfast._extension import has_ops
+from modfast.ops.information import Pairing
+
+PAIRINGS: list[Pairing] = ["aligned", "all", "pairwise"]
+# rows, columns of x and y: nothing, one row, odd sizes, lists of one and of two columns, more
+# columns than a chunk of rows of bits holds, several blocks of rows.
+SHAPES = [
+    (0, 3, 2),
+    (5, 0, 2),
+    (1, 1, 1),
+    (33, 30, 71),
+    (1001, 7, 130),
+    (9000, 5, 6),
+    (70_001, 3, 4),
+]
+
+
+def codes(n: int, d: int, bins: int, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:
+    """Random codes, of which the lower ones are more frequent."""
+    generator = torch.Generator().manual_seed(seed)
+    found = (torch.rand(n, d, generator=generator).square() * bins).long()
+    return found.to(device, reference.code_dtype(bins))
+
+
+def sides(
+    shape: tuple[int, int, int], bins_x: int, bins_y: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Codes of x and of y, which depends on x."""
+    n, dx, dy = shape
+    x, y = codes(n, dx, bins_x, device), codes(n, dy, bins_y, device, 1)
+    if dx and dy:
+        y[: n // 3, 0] = (x[: n // 3, 0].long() % bins_y).to(y.dtype)
+    return x, y
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+@pytest.mark.parametrize(("bins_x", "bins_y"), [(2, 3), (10, 10), (40, 60), (300, 7)])
+def test_counts_match_reference(
+    bins_x: int, bins_y: int, pairing: Pairing, device: torch.device
+) -> None:
+    for n, dx, dy in [(0, 2, 2), (1, 1, 1), (33, 5, 5), (5001, 3, 3)]:
+        x, y = sides((n, dx, dy), bins_x, bins_y, device)
+        found = ops.joint_histogram(x, y, bins_x, bins_y, pairing)
+        assert found.dtype == torch.int64
+        assert torch.equal(found, reference.joint_histogram(x, y, bins_x, bins_y, pairing))
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_counts_at_every_simd_level(simd: str, pairing: Pairing) -> None:
+    for bins in [(2, 3), (10, 10), (40, 60), (300, 7), (200, 300)]:
+        test_counts_match_reference(*bins, pairing, torch.device("cpu"))
+
+
+def test_counts_equal_numpy() -> None:
+    x, y = sides((20_000, 3, 3), 12, 20)
+    expected, *_ = np.histogram2d(
+        x.flatten().numpy(), y.flatten().numpy(), [np.arange(13), np.arange(21)]
+    )
+    assert np.array_equal(ops.joint_histogram(x, y, 12, 20, "aligned").numpy(), expected)
+
+
+def test_hundreds_of_millions_of_samples() -> None:
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if free < 3 << 30:
+        pytest.skip(f"needs 3 GB of free memory, got {free >> 30}")
+    # float32 counters stop at 2^24, which each of two cells passes here.
+    n, period = 300_000_000, 3
+    x = torch.tensor([0, 0, 1], dtype=torch.uint8).repeat(n // period)[:, None]
+    counts = ops.joint_histogram(x, x, 2, 2, "aligned")
+    assert counts.tolist() == [[2 * n // 3, 0], [0, n // 3]]
+    assert np.array_equal(np.bincount(x[: 3 << 20, 0].numpy()), [2 << 20, 1 << 20])
+    information, _ = ops.pairwise_information(x, x, 2, 2)
+    entropy = -(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3))
+    assert information.item() == pytest.approx(entropy, abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("bins_x", "bins_y"), [(2, 3), (10, 10), (17, 33), (130, 70), (5, 300)])
+def test_information_matches_reference(
+    shape: tuple[int, int, int], bins_x: int, bins_y: int, device: torch.device
+) -> None:
+    if shape[0] * shape[1] * bins_x * shape[2] * bins_y > 10**10:
+        shape = (shape[0] // 20, shape[1], shape[2])
+    x, y = sides(shape, bins_x, bins_y, device)
+    found, bias = ops.pairwise_information(x, y, bins_x, bins_y)
+    expected, _ = reference.pairwise_information(x, y, bins_x, bins_y, None)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert found.dtype == torch.float64
+    assert not bias.any()
+
+
+def test_information_is_the_same_at_every_simd_level(simd: str) -> None:
+    from modfast import _extension
+
+    assert _extension.library is not None
+    for shape in SHAPES:
+        for bins_x, bins_y in [(2, 3), (10, 10), (17, 33), (200, 9), (130, 70), (5, 300)]:
+            x, y = sides(shape, bins_x, bins_y)
+            _extension.library.set_simd_level(simd)
+            found = ops.pairwise_information(x, y, bins_x, bins_y)[0]
+            _extension.library.set_simd_level("baseline")
+            assert torch.equal(found, ops.pairwise_information(x, y, bins_x, bins_y)[0])
+
+
+@pytest.mark.parametrize("bins", [2, 10, 40, 300])
+def test_same_bits_for_any_number_of_threads(bins: int, n_threads: int) -> None:
+    x, y = sides((30_000, 40, 39), bins, bins)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[None]
+    runs = []
+    for threads in (n_threads, 1):
+        torch.set_num_threads(threads)
+        found = ops.pairwise_information(x, y, bins, bins, "miller-madow")
+        null = ops.permuted_information(
+            x[:500], y[:500], bins, bins, order[:, :500] % 500, found[0]
+        )
+        counts = ops.joint_histogram(x[:, :39], y, bins, bins, "aligned")
+        runs.append([*found, *null, counts, *ops.binned_histogram(x.float(), x.float(), bins)])
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_information_identities() -> None:
+    x, y = sides((4000, 12, 9), 10, 14)
+    forth = ops.pairwise_information(x, y, 10, 14)[0]
+    assert torch.equal(forth, ops.pairwise_information(y, x, 14, 10)[0].t())
+    assert (forth >= 0).all()
+    own = ops.pairwise_information(x, x, 10, 10)[0].diagonal()
+    p = reference.one_hot(x, 10).mean(0)
+    torch.testing.assert_close(own, -torch.special.xlogy(p, p).sum(-1), rtol=1e-12, atol=0)
+    constant = torch.zeros_like(x)
+    assert not ops.pairwise_information(constant, y, 10, 14)[0].any()
+
+
+def test_one_huge_table() -> None:
+    x, y = sides((3000, 2, 2), 30_000, 32_767)
+    found = ops.pairwise_information(x, y, 30_000, 32_767, "miller-madow")
+    # The same without empty rows and columns.
+    small = [torch.unique(c, return_inverse=True)[1].to(torch.int16) for c in (x, y)]
+    bins = [int(c.max()) + 1 for c in small]
+    expected = ops.pairwise_information(*small, *bins, "miller-madow")
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("correction", ["miller-madow", "panzeri-treves"])
+def test_bias_matches_reference(correction: Any, device: torch.device) -> None:
+    # In rows of bits both ways, pair by pair, and sorted.
+    for shape, bins in [
+        ((200, 9, 30), (8, 9)),
+        ((200, 30, 9), (8, 9)),
+        ((50, 2, 1), (5, 40)),
+        ((1, 2, 2), (2, 2)),
+        ((40, 1, 2), (3000, 1500)),
+    ]:
+        x, y = sides(shape, *bins, device)
+        _, bias = ops.pairwise_information(x, y, *bins, correction)
+        cells = [torch.unique(c, return_inverse=True)[1].to(c.dtype) for c in (x, y)]
+        if bins[0] > 1000:  # a smaller table for the reference, the same for filled cells only
+            if correction == "panzeri-treves":
+                continue
+            x, y = cells
+            bins = int(x.max()) + 1, int(y.max()) + 1
+        expected = reference.pairwise_information(x, y, *bins, correction)[1]
+        torch.testing.assert_close(bias, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("correction", ["miller-madow", "panzeri-treves"])
+def test_correction_takes_nearly_all_of_the_bias_away(correction: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(1000, 20, generator=generator) for _ in range(2))
+    x, y = (ops.digitize(v, 8, per_column=True)[0] for v in (x, y))
+    found, bias = ops.pairwise_information(x, y, 8, 8, correction)
+    # 400 pairs: the mean's own spread is about 1 % of the bias.
+    assert abs((found - bias).mean()) < 0.05 * found.mean()
+
+
+def test_permutations_match_reference(device: torch.device) -> None:
+    for shape, bins in [((300, 4, 30), (6, 5)), ((300, 30, 4), (6, 300)), ((1, 1, 1), (2, 2))]:
+        x, y = sides(shape, *bins, device)
+        generator = torch.Generator().manual_seed(0)
+        orders = torch.stack([torch.randperm(shape[0], generator=generator) for _ in range(7)])
+        orders = orders.to(device)
+        observed = ops.pairwise_information(x, y[orders[0]], *bins)[0]
+        found = ops.permuted_information(x, y, *bins, orders, observed)
+        expected = reference.permuted_information(x, y, *bins, orders, observed)
+        assert torch.equal(found[0], expected[0])
+        assert (found[0] >= 1).all()  # the first null is the observed
+        for a, b in zip(found[1:], expected[1:], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_no_permutations(device: torch.device) -> None:
+    x, y = sides((30, 2, 3), 4, 5, device)
+    orders = torch.empty(0, 30, dtype=torch.int64, device=device)
+    observed = torch.zeros(2, 3, dtype=torch.float64, device=device)
+    assert not any(r.any() for r in ops.permuted_information(x, y, 4, 5, orders, observed))
+
+
+def test_non_contiguous_codes(device: torch.device) -> None:
+    x, y = sides((60, 4, 6), 5, 7, device)
+    found = ops.pairwise_information(x[::2], y.t().contiguous().t()[::2], 5, 7)[0]
+    expected = ops.pairwise_information(x[::2].contiguous(), y[::2].contiguous(), 5, 7)[0]
+    assert torch.equal(found, expected)
+
+
+def calls(device: torch.device) -> list[tuple[str, tuple[Any, ...]]]:
+    x, y = sides((30, 4, 4), 5, 7, device)
+    values = torch.randn(30, 4, device=device)
+    orders = torch.arange(30, device=device).repeat(2, 1)
+    limits = torch.tensor([[-1.0, 1.0]], device=device)
+    return [
+        ("digitize", (values, 5, None, True, "uniform")),
+        ("digitize", (values.half(), 300, limits, False, "notebook")),
+        ("digitize_edges", (values, limits)),
+        ("joint_histogram", (x, y, 5, 7, "aligned")),
+        ("joint_histogram", (x, y, 5, 7, "pairwise")),
+        ("binned_histogram", (values, values, 5, None, limits, "uniform")),
+        ("pairwise_information", (x, y, 5, 7, "miller-madow")),
+        ("permuted_information", (x, y, 5, 7, orders, torch.zeros(4, 4).double().to(device))),
+    ]
+
+
+@pytest.mark.skipif(not has_ops(), reason="modfast's library is not built")
+def test_opcheck(device: torch.device) -> None:
+    for name, arguments in calls(device):
+        torch.library.opcheck(getattr(torch.ops.modfast, name).default, arguments)
+
+
+def test_compile(device: torch.device) -> None:
+    def measure(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        x_codes, _, bad = ops.digitize(x, 6, per_column=True)
+        y_codes = ops.digitize_edges(y, torch.zeros(1, 1, device=y.device))
+        found = ops.pairwise_information(x_codes, y_codes, 6, 2, "miller-madow")
+        return *found, bad, ops.joint_histogram(x_codes, y_codes, 6, 2, "all")
+
+    x, y = torch.randn(50, 3, device=device), torch.randn(50, 2, device=device)
+    compiled = torch.compile(measure, fullgraph=True)(x, y)
+    for a, b in zip(compiled, measure(x, y), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(not has_ops(), reason="modfast's library is not built")
+def test_operators_refuse_what_would_reach_memory_wrongly() -> None:
+    x, y = sides((30, 4, 4), 5, 7)
+    raw = torch.ops.modfast
+    observed = torch.zeros(4, 4, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"x_codes must lie in \[0, 3\), got 4"):
+        raw.joint_histogram(x, y, 3, 7, "aligned")
+    with pytest.raises(RuntimeError, match=r"y_codes must lie in \[0, 300\), got -2"):
+        raw.pairwise_information(x, 0 * y.short() - 2, 5, 300, None)
+    with pytest.raises(RuntimeError, match="must be a contiguous matrix"):
+        raw.joint_histogram(x.t(), y.t(), 5, 7, "all")
+    with pytest.raises(RuntimeError, match="bins must be 2 to 32767, got 1"):
+        raw.joint_histogram(x, y, 1, 7, "all")
+    with pytest.raises(RuntimeError, match="as many rows on one device, got 29 and 30"):
+        raw.pairwise_information(x[1:], y, 5, 7, None)
+    with pytest.raises(RuntimeError, match=r"permutations must lie in \[0, 30\), got 30"):
+        raw.permuted_information(x, y, 5, 7, torch.full((1, 30), 30), observed)
+    with pytest.raises(RuntimeError, match="observed must be contiguous float64"):
+        raw.permuted_information(x, y, 5, 7, torch.zeros(1, 30).long(), observed[:3])
+    with pytest.raises(RuntimeError, match=r"range must be a contiguous \[1 or 4, 2\]"):
+        raw.digitize(torch.zeros(3, 4), 5, torch.zeros(2, 2), True, "uniform")
+    with pytest.raises(RuntimeError, match="rule must be uniform or notebook, got x"):
+        raw.digitize(torch.zeros(3, 4), 5, None, True, "x")
+    with pytest.raises(RuntimeError, match=r"edges must be \[1 or 4, m\], got 3 rows"):
+        raw.digitize_edges(torch.zeros(3, 4), torch.zeros(3, 2))
+
+
+def test_bad_input() -> None:
+    x, y = sides((30, 4, 4), 5, 7)
+    with pytest.raises(TypeError, match="x_codes must be uint8 or int16, got torch.int64"):
+        ops.joint_histogram(x.long(), y, 5, 7, "all")
+    with pytest.raises(TypeError, match="y_codes must be a tensor, got list"):
+        ops.joint_histogram(x, [], 5, 7, "all")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="bins_y must be 2 to 32767, got 1"):
+        ops.joint_histogram(x, y, 5, 1, "all")
+    with pytest.raises(TypeError, match="bins_y must be an integer, got 2.5"):
+        ops.joint_histogram(x, y, 5, 2.5, "all")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="bins_x must be at most 256 for uint8 codes, got 300"):
+        ops.joint_histogram(x, y, 300, 7, "all")
+    with pytest.raises(ValueError, match="pairing must be one of aligned, all, pairwise, got 'x'"):
+        ops.joint_histogram(x, y, 5, 7, "x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"one shape to be aligned, got \(30, 3\) and \(30, 4\)"):
+        ops.joint_histogram(x[:, :3], y, 5, 7, "aligned")
+    with pytest.raises(ValueError, match="as many rows, got 30 and 29"):
+        ops.pairwise_information(x, y[1:], 5, 7)
+    with pytest.raises(ValueError, match="correction must be one of miller-madow, panzeri-treves"):
+        ops.pairwise_information(x, y, 5, 7, "x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"x_codes must be \[n, d\], got shape \(30,\)"):
+        ops.pairwise_information(x[:, 0], y, 5, 7)
+    orders, observed = torch.zeros(2, 30, dtype=torch.int64), torch.zeros(4, 4).double()
+    with pytest.raises(TypeError, match="permutations must be int64, got torch.int32"):
+        ops.permuted_information(x, y, 5, 7, orders.int(), observed)
+    with pytest.raises(ValueError, match=r"permutations must be \[p, 30\], got shape \(2, 29\)"):
+        ops.permuted_information(x, y, 5, 7, orders[:, 1:], observed)
+    with pytest.raises(ValueError, match=r"observed must be \[4, 4\], got shape \(3, 4\)"):
+        ops.permuted_information(x, y, 5, 7, orders, observed[1:])
