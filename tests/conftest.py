@@ -8,16 +8,43 @@ from pathlib import Path
 
 import pytest
 import torch
+from simt import harness
 
 from modfast import _extension
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of what a whole session has shown come last, and only after a whole session."""
+    last = [item for item in items if item.get_closest_marker("whole_session")]
+    items[:] = [item for item in items if item not in last] + last
+    chosen = config.option.keyword or config.option.markexpr or config.option.lf
+    if chosen or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        for item in last:
+            item.add_marker(pytest.mark.skip(reason="needs the session of all tests"))
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """The GPU; skips, saying so, where there is none."""
+    if not (torch.cuda.is_available() and _extension.cuda_loaded):
+        pytest.skip("no GPU, or modfast's CUDA library is not built")
+    return torch.device("cuda")
+
+
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device in turn; CUDA only where there is a GPU and the CUDA library is loaded."""
-    if request.param == "cuda" and not (torch.cuda.is_available() and _extension.cuda_loaded):
-        pytest.skip("no GPU, or modfast's CUDA library is not built")
-    return torch.device(request.param)
+    """Each device in turn; tests/ops adds CUDA kernels on the host."""
+    return request.getfixturevalue("cuda") if request.param == "cuda" else torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def simt(pytestconfig: pytest.Config) -> harness.Machine:
+    """The CUDA kernels, built for the host under the checker of tests/simt."""
+    if harness.compiler() is None or not harness.CSRC.exists():
+        pytest.skip("no g++, or csrc does not lie beside the tests")
+    if _extension.library is None:
+        pytest.skip("modfast's library is not built")
+    return harness.Machine(harness.build_operators(pytestconfig.cache.mkdir("simt")))
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])

@@ -20,7 +20,7 @@ ELEMENT = {
     torch.float16: 2**-10,
 }
 # One element, odd sizes, several rows a tile, a row of several tiles, nothing.
-SHAPES = [(1, 1), (5, 7), (64, 64), (300, 129), (3, 40_000), (20_000, 3), (0, 4), (4, 0)]
+SHAPES = [(1, 1), (5, 7), (64, 64), (300, 129), (3, 17_000), (20_000, 3), (0, 4), (4, 0)]
 
 
 def example(
@@ -80,14 +80,13 @@ def test_same_bits_for_any_number_of_threads(n_threads: int) -> None:
     assert torch.equal(gradient, ops.cluster_penalty_gradient([weight], labels, 1.0)[0])
 
 
-def test_large_gradients_go_around_the_cache(device: torch.device) -> None:
-    weight, labels = example((1500, 1501), torch.float32, device)
+def test_large_gradients_go_around_the_cache() -> None:
+    weight, labels = example((1500, 1501), torch.float32, torch.device("cpu"))
     assert weight.numel() * 4 > 8 << 20
     weight, labels = weight[1:], labels[1:]  # rows that start off any alignment
     (gradient,) = ops.cluster_penalty_gradient([weight], labels, 1.0)
     sums = ops.cluster_sums([weight], labels)
-    one = torch.ones((), device=device)
-    (wanted,) = reference.cluster_penalty_backward(one, [weight], labels, sums, 1.0)
+    (wanted,) = reference.cluster_penalty_backward(torch.ones(()), [weight], labels, sums, 1.0)
     torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=0)
 
 
@@ -108,8 +107,9 @@ def test_more_elements_than_32_bits_count() -> None:
 
 
 def test_many_weights_in_one_call(device: torch.device) -> None:
-    shapes = [(5, 7), (64, 64), (1, 1), (3, 40_000), (0, 4)] * 10
-    dtypes = DTYPES * 13
+    # More of each dtype than one launch takes.
+    shapes = [(5, 7), (1, 1)] * 90 + [(64, 64), (3, 17_000), (0, 4)]
+    dtypes = DTYPES * 46
     examples = [
         example(s, d, device, i) for i, (s, d) in enumerate(zip(shapes, dtypes, strict=False))
     ]
