@@ -119,14 +119,29 @@ inline __attribute__((always_inline)) void add_sliced(Sliced& to, const Sliced& 
 // Adds the counts, as integers, to `counts` [kRowBits].
 inline __attribute__((always_inline)) void unslice(const Sliced& from, uint32_t* counts) {
 #if MODFAST_SIMD_BITS == 512
-  for (int word = 0; word < kRowBits / 16; ++word) {
-    __m512i sum = _mm512_loadu_si512(counts + 16 * word);
+  // Bytes of 64 counts at a time: planes 0 to 7, and the others.
+  for (int word = 0; word < kRowWords; ++word) {
+    __m512i low = _mm512_setzero_si512(), high = low;
     for (int i = 0; i < from.n; ++i) {
-      __mmask16 here;
-      memcpy(&here, reinterpret_cast<const char*>(&from.planes[i]) + 2 * word, 2);
-      sum = _mm512_mask_add_epi32(sum, here, sum, _mm512_set1_epi32(1 << i));
+      uint64_t here;
+      memcpy(&here, reinterpret_cast<const char*>(&from.planes[i]) + 8 * word, 8);
+      const __m512i bit = _mm512_set1_epi8(static_cast<char>(1 << (i & 7)));
+      if (i < 8) {
+        low = _mm512_mask_add_epi8(low, here, low, bit);
+      } else {
+        high = _mm512_mask_add_epi8(high, here, high, bit);
+      }
     }
-    _mm512_storeu_si512(counts + 16 * word, sum);
+    const __m128i lows[] = {_mm512_castsi512_si128(low), _mm512_extracti32x4_epi32(low, 1),
+                            _mm512_extracti32x4_epi32(low, 2), _mm512_extracti32x4_epi32(low, 3)};
+    const __m128i highs[] = {_mm512_castsi512_si128(high), _mm512_extracti32x4_epi32(high, 1),
+                             _mm512_extracti32x4_epi32(high, 2), _mm512_extracti32x4_epi32(high, 3)};
+    for (int k = 0; k < 4; ++k) {
+      uint32_t* to = counts + 64 * word + 16 * k;
+      const __m512i more = _mm512_add_epi32(_mm512_cvtepu8_epi32(lows[k]),
+                                            _mm512_slli_epi32(_mm512_cvtepu8_epi32(highs[k]), 8));
+      _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), more));
+    }
   }
 #else
   for (int word = 0; word < kRowWords; ++word) {

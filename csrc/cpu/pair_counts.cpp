@@ -21,6 +21,8 @@ constexpr int64_t kHeldBytes = int64_t{128} << 20;
 constexpr int64_t kTileGroups = 8;
 // Lists of two columns are worth their additions where they hold this many samples on average.
 constexpr int64_t kPairedSamples = 24;
+// Samples whose counting costs as much as recovering the counts of one code from those of another.
+constexpr int64_t kRecoverSamples = 64;
 // Samples of a column that are not worth waking a thread for.
 constexpr int64_t kGrain = 65536;
 
@@ -82,7 +84,7 @@ struct BitRows::ListSet {
   std::unique_ptr<Scratch> samples;
   std::vector<int32_t> starts, sizes;  // [group, block, keys + 1], [group, block, keys]
   std::vector<int64_t> histograms;     // [group * columns, bins]
-  std::vector<int> modes;              // [group * columns]
+  std::vector<int> modes;              // [group * columns]: most frequent codes, -1: not skipped
 
   int64_t entry(int64_t g, int64_t block) const { return (g - first) * n_blocks + block; }
   int columns(int64_t g) const { return static_cast<int>(std::min<int64_t>(group, d - g * group)); }
@@ -149,6 +151,16 @@ struct BitRows::ListSet {
         modes[(g - first) * group + c] =
             static_cast<int>(std::max_element(h + c * bins, h + (c + 1) * bins) - (h + c * bins));
         column(true, g * group + c, h + c * bins);
+      }
+      // To recover a code's counts takes as long as to count some samples.
+      int64_t n_skipped = 0;
+      int* mode = &modes[(g - first) * group];
+      const int key = columns(g) == 2 ? mode[0] * bins + mode[1] : mode[0];
+      for (int64_t block = 0; block < n_blocks; ++block) {
+        n_skipped += sizes[entry(g, block) * n_keys + key];
+      }
+      if (n_skipped < kRecoverSamples * bins * columns(g)) {
+        std::fill_n(mode, columns(g), -1);
       }
     }
   }
@@ -232,8 +244,10 @@ void BitRows::run(const ListSet& lists, int64_t chunk, int64_t first_group, int6
   for (int64_t g = first_group; g < last_group; ++g) {
     for (int column = 0; column < lists.columns(g); ++column) {
       const int64_t own = (g - lists.first) * lists.group + column;
-      kernels.recover(of(g, column), lists.bins, lists.modes[own],
-                      &every_[(chunk - first_chunk_) * row_bits_]);
+      if (lists.modes[own] >= 0) {
+        kernels.recover(of(g, column), lists.bins, lists.modes[own],
+                        &every_[(chunk - first_chunk_) * row_bits_]);
+      }
       emit(PairCounts{g * lists.group + column, chunks_[chunk].first, chunks_[chunk].n_cols,
                       of(g, column), row_bits_});
     }

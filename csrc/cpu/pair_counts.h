@@ -10,8 +10,8 @@
 
 namespace modfast {
 
-// Bit-sliced counts of a block of samples, fewer than 2^17, have at most this many bits.
-constexpr int kPlanes = 20;
+// Bit-sliced counts of a block of samples, fewer than 2^16, have 16 bits; a carry of padding may be one more.
+constexpr int kPlanes = 17;
 constexpr int kMaxRowBits = 512;
 // Lists are of two columns at once up to this many bins.
 constexpr int kPairedBins = 16;

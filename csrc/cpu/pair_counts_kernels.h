@@ -45,7 +45,7 @@ inline void pack(const uint8_t* codes, int64_t stride, int64_t n, int n_cols, in
 }
 
 // Adds to counts [bins, kRowBits] of a column, and of a second one in lists of two. Samples with the
-// column's `skip`ped code are left out, to be recovered from the others.
+// columns' codes `skip` are left out, and those codes' counts, to be recovered from the others'; -1: none.
 inline void count(const void* table, const Lists& lists, int bins, const int* skip, uint32_t* first,
                   uint32_t* second) {
   const Bits* rows = static_cast<const Bits*>(table);
@@ -88,17 +88,17 @@ inline void count_every(const void* table, const uint16_t* every, int64_t n, uin
   unslice(sum, counts);
 }
 
-inline void recover(uint32_t* __restrict counts, int bins, int skipped,
-                    const uint32_t* __restrict every) {
+inline void recover(uint32_t* counts, int bins, int skipped, const uint32_t* every) {
+  using Lanes = uint32_t __attribute__((vector_size(64)));
   for (int i = 0; i < kRowBits; i += 16) {
-    uint32_t rest[16];
-    memcpy(rest, every + i, sizeof(rest));
+    Lanes rest, some;
+    memcpy(&rest, every + i, sizeof(rest));
     for (int a = 0; a < bins; ++a) {
       if (a == skipped) continue;
-#pragma omp simd
-      for (int k = 0; k < 16; ++k) rest[k] -= counts[a * kRowBits + i + k];
+      memcpy(&some, counts + a * kRowBits + i, sizeof(some));
+      rest -= some;
     }
-    memcpy(counts + skipped * kRowBits + i, rest, sizeof(rest));
+    memcpy(counts + skipped * kRowBits + i, &rest, sizeof(rest));
   }
 }
 
