@@ -226,7 +226,9 @@ inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(static_cast<unsig
 // ---- the run-time library, as far as launch.cuh asks for it
 
 enum cudaError_t { cudaSuccess, cudaErrorLaunchFailure };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 using cudaStream_t = void*;
 
 struct cudaLaunchConfig_t {
@@ -240,10 +242,30 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 // One multiprocessor, so that small inputs make blocks stride over the grid.
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 1;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 1 : static_cast<int>(simt::kMaxShared);
   return cudaSuccess;
 }
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  simt::allow_shared(kernel, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
+  if (!simt::host_access(at, bytes, simt::Access::write)) return cudaErrorLaunchFailure;
+  std::memset(at, value, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                                   cudaStream_t) {
+  const bool writes = kind == cudaMemcpyHostToDevice;
+  if (!simt::host_access(writes ? to : from, bytes,
+                         writes ? simt::Access::write : simt::Access::read)) {
+    return cudaErrorLaunchFailure;
+  }
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 // A report is told once, as the text of the launch's error.
 inline cudaError_t cudaGetLastError() {
   return simt::failed() ? cudaErrorLaunchFailure : cudaSuccess;
