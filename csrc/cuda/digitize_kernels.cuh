@@ -219,7 +219,7 @@ __device__ __forceinline__ void store_codes(void* out, bool wide, int64_t at, co
 
 // not_finite: zeros [d]. `walk.d` is 1 where all of the `d` columns have one rule.
 template <class T, int V, bool kEach>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     write_codes(const T* x, const Walk walk, const Rules<compute_t<T>> rules, int64_t d, bool wide,
                 void* out, unsigned long long* not_finite) {
   using C = compute_t<T>;
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // edges: [1 or d, m]; `walk.d` is 1 for one row of them.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     write_edge_codes(const T* x, const Walk walk, const compute_t<T>* edges, int m, bool wide,
                      void* out) {
   const compute_t<T>* own[V];

@@ -168,7 +168,7 @@ struct BinnedSide {
 
 // not_finite: zeros [2].
 template <class T, class U, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     count_binned(const BinnedSide<T> x, const BinnedSide<U> y, int64_t size, const TableCut cut,
                  unsigned long long* counts, unsigned long long* not_finite) {
   constexpr int kBatch = V > 4 ? 1 : 2;  // more spills

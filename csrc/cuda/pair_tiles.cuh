@@ -24,7 +24,7 @@ constexpr int64_t kColumnPad = 128;
 // Rows of `order` if there is one, by tiles of 32 columns and kColumnPad rows. Codes and rows out of
 // range become the last.
 template <class From, class To>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     to_columns(const From* from, const int64_t* order, int64_t n, int64_t d, int64_t stride, int bins,
                To* to) {
   constexpr int kCols = 32, kRows = kColumnPad, kPad = 4 / sizeof(To);

@@ -1,7 +1,7 @@
 // pairwise_information and permuted_information on CUDA. Nothing here waits for the device; codes and
 // permutations out of range become the last.
 #include "pair_tiles.h"
-#include "pairwise_information_kernels.cuh"
+#include "pair_products_kernels.cuh"
 
 namespace modfast {
 namespace {
@@ -20,6 +20,9 @@ Bias bias_of(Correction correction) {
   return Bias::none;
 }
 
+// A tile of products takes as long as counting about so many pairs.
+constexpr int64_t kTilePairs = 105;
+
 // Takes information of pairs of columns; what does not change with the order of y's rows is kept.
 class Informer {
  public:
@@ -28,10 +31,14 @@ class Informer {
         cut_(cut_tiles(op, sides)) {
     const int64_t n = sides.x.n, size = std::min(n, kMaxLogs) + 1;
     const int64_t cells = sides.x.d * sides.y.d * sides.x.bins * sides.y.bins;
-    in_memory_ = n_splits(op, cut_, sides) > 1 && cells <= kMaxCells;
+    n_products_ = count_products(bias);
+    in_memory_ = n_products_ == 0 && n_splits(op, cut_, sides) > 1 && cells <= kMaxCells;
+    const auto memory = [&](int64_t size, int32_t type) {
+      kept_.push_back(empty_beside(beside, {size}, type));
+      return kept_.back().mutable_data_ptr();
+    };
     const auto scratch = [&](int64_t words) {
-      kept_.push_back(empty_beside(beside, {words}, aoti_torch_dtype_int64()));
-      return static_cast<int64_t*>(kept_.back().mutable_data_ptr());
+      return static_cast<int64_t*>(memory(words, aoti_torch_dtype_int64()));
     };
     const auto of = [&](int64_t d) {
       return reinterpret_cast<Margin*>(scratch(d * sizeof(Margin) / sizeof(int64_t)));
@@ -39,6 +46,12 @@ class Informer {
     counts_ = reinterpret_cast<unsigned long long*>(scratch(in_memory_ ? cells : 0));
     n_cells_ = cells;
     int64_t* logs = scratch(size);
+    const auto above_of = [&](const Codes& codes) {
+      const int64_t size = n_products_ > 0 ? codes.d * (codes.bins - 1) : 0;
+      return static_cast<uint32_t*>(size > 0 ? memory(size, aoti_torch_dtype_int32()) : nullptr);
+    };
+    above_x_ = above_of(sides.x);
+    above_y_ = above_of(sides.y);
     const int shift = log_shift(n);
     Margin *of_x = of(sides.x.d), *of_y = of(sides.y.d);
     question_ = Question{Logs{logs, size, n, shift, std::ldexp(1.0, -shift)},
@@ -53,8 +66,8 @@ class Informer {
     launch(op, &make_logs, (size + kThreads - 1) / kThreads, stream, size, shift, logs);
     with_columns(columns_, [&](auto code) {
       using Code = decltype(code);
-      find_margins(columns_.x_as<Code>(), of_x);
-      find_margins(columns_.y_as<Code>(), of_y);
+      find_margins(columns_.x_as<Code>(), of_x, above_x_);
+      find_margins(columns_.y_as<Code>(), of_y, above_y_);
     });
   }
 
@@ -64,6 +77,11 @@ class Informer {
   void run(double* information, double* bias) {
     question_.information = information;
     question_.biases = bias;
+    if (n_products_ > 0) {
+      launch(op_, &product_information, Blocks(n_products_, kProductBytes), stream_,
+             columns_.x_as<uint8_t>(), columns_.y_as<uint8_t>(), above_x_, above_y_, question_);
+      return;
+    }
     if (in_memory_) {
       zero(op_, counts_, n_cells_ * static_cast<int64_t>(sizeof(int64_t)), stream_);
       count_pairs(op_, columns_, counts_, stream_);
@@ -79,11 +97,23 @@ class Informer {
   }
 
  private:
+  // How many tiles of products the pairs take; 0 where counting them is faster.
+  int64_t count_products(Bias bias) const {
+    const auto& [x, y] = sides_;
+    if (columns_.wide() || std::max(x.bins, y.bins) > kMaxProductBins ||
+        bias == Bias::panzeri_treves || kProductBytes > tile_bytes(op_)) {
+      return 0;
+    }
+    const int64_t n_x = columns_x(x.bins), n_y = columns_y(y.bins);
+    const int64_t tiles = (x.d + n_x - 1) / n_x * ((y.d + n_y - 1) / n_y);
+    return tiles * kTilePairs < x.d * y.d ? tiles : 0;
+  }
+
   template <class Code>
-  void find_margins(const Columns<Code>& columns, Margin* margins) {
+  void find_margins(const Columns<Code>& columns, Margin* margins, uint32_t* above) {
     launch(op_, &column_margins<Code>,
            Blocks(columns.d, columns.bins * static_cast<int64_t>(sizeof(uint32_t))), stream_, columns,
-           question_.logs, question_.bias, margins, static_cast<uint32_t*>(nullptr));
+           question_.logs, question_.bias, margins, above);
   }
 
   const char* op_;
@@ -92,7 +122,8 @@ class Informer {
   SideColumns columns_;
   TileCut cut_;
   bool in_memory_;
-  int64_t n_cells_;
+  int64_t n_cells_, n_products_;
+  uint32_t *above_x_, *above_y_;  // [d, bins - 1], how many codes are larger
   unsigned long long* counts_;
   std::vector<Tensor> kept_;
   Question question_;

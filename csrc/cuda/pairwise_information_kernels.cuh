@@ -49,7 +49,7 @@ struct Margin {
 
 // A column a block. above: null, or [d, bins - 1], how many codes are > b.
 template <class Code>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     column_margins(const Columns<Code> columns, const Logs logs, Bias bias, Margin* margins,
                    uint32_t* above) {
   DYN_SMEM(uint32_t, counts);
@@ -156,7 +156,7 @@ struct InformationTail {
 };
 
 template <class Code>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     tile_information(const Columns<Code> x, const Columns<Code> y, const TileCut cut,
                      const Question question) {
   DYN_SMEM(uint32_t, memory);
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // From counts in memory, [dx, dy, bins_x, bins_y], a pair a block.
-static __global__ void __launch_bounds__(kThreads)
+static __global__ void __launch_bounds__(kThreads, 2)
     table_information(const unsigned long long* counts, int64_t n_pairs, const Question question) {
   __shared__ PairSums sums;
   const int bins_x = question.bins_x, bins_y = question.bins_y;

@@ -150,6 +150,31 @@ inline int __all_sync(unsigned mask, int predicate, SimtHere here = SimtHere::cu
   return simt_reduce("__all_sync", mask, int{predicate != 0}, here, [](int a, int b) { return a & b; });
 }
 
+// The twin of csrc/cuda/mma.cuh's product of bytes.
+SIMT_UNHOOKED inline void simt_multiply_bytes(int (&c)[4], const uint32_t (&a)[4],
+                                              const uint32_t (&b)[2],
+                                              SimtHere here = SimtHere::current()) {
+  const uint64_t mine[3] = {a[0] | uint64_t{a[1]} << 32, a[2] | uint64_t{a[3]} << 32,
+                            b[0] | uint64_t{b[1]} << 32};
+  uint64_t all[3][32];
+  for (int i = 0; i < 3; ++i) {
+    std::memcpy(all[i], simt::exchange("mma", 0xffffffffu, mine[i], here), sizeof(all[i]));
+  }
+  const int lane = simt::lane();
+  for (int i = 0; i < 4; ++i) {
+    for (int t = 0; t < 4; ++t) {
+      const int row = lane / 4 * 4 + t, col = (lane % 4 * 2 + i % 2) * 4 + t;
+      for (int half = 0; half < 2; ++half) {
+        for (int byte = 0; byte < 32; byte += 8) {
+          const unsigned x = all[half][row] >> (i / 2 * 32 + byte) & 0xff;
+          const unsigned y = all[2][col] >> (half * 32 + byte) & 0xff;
+          c[i] += static_cast<int>(x * y);
+        }
+      }
+    }
+  }
+}
+
 // ---- memory
 // Not inlined, so that the return address lies in the kernel; not hooked, because each tells the
 // checker itself what kind of access it is.
