@@ -1,7 +1,6 @@
 // digitize and digitize_edges on the CPU.
 #include "digitize.h"
 
-#include <array>
 #include <cmath>
 #include <limits>
 #include <mutex>
@@ -9,6 +8,7 @@
 
 #include "../math/binning.h"
 #include "../math/number.h"
+#include "../notebook_edges.h"
 #include "simd.h"
 
 namespace modfast {
@@ -78,17 +78,6 @@ void for_each_block(int64_t size, int64_t block, const F& f) {
   }
 }
 
-// torch.linspace itself: how it rounds depends on the machine's vectors.
-Tensor linspace(const Tensor& lo, const Tensor& hi, int64_t steps, ScalarType dtype) {
-  using torch::stable::detail::from;
-  const std::optional<ScalarType> type = dtype;
-  std::array<StableIValue, 7> stack{from(lo), from(hi), from(steps), from(type),
-                                    from(std::nullopt), from(std::nullopt), from(std::nullopt)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linspace", "Tensor_Tensor", stack.data(),
-                                               TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 // n values from i, in `buffer` if they must be widened.
 template <class C>
 const C* numbers(const Matrix& x, Dtype dtype, int64_t i, int64_t n, C* buffer) {
@@ -107,19 +96,14 @@ const C* numbers(const Matrix& x, Dtype dtype, int64_t i, int64_t n, C* buffer) 
 template <class C>
 class DigitizerOf : public Digitizer {
  public:
-  DigitizerOf(const char* op, const Tensor& x, Dtype dtype, const Matrix& values, int bins,
+  DigitizerOf(const char* op, const Tensor& x, const Values& values, int bins,
               const std::optional<Tensor>& range, bool per_column, bool notebook)
-      : Digitizer(values, bins, notebook, range ? range->size(0) > 1 : per_column), dtype_(dtype) {
-    const int64_t n_ranges = range ? range->size(0) : per_column ? values.d : 1;
-    const int32_t type = sizeof(C) == 8 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-    range_ = empty_beside(x, {n_ranges, 2}, type);
+      : Digitizer(values, bins, notebook, range ? range->size(0) > 1 : per_column),
+        dtype_(values.dtype) {
+    const int64_t n_ranges = read_range(op, x, values, range, per_column);
+    range_ = empty_beside(x, {n_ranges, 2}, values.compute_code());
     C* limits = static_cast<C*>(range_.mutable_data_ptr());
     if (range) {
-      MODFAST_CHECK(range->dim() == 2 && range->size(1) == 2 && range->is_contiguous() &&
-                        range->is_cpu() && (n_ranges == 1 || n_ranges == values.d),
-                    op, "range must be a contiguous [1 or ", values.d, ", 2]");
-      MODFAST_CHECK(range->scalar_type() == range_.scalar_type(), op, "range must be ",
-                    torch::headeronly::toString(range_.scalar_type()));
       std::copy_n(static_cast<const C*>(range->data_ptr()), 2 * n_ranges, limits);
     } else {
       find_limits(n_ranges, limits);
@@ -217,7 +201,7 @@ class DigitizerOf : public Digitizer {
     }
     if (direct_) return;
     if (notebook_) {
-      set_edges(n_ranges);
+      set_edges(n_ranges, limits);
       return;
     }
     for (int64_t r = 0; r < n_ranges; ++r) {
@@ -228,25 +212,12 @@ class DigitizerOf : public Digitizer {
     }
   }
 
-  void set_edges(int64_t n_ranges) {
-    for (int64_t r = 0; r < n_ranges; ++r) {
-      Tensor lo = empty_beside(range_, {}, type()), hi = empty_beside(range_, {}, type());
-      *static_cast<C*>(lo.mutable_data_ptr()) = rules_[r].lo;
-      *static_cast<C*>(hi.mutable_data_ptr()) = rules_[r].hi;
-      const Tensor edges = linspace(lo, hi, bins_, range_.scalar_type());
-      const C* e = static_cast<const C*>(edges.data_ptr());
-      for (int i = 0; i < bins_; ++i) {
-        thresholds_.push_back(std::nextafter(e[i], std::numeric_limits<C>::infinity()));
-      }
-    }
+  void set_edges(int64_t n_ranges, const C* limits) {
+    thresholds_ = notebook_thresholds(limits, n_ranges, bins_);
     if (n_ranges == 1 && !per_column_) {
       notebook_rule_ = NotebookBins<C>::of(rules_[0].lo, rules_[0].hi, bins_);
       direct_ = notebook_rule_.direct(thresholds_.data(), bins_);
     }
-  }
-
-  static int32_t type() {
-    return sizeof(C) == 8 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   }
 
   template <class Code>
@@ -302,8 +273,7 @@ std::tuple<Tensor, Tensor, Tensor> digitize(const Tensor& x, int64_t bins,
   const auto digitizer = make_digitizer(op, "x", x, bins, range, per_column, rule);
   const Matrix& values = digitizer->values();
   const int64_t width = digitizer->wide() ? 2 : 1;
-  Tensor codes = empty_beside(x, {values.n, values.d},
-                              width == 2 ? aoti_torch_dtype_int16() : aoti_torch_dtype_uint8());
+  Tensor codes = empty_beside(x, {values.n, values.d}, code_dtype(width == 2));
   Tensor not_finite = empty_beside(x, {values.d}, aoti_torch_dtype_int64());
   char* out = static_cast<char*>(codes.mutable_data_ptr());
   int64_t* bad = static_cast<int64_t*>(not_finite.mutable_data_ptr());
@@ -318,7 +288,7 @@ std::tuple<Tensor, Tensor, Tensor> digitize(const Tensor& x, int64_t bins,
 }
 
 template <class C, class Code>
-void search_edges(const Matrix& x, Dtype dtype, const Tensor& edges, Code* out) {
+void search_edges(const Values& x, const Tensor& edges, Code* out) {
   const C* first = static_cast<const C*>(edges.data_ptr());
   const int n_edges = static_cast<int>(edges.size(1));
   const int64_t stride = edges.size(0) > 1 ? n_edges : 0;
@@ -333,7 +303,7 @@ void search_edges(const Matrix& x, Dtype dtype, const Tensor& edges, Code* out) 
   const auto& kernels = kernels_for<C>();
   for_each_block(x.size(), run, [&](int64_t begin, int64_t end) {
     std::vector<C> buffer(run);
-    const C* values = numbers(x, dtype, begin, end - begin, buffer.data());
+    const C* values = numbers(x, x.dtype, begin, end - begin, buffer.data());
     if (few) {
       const C* e = stride == 0 ? first : apart.data();
       const int64_t apart_by = stride == 0 ? 0 : run;
@@ -353,20 +323,12 @@ void search_edges(const Matrix& x, Dtype dtype, const Tensor& edges, Code* out) 
 
 Tensor digitize_edges(const Tensor& x, const Tensor& edges) {
   constexpr const char* op = "digitize_edges";
-  const Matrix values = read_matrix(op, "x", x);
-  const Dtype dtype = float_dtype(x, op, "x", 0);
-  const bool is_double = dtype == Dtype::float64;
-  read_matrix(op, "edges", edges);
-  MODFAST_CHECK(edges.is_cpu() && (edges.size(0) == 1 || edges.size(0) == values.d), op,
-                "edges must be [1 or ", values.d, ", m], got ", edges.size(0), " rows");
-  MODFAST_CHECK(edges.scalar_type() == (is_double ? ScalarType::Double : ScalarType::Float), op,
-                "edges must be float32, or float64 for a float64 x");
-  const bool wide = read_bins(op, "edges + 1", edges.size(1) + 1) > kMaxByteBins;
-  Tensor codes = empty_beside(x, {values.n, values.d},
-                              wide ? aoti_torch_dtype_int16() : aoti_torch_dtype_uint8());
+  const Values values = read_values(op, "x", x);
+  const bool wide = read_edges(op, x, values, edges);
+  Tensor codes = empty_beside(x, {values.n, values.d}, code_dtype(wide));
   const auto write = [&](auto* out) {
-    is_double ? search_edges<double>(values, dtype, edges, out)
-              : search_edges<float>(values, dtype, edges, out);
+    values.is_double() ? search_edges<double>(values, edges, out)
+                       : search_edges<float>(values, edges, out);
   };
   wide ? write(static_cast<int16_t*>(codes.mutable_data_ptr()))
        : write(static_cast<uint8_t*>(codes.mutable_data_ptr()));
@@ -378,15 +340,14 @@ Tensor digitize_edges(const Tensor& x, const Tensor& edges) {
 std::unique_ptr<Digitizer> make_digitizer(const char* op, const char* name, const Tensor& x,
                                           int64_t bins, const std::optional<Tensor>& range,
                                           bool per_column, const std::string& rule) {
-  const Matrix values = read_matrix(op, name, x);
-  const Dtype dtype = float_dtype(x, op, name, 0);
+  const Values values = read_values(op, name, x);
   const int n_bins = read_bins(op, "bins", bins);
   const bool notebook = read_notebook(op, rule);
-  if (dtype == Dtype::float64) {
-    return std::make_unique<DigitizerOf<double>>(op, x, dtype, values, n_bins, range, per_column,
+  if (values.is_double()) {
+    return std::make_unique<DigitizerOf<double>>(op, x, values, n_bins, range, per_column,
                                                  notebook);
   }
-  return std::make_unique<DigitizerOf<float>>(op, x, dtype, values, n_bins, range, per_column,
+  return std::make_unique<DigitizerOf<float>>(op, x, values, n_bins, range, per_column,
                                               notebook);
 }
 

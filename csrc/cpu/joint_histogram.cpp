@@ -191,14 +191,11 @@ void count_pairwise(const Codes& x, const Codes& y, int64_t* counts) {
 Tensor joint_histogram(const Tensor& x_codes, const Tensor& y_codes, int64_t bins_x, int64_t bins_y,
                        const std::string& pairing) {
   constexpr const char* op = "joint_histogram";
-  const Codes x = read_codes(op, "x_codes", x_codes, bins_x);
-  const Codes y = read_codes(op, "y_codes", y_codes, bins_y);
-  check_same_rows(op, x_codes, y_codes);
+  const Sides sides = read_sides(op, x_codes, y_codes, bins_x, bins_y);
+  const auto& [x, y] = sides;
   check_codes(op, "x_codes", x);
   check_codes(op, "y_codes", y);
-  const Pairing how = read_pairing(op, pairing);
-  MODFAST_CHECK(how != Pairing::aligned || x.d == y.d, op,
-                "aligned codes must have as many columns, got ", x.d, " and ", y.d);
+  const Pairing how = check_pairing(op, sides, pairing);
   Tensor counts = how == Pairing::pairwise
                       ? empty_beside(x_codes, {x.d, y.d, bins_x, bins_y}, aoti_torch_dtype_int64())
                       : empty_beside(x_codes, {bins_x, bins_y}, aoti_torch_dtype_int64());
@@ -220,10 +217,7 @@ std::tuple<Tensor, Tensor> binned_histogram(const Tensor& x, const Tensor& y, in
   const auto digitize_x = make_digitizer(op, "x", x, bins, range_x, false, rule);
   const auto digitize_y = make_digitizer(op, "y", y, bins, range_y, false, rule);
   const Matrix& values = digitize_x->values();
-  MODFAST_CHECK(values.n == digitize_y->values().n && values.d == digitize_y->values().d &&
-                    same_device(x, y) && digitize_x->block() == kPairBlock &&
-                    digitize_y->block() == kPairBlock,
-                op, "x and y must have one shape on one device, and each one range");
+  check_same_shape(op, x, y, range_x, range_y);
   const int n_bins = static_cast<int>(bins);
   const bool wide = digitize_x->wide();
   Tensor counts = empty_beside(x, {bins, bins}, aoti_torch_dtype_int64());

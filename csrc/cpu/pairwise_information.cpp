@@ -272,17 +272,10 @@ double cost_by_pairs(const Codes& x, const Codes& y) {
   return 6.0 * static_cast<double>(x.d) * static_cast<double>(y.d);
 }
 
-struct Sides {
-  Codes x, y;
-};
-
-Sides read_sides(const char* op, const Tensor& x_codes, const Tensor& y_codes, int64_t bins_x,
-                 int64_t bins_y) {
-  const Sides sides{read_codes(op, "x_codes", x_codes, bins_x),
-                    read_codes(op, "y_codes", y_codes, bins_y)};
-  check_same_rows(op, x_codes, y_codes);
-  MODFAST_CHECK(sides.x.n < int64_t{1} << 31, op, "x_codes must have fewer than 2^31 rows, got ",
-                sides.x.n);
+Sides read_checked_sides(const char* op, const Tensor& x_codes, const Tensor& y_codes,
+                         int64_t bins_x, int64_t bins_y) {
+  const Sides sides = read_sides(op, x_codes, y_codes, bins_x, bins_y);
+  check_total(op, sides);
   check_codes(op, "x_codes", sides.x);
   check_codes(op, "y_codes", sides.y);
   return sides;
@@ -292,7 +285,8 @@ std::tuple<Tensor, Tensor> pairwise_information(const Tensor& x_codes, const Ten
                                                 int64_t bins_x, int64_t bins_y,
                                                 const std::optional<std::string>& correction) {
   constexpr const char* op = "pairwise_information";
-  const auto [x, y] = read_sides(op, x_codes, y_codes, bins_x, bins_y);
+  const Sides sides = read_checked_sides(op, x_codes, y_codes, bins_x, bins_y);
+  const auto& [x, y] = sides;
   const Correction how = read_correction(op, correction);
   Tensor information = empty_beside(x_codes, {x.d, y.d}, aoti_torch_dtype_float64());
   Tensor bias = empty_beside(x_codes, {x.d, y.d}, aoti_torch_dtype_float64());
@@ -325,17 +319,9 @@ std::tuple<Tensor, Tensor, Tensor> permuted_information(const Tensor& x_codes,
                                                         int64_t bins_y, const Tensor& permutations,
                                                         const Tensor& observed) {
   constexpr const char* op = "permuted_information";
-  // Two values of information of the same counts differ by rounding less than this.
-  constexpr double kRounding = 1e-12;
-  const auto [x, y] = read_sides(op, x_codes, y_codes, bins_x, bins_y);
-  MODFAST_CHECK(permutations.scalar_type() == ScalarType::Long && permutations.dim() == 2 &&
-                    permutations.is_contiguous() && permutations.size(1) == x.n &&
-                    same_device(permutations, x_codes),
-                op, "permutations must be contiguous int64 [p, ", x.n, "]");
-  MODFAST_CHECK(observed.scalar_type() == ScalarType::Double && observed.dim() == 2 &&
-                    observed.is_contiguous() && observed.size(0) == x.d &&
-                    observed.size(1) == y.d && same_device(observed, x_codes),
-                op, "observed must be contiguous float64 [", x.d, ", ", y.d, "]");
+  const Sides sides = read_checked_sides(op, x_codes, y_codes, bins_x, bins_y);
+  const auto& [x, y] = sides;
+  check_nulls(op, sides, x_codes, permutations, observed);
   const int64_t* orders = static_cast<const int64_t*>(permutations.data_ptr());
   for (int64_t i = 0; i < permutations.numel(); ++i) {
     MODFAST_CHECK(orders[i] >= 0 && orders[i] < x.n, op, "permutations must lie in [0, ", x.n,
@@ -354,7 +340,7 @@ std::tuple<Tensor, Tensor, Tensor> permuted_information(const Tensor& x_codes,
   std::fill_n(squares, n_pairs, 0.0);
   if (n_pairs == 0) return {at_least, mean, m2};
   if (x.n == 0) {  // every null is 0
-    for (int64_t i = 0; i < n_pairs; ++i) reached[i] = 0.0 >= least[i] - kRounding ? n_orders : 0;
+    for (int64_t i = 0; i < n_pairs; ++i) reached[i] = 0.0 >= least[i] - kInformationRounding ? n_orders : 0;
     return {at_least, mean, m2};
   }
   const Logs log(x.n);
@@ -374,7 +360,7 @@ std::tuple<Tensor, Tensor, Tensor> permuted_information(const Tensor& x_codes,
       by_pairs(task, order);
     }
     for (int64_t i = 0; i < n_pairs; ++i) {
-      reached[i] += nulls[i] >= least[i] - kRounding;
+      reached[i] += nulls[i] >= least[i] - kInformationRounding;
       const double off = nulls[i] - means[i];
       means[i] += off / static_cast<double>(p + 1);
       squares[i] += off * (nulls[i] - means[i]);

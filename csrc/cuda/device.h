@@ -28,7 +28,7 @@ class OnDevice {
 
  private:
   static int32_t checked_index(const char* op, const Tensor& tensor) {
-    MODFAST_CHECK(tensor.is_cuda(), op, "weights must be on a CUDA device, as other arguments are");
+    MODFAST_CHECK(tensor.is_cuda(), op, "tensors must be on a CUDA device");
     return tensor.get_device_index();
   }
 

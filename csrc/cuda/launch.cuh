@@ -17,29 +17,84 @@ constexpr int kThreads = 256;
 // that end early, and still share a block's start among many tiles where there are many.
 constexpr int64_t kBlocksPerMultiprocessor = 32;
 
+// Whether accesses of 16 bytes may start here.
+inline bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+// Dynamic shared memory of a kernel: a pointer `name` to T. The host harness brings its own.
+#ifndef DYN_SMEM
+#define DYN_SMEM(T, name)                                          \
+  extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+  T* const name = reinterpret_cast<T*>(dynamic_shared)
+#endif
+
+// What every block may have without asking.
+constexpr int64_t kPlainShared = 48 << 10;
+
 inline void check_cuda(cudaError_t status, const char* kernel, const char* what) {
   MODFAST_CHECK(status == cudaSuccess, kernel, what, " failed: ", cudaGetErrorString(status));
 }
 
-// Starts `kernel` on the current device and does not wait for it. `wanted` is how many blocks could
-// work side by side; the device's size bounds how many there are, so kernels stride over the grid.
-template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), int64_t wanted, cudaStream_t stream,
-            const Arguments&... arguments) {
-  if (wanted <= 0) return;
-  int device = 0, multiprocessors = 0;
+inline int64_t device_attribute(const char* name, cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
   check_cuda(cudaGetDevice(&device), name, "finding the device");
-  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), name,
-             "reading the device's size");
-  const int64_t most = kBlocksPerMultiprocessor * multiprocessors;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), name, "reading the device's size");
+  return value;
+}
+
+inline int64_t multiprocessors(const char* name) {
+  return device_attribute(name, cudaDevAttrMultiProcessorCount);
+}
+
+// The most shared memory that a block can ask for, static and dynamic.
+inline int64_t most_shared(const char* name) {
+  return device_attribute(name, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
+
+// How many blocks could work side by side, and the bytes of dynamic shared memory of each.
+struct Blocks {
+  int64_t wanted, shared;
+
+  Blocks(int64_t wanted, int64_t shared = 0) : wanted(wanted), shared(shared) {}
+};
+
+// Starts `kernel` on the current device and does not wait for it. The device's size bounds how many
+// blocks there are, so kernels stride over the grid.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), const Blocks& blocks,
+            cudaStream_t stream, const Arguments&... arguments) {
+  if (blocks.wanted <= 0) return;
+  const int64_t most = kBlocksPerMultiprocessor * multiprocessors(name);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(wanted < most ? wanted : most));
+  config.gridDim = dim3(static_cast<unsigned>(blocks.wanted < most ? blocks.wanted : most));
   config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(blocks.shared);
   config.stream = stream;
+  if (blocks.shared > kPlainShared) {
+    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(blocks.shared)),
+               name, "asking for shared memory");
+  }
   const cudaError_t launched = cudaLaunchKernelEx(&config, kernel, arguments...);
   // Asked for in any case, or a failed launch would be reported again by whoever asks next.
   const cudaError_t last = cudaGetLastError();
   check_cuda(launched == cudaSuccess ? last : launched, name, "launching");
+}
+
+// Also in stream order. From ordinary host memory, which may be freed at once; to it, this waits.
+inline void zero(const char* name, void* at, int64_t bytes, cudaStream_t stream) {
+  check_cuda(cudaMemsetAsync(at, 0, static_cast<size_t>(bytes), stream), name, "clearing memory");
+}
+inline void copy_to_device(const char* name, void* to, const void* from, int64_t bytes,
+                           cudaStream_t stream) {
+  check_cuda(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream),
+             name, "copying to the device");
+}
+inline void copy_to_host(const char* name, void* to, const void* from, int64_t bytes,
+                         cudaStream_t stream) {
+  check_cuda(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream),
+             name, "copying from the device");
+  check_cuda(cudaStreamSynchronize(stream), name, "waiting for a copy");
 }
 
 }  // namespace modfast

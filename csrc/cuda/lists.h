@@ -58,8 +58,6 @@ class TileSums {
   double2* data_;
 };
 
-inline bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
-
 // Puts the weights of one element type T into lists and calls `run(list)` for each full one and the
 // last. `fill(item, i)` sets what the operator adds: the arrays beside the weight, sums, the rule.
 template <class T, class List, class Fill, class Run>

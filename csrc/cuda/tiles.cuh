@@ -1,11 +1,11 @@
 // What kernels over the tiles of several weights share: their parameters, the walk through a tile,
-// 16-byte accesses, block sums. Device code only; no torch header.
+// block sums. Device code only; no torch header.
 #pragma once
 
 #include "../math/clusterability.h"
-#include "../math/number.h"
 #include "../math/tiles.h"
 #include "launch.cuh"
+#include "packs.cuh"
 
 namespace modfast {
 
@@ -53,34 +53,6 @@ struct TileList {
     return low;
   }
 };
-
-// V neighbouring elements, moved by one access.
-template <class T, int V>
-struct Pack {
-  T values[V];
-};
-
-template <class T>
-constexpr int kPack = 16 / sizeof(T);
-
-// Marked as read once, so that the labels, read again for every row, stay in the first-level cache.
-template <class T, int V>
-__device__ __forceinline__ Pack<T, V> load_pack(const T* from) {
-  if constexpr (V == 1) {
-    return Pack<T, 1>{{*from}};
-  } else {
-    return bit_cast<Pack<T, V>>(__ldcs(reinterpret_cast<const uint4*>(from)));
-  }
-}
-
-template <class T, int V>
-__device__ __forceinline__ void store_pack(T* to, const Pack<T, V>& pack) {
-  if constexpr (V == 1) {
-    *to = pack.values[0];
-  } else {
-    *reinterpret_cast<uint4*>(to) = bit_cast<uint4>(pack);
-  }
-}
 
 // Labels of V columns.
 template <int V>

@@ -35,6 +35,12 @@ MODFAST_BOTH double product(double a, double b) {
 #endif
 }
 
+// Constants, because devices lack the functions of numeric_limits.
+template <class C>
+constexpr C kEpsilon = std::numeric_limits<C>::epsilon();
+template <class C>
+constexpr C kMost = std::numeric_limits<C>::max();
+
 template <class C>
 MODFAST_BOTH C bin_width(C lo, C hi, int bins) {
   const C step = (hi - lo) / static_cast<C>(bins);
@@ -45,7 +51,7 @@ MODFAST_BOTH C bin_width(C lo, C hi, int bins) {
 template <class C>
 MODFAST_BOTH C bin_edge(C lo, C hi, C width, int bins, int i) {
   // A range that overflows is taken by halves; one of a few subnormals has no width.
-  if (!(hi - lo <= std::numeric_limits<C>::max())) {
+  if (!(hi - lo <= kMost<C>)) {
     return 2 * (product(static_cast<C>(i), width / 2) + lo / 2);
   }
   const C above = width == 0 ? product(static_cast<C>(i) / static_cast<C>(bins), hi - lo)
@@ -71,8 +77,7 @@ struct UniformBins {
     // Edges and their places are off by a few units in the last place of the larger limit; half of a
     // bin would be too many.
     const C largest = std::fabs(lo) > std::fabs(hi) ? std::fabs(lo) : std::fabs(hi);
-    b.direct = largest * 16 * std::numeric_limits<C>::epsilon() <= b.width &&
-               b.scale <= std::numeric_limits<C>::max() && hi - lo <= std::numeric_limits<C>::max();
+    b.direct = largest * 16 * kEpsilon<C> <= b.width && b.scale <= kMost<C> && hi - lo <= kMost<C>;
     return b;
   }
 
@@ -103,7 +108,7 @@ struct NotebookBins {
   // Whether multiplication finds the nearest of the thresholds: the edges, each raised to the next
   // number, so that those < x are the thresholds <= x.
   MODFAST_BOTH bool direct(const C* thresholds, int bins) const {
-    bool near = lo <= hi && scale <= std::numeric_limits<C>::max();
+    bool near = lo <= hi && scale <= kMost<C>;
     for (int i = 0; i < bins && near; ++i) {
       near = std::fabs((thresholds[i] - lo) * scale - static_cast<C>(i)) <= static_cast<C>(0.25);
     }
@@ -119,9 +124,20 @@ struct NotebookBins {
   }
 };
 
-// The number of ascending thresholds <= x.
+// The inner edges of the uniform rule, as an array of bins - 1.
 template <class C>
-MODFAST_BOTH int count_thresholds(const C* thresholds, int n, C x) {
+struct UniformEdges {
+  UniformBins<C> rule;
+  int bins;
+
+  MODFAST_BOTH C operator[](int i) const {
+    return bin_edge(rule.lo, rule.hi, rule.width, bins, i + 1);
+  }
+};
+
+// The number of ascending thresholds <= x.
+template <class Thresholds, class C>
+MODFAST_BOTH int count_thresholds(const Thresholds& thresholds, int n, C x) {
   int low = 0;
   while (n > 0) {
     const int half = n / 2;

@@ -35,15 +35,21 @@ MODFAST_BOTH double miller_madow(int64_t cells, int64_t rows, int64_t cols, int6
   return static_cast<double>(cells - rows - cols + 1) / (2.0 * static_cast<double>(total));
 }
 
-// How many of `n_bins` can be filled, given those that are, and their counts (Panzeri & Treves, 1996;
-// modfast/reference.py tells how).
-MODFAST_BOTH double relevant_bins(const int64_t* counts, int n_filled, int n_bins) {
+// How many of `n_bins` can be filled, given the counts of those that are, and maybe of others (Panzeri
+// & Treves, 1996; modfast/reference.py tells how).
+template <class Counts>
+MODFAST_BOTH int relevant_bins(const Counts& counts, int n_counts, int n_bins) {
   int64_t sum = 0;
-  for (int i = 0; i < n_filled; ++i) sum += counts[i];
+  int n_filled = 0;
+  for (int i = 0; i < n_counts; ++i) {
+    sum += counts[i];
+    n_filled += counts[i] > 0 ? 1 : 0;
+  }
   const double total = static_cast<double>(sum);
   if (n_filled == n_bins) return n_bins;
   double expected = 0.0;
-  for (int i = 0; i < n_filled; ++i) {
+  for (int i = 0; i < n_counts; ++i) {
+    if (counts[i] == 0) continue;
     expected += 1.0 - std::pow(1.0 - static_cast<double>(counts[i]) / total, total);
   }
   double error = n_filled - expected, before = n_bins;
@@ -53,7 +59,8 @@ MODFAST_BOTH double relevant_bins(const int64_t* counts, int n_filled, int n_bin
     const double share = extra * (1.0 - std::pow(total / (total + n_filled), 1.0 / total));
     const double rest = (1.0 - share) / (total + n_filled);
     expected = 0.0;
-    for (int i = 0; i < n_filled; ++i) {
+    for (int i = 0; i < n_counts; ++i) {
+      if (counts[i] == 0) continue;
       expected += 1.0 - std::pow(1.0 - static_cast<double>(counts[i] + 1) * rest, total);
     }
     expected += extra * (1.0 - std::pow(1.0 - share / extra, total));

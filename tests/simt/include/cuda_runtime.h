@@ -150,6 +150,31 @@ inline int __all_sync(unsigned mask, int predicate, SimtHere here = SimtHere::cu
   return simt_reduce("__all_sync", mask, int{predicate != 0}, here, [](int a, int b) { return a & b; });
 }
 
+// The twin of csrc/cuda/mma.cuh's product of bytes.
+SIMT_UNHOOKED inline void simt_multiply_bytes(int (&c)[4], const uint32_t (&a)[4],
+                                              const uint32_t (&b)[2],
+                                              SimtHere here = SimtHere::current()) {
+  const uint64_t mine[3] = {a[0] | uint64_t{a[1]} << 32, a[2] | uint64_t{a[3]} << 32,
+                            b[0] | uint64_t{b[1]} << 32};
+  uint64_t all[3][32];
+  for (int i = 0; i < 3; ++i) {
+    std::memcpy(all[i], simt::exchange("mma", 0xffffffffu, mine[i], here), sizeof(all[i]));
+  }
+  const int lane = simt::lane();
+  for (int i = 0; i < 4; ++i) {
+    for (int t = 0; t < 4; ++t) {
+      const int row = lane / 4 * 4 + t, col = (lane % 4 * 2 + i % 2) * 4 + t;
+      for (int half = 0; half < 2; ++half) {
+        for (int byte = 0; byte < 32; byte += 8) {
+          const unsigned x = all[half][row] >> (i / 2 * 32 + byte) & 0xff;
+          const unsigned y = all[2][col] >> (half * 32 + byte) & 0xff;
+          c[i] += static_cast<int>(x * y);
+        }
+      }
+    }
+  }
+}
+
 // ---- memory
 // Not inlined, so that the return address lies in the kernel; not hooked, because each tells the
 // checker itself what kind of access it is.
@@ -226,7 +251,9 @@ inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(static_cast<unsig
 // ---- the run-time library, as far as launch.cuh asks for it
 
 enum cudaError_t { cudaSuccess, cudaErrorLaunchFailure };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 using cudaStream_t = void*;
 
 struct cudaLaunchConfig_t {
@@ -240,10 +267,30 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 // One multiprocessor, so that small inputs make blocks stride over the grid.
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 1;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 1 : static_cast<int>(simt::kMaxShared);
   return cudaSuccess;
 }
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  simt::allow_shared(kernel, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
+  if (!simt::host_access(at, bytes, simt::Access::write)) return cudaErrorLaunchFailure;
+  std::memset(at, value, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                                   cudaStream_t) {
+  const bool writes = kind == cudaMemcpyHostToDevice;
+  if (!simt::host_access(writes ? to : from, bytes,
+                         writes ? simt::Access::write : simt::Access::read)) {
+    return cudaErrorLaunchFailure;
+  }
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 // A report is told once, as the text of the launch's error.
 inline cudaError_t cudaGetLastError() {
   return simt::failed() ? cudaErrorLaunchFailure : cudaSuccess;

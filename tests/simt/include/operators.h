@@ -7,9 +7,18 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
+#include <vector>
+
 #include "simt.h"
 
 namespace simt {
+
+// What an operator makes lives until it ends: each launch saves and restores all arrays.
+inline std::vector<torch::stable::Tensor>& made() {
+  static std::vector<torch::stable::Tensor> tensors;
+  return tensors;
+}
 
 inline AOTITorchError new_tensor(int64_t dim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
                                  int32_t device_type, int32_t device_index, AtenTensorHandle* result) {
@@ -21,6 +30,7 @@ inline AOTITorchError new_tensor(int64_t dim, const int64_t* sizes, const int64_
   aoti_torch_new_tensor_handle(*result, result);
   const size_t element = tensor.element_size();
   add_array(tensor.data_ptr(), tensor.numel() * element, element, false);
+  made().push_back(tensor);
   return error;
 }
 
@@ -49,8 +59,15 @@ inline void add_argument(const modfast::Tensors& tensors) {
   for (const Tensor& tensor : tensors) add_argument(tensor);
 }
 
+inline void add_argument(const std::optional<Tensor>& tensor) {
+  if (tensor) add_argument(*tensor);
+}
+
 struct Arrays {
-  ~Arrays() { forget_arrays(); }
+  ~Arrays() {
+    forget_arrays();
+    made().clear();
+  }
 };
 
 template <auto operator_>
@@ -83,7 +100,7 @@ namespace modfast {
 class OnDevice {
  public:
   OnDevice(const char* op, const Tensor& tensor) {
-    MODFAST_CHECK(tensor.is_cpu(), op, "weights must be on the CPU, where the kernels run here");
+    MODFAST_CHECK(tensor.is_cpu(), op, "tensors must be on the CPU, where the kernels run here");
   }
   cudaStream_t stream() const { return nullptr; }
 };

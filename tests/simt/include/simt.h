@@ -42,6 +42,15 @@ void access(const void* at, size_t size, size_t alignment, Access kind, const vo
 
 // ---- asked by hosts
 
+constexpr size_t kMaxShared = 227 << 10;  // what a block of compute capability 9.0 may have
+constexpr size_t kPlainShared = 48 << 10;  // without asking
+// Lets a kernel have up to so many bytes of dynamic shared memory.
+void allow_shared(const void* kernel, size_t bytes);
+
+// A copy or a fill by the host; false, with a report, where it leaves the arrays or reads what nothing
+// has written.
+bool host_access(const void* at, size_t bytes, Access kind);
+
 // An array that kernels may touch, in elements of `element` bytes; all are forgotten at once.
 void add_array(const void* data, size_t bytes, size_t element, bool initialized);
 void forget_arrays();

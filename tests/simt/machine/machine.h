@@ -18,7 +18,6 @@ namespace simt {
 
 constexpr int kWarp = 32;
 constexpr unsigned kMaxThreads = 1024;
-constexpr size_t kMaxShared = 227 << 10;  // what a block of compute capability 9.0 may have
 constexpr size_t kStack = 128 << 10;
 // Accesses of one thread without a pause, after which it is taken to wait for something by spinning.
 constexpr uint64_t kSpinning = 50'000'000;
@@ -102,6 +101,7 @@ struct Machine {
   Array* last = nullptr;
   std::vector<char> dynamic_bytes = std::vector<char>(kMaxShared + 1024);
   std::vector<Array> shared;  // static, then dynamic
+  std::map<const void*, size_t> allowed;  // dynamic shared memory of kernels that asked for it
   // For elements that several lanes of one warp touched: 1 + the stamp of each, 0 for none.
   std::vector<std::array<unsigned, kWarp>> stamps;
   unsigned runs = 0;

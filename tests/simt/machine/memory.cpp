@@ -226,6 +226,28 @@ void add_array(const void* data, size_t bytes, size_t element, bool initialized)
   m.last = nullptr;
 }
 
+bool host_access(const void* address, size_t bytes, Access kind) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(address);
+  Array* array = bytes == 0 ? nullptr : find(at);
+  std::ostringstream text;
+  if (bytes > 0 && (!array || at + bytes > array->end)) {
+    text << "out of bounds: the host's " << told(kind) << " of " << bytes << " bytes" << beside(at);
+  }
+  const size_t element = array ? array->element : 1;
+  const size_t first = array ? (at - array->begin) / element : 0;
+  for (size_t i = first; i * element < first * element + bytes && text.str().empty(); ++i) {
+    if (kind == Access::write) {
+      array->initialized[i] = true;
+    } else if (!array->initialized[i]) {
+      text << "uninitialized memory: the host's read of " << bytes << " bytes";
+    }
+  }
+  m.report = text.str();
+  m.failed = !m.report.empty();
+  m.pc = m.earlier_pc = nullptr;
+  return !m.failed;
+}
+
 void forget_arrays() {
   m.arrays.clear();
   m.last = nullptr;

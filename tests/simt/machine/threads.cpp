@@ -124,6 +124,9 @@ bool prepare(dim3 grid, dim3 block, size_t shared_bytes) {
     return refuse("invalid launch: a grid has 1 to 2^31-1, 65535 and 65535 blocks");
   }
   if (shared_bytes > kMaxShared) return refuse("invalid launch: too much shared memory");
+  if (shared_bytes > std::max(kPlainShared, m.allowed[m.kernel])) {
+    return refuse("invalid launch: more shared memory than the kernel asked for");
+  }
   if (!m.stacks) {
     m.stacks = static_cast<char*>(mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE,
                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
@@ -283,6 +286,8 @@ const uint64_t* exchange(const char* name, unsigned mask, uint64_t value, Site s
 }
 
 // ---- asked by hosts
+
+void allow_shared(const void* kernel, size_t bytes) { m.allowed[kernel] = bytes; }
 
 bool launch(dim3 grid, dim3 block, size_t shared_bytes, const void* kernel,
             void (*call)(const void*), const void* parameters) {
