@@ -29,7 +29,8 @@ class Case:
 
     `targets` are, by peer, how often modfast's time must go into its time; a target below 1 allows
     modfast to be slower. `bytes` (`ops`) is the least that modfast must move (compute) in a call;
-    the target "ceiling" is which part of the machine's measured rate it must reach at that.
+    the target "ceiling" is which part of the machine's measured rate it must reach at that. A peer
+    in `parts` does only this part of the work, as it would take too long: its time is divided by it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     device: str = "cpu"
     bytes: int | None = None
     ops: int | None = None
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def compare(case: Case) -> dict[str, Timing]:
     for _ in range(case.rounds):
         for name, call in case.peers.items():
             call()
-            rounds[name].append(block(call, case.block))
+            rounds[name].append(block(call, case.block) / case.parts.get(name, 1.0))
     first = rounds[next(iter(case.peers))]
     result = {}
     for name, seconds in rounds.items():

@@ -18,6 +18,7 @@ from typing import Any
 
 import bench_clusterability
 import bench_fit
+import bench_information
 import bench_modularity
 import torch
 from compare import Timing, compare
@@ -25,7 +26,7 @@ from compare import Timing, compare
 import modfast
 from modfast import _extension
 
-MODULES = (bench_clusterability, bench_modularity, bench_fit)
+MODULES = (bench_clusterability, bench_modularity, bench_fit, bench_information)
 RESULTS = Path(__file__).parent / "results"
 
 

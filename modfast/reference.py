@@ -191,8 +191,9 @@ def inner_edges(limits: Tensor, bins: int) -> Tensor:
     i = torch.arange(1, bins, dtype=limits.dtype, device=limits.device)
     step = (hi - lo) / bins
     step = torch.where(step.isfinite(), step, hi / bins - lo / bins)
-    # A range of a few subnormals has no step.
-    return torch.where(step == 0, i / bins * (hi - lo), i * step) + lo
+    # A range of a few subnormals has no step; one that overflows is taken by halves.
+    edges = torch.where(step == 0, i / bins * (hi - lo), i * step) + lo
+    return torch.where((hi - lo).isfinite(), edges, 2 * (i * (step / 2) + lo / 2))
 
 
 def digitize_edges(x: Tensor, edges: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ struct DigitizeKernels {
                                int16_t*);
   int64_t (*notebook_bytes)(const C*, int64_t, const NotebookBins<C>&, const C*, int, uint8_t*);
   int64_t (*notebook_wide)(const C*, int64_t, const NotebookBins<C>&, const C*, int, int16_t*);
+  void (*below_bytes)(const C*, int64_t, const C*, int, int64_t, uint8_t*);
+  void (*below_wide)(const C*, int64_t, const C*, int, int64_t, int16_t*);
 };
 
 struct DigitizeTables {
@@ -46,6 +48,10 @@ constexpr const DigitizeTables* kTables[] = MODFAST_TABLES;
 
 // Values that are not worth waking a thread for.
 constexpr int64_t kGrain = 32768;
+// Up to this many edges, to compare with all of them is faster than to search.
+constexpr int kFewEdges = 128;
+// Values of short rows that are compared at a time.
+constexpr int64_t kShortRow = 256;
 
 template <class C>
 const DigitizeKernels<C>& kernels_for() {
@@ -69,6 +75,20 @@ void for_each_block(int64_t size, int64_t block, const F& f) {
     run(0, n_blocks);
   } else {
     torch::stable::parallel_for(0, n_blocks, grain, run);
+  }
+}
+
+// n values from i, in `buffer` if they must be widened.
+template <class C>
+const C* numbers(const Matrix& x, Dtype dtype, int64_t i, int64_t n, C* buffer) {
+  if constexpr (std::is_same_v<C, double>) {
+    return static_cast<const double*>(x.data) + i;
+  } else {
+    if (dtype == Dtype::float32) return static_cast<const float*>(x.data) + i;
+    const DigitizeTables& tables = at_level(kTables);
+    const auto widen = dtype == Dtype::bfloat16 ? tables.widen_bfloat16 : tables.widen_float16;
+    widen(static_cast<const uint16_t*>(x.data) + i, n, buffer);
+    return buffer;
   }
 }
 
@@ -109,6 +129,10 @@ class DigitizerOf : public Digitizer {
     return total;
   }
 
+  int64_t size() const override {
+    return dtype_ == Dtype::float64 ? 8 : dtype_ == Dtype::float32 ? 4 : 2;
+  }
+
  private:
   static bool is_number(C x) { return x - x == 0; }
 
@@ -118,17 +142,8 @@ class DigitizerOf : public Digitizer {
   }
   int64_t period() const { return static_cast<int64_t>(lo_.size()); }
 
-  // n values from i, in `buffer` if they must be widened.
   const C* numbers(int64_t i, int64_t n, C* buffer) const {
-    if constexpr (std::is_same_v<C, double>) {
-      return static_cast<const double*>(values_.data) + i;
-    } else {
-      if (dtype_ == Dtype::float32) return static_cast<const float*>(values_.data) + i;
-      const DigitizeTables& tables = at_level(kTables);
-      const auto widen = dtype_ == Dtype::bfloat16 ? tables.widen_bfloat16 : tables.widen_float16;
-      widen(static_cast<const uint16_t*>(values_.data) + i, n, buffer);
-      return buffer;
-    }
+    return modfast::numbers(values_, dtype_, i, n, buffer);
   }
 
   void find_limits(int64_t n_ranges, C* limits) {
@@ -265,10 +280,9 @@ std::tuple<Tensor, Tensor, Tensor> digitize(const Tensor& x, int64_t bins,
   std::fill_n(bad, values.d, 0);
   std::mutex mutex;
   for_each_block(values.size(), digitizer->block(), [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> own(values.d, 0);
-    digitizer->codes(begin, end, out + begin * width, own.data());
+    if (digitizer->codes(begin, end, out + begin * width, nullptr) == 0) return;
     const std::lock_guard<std::mutex> lock(mutex);
-    for (int64_t j = 0; j < values.d; ++j) bad[j] += own[j];
+    digitizer->codes(begin, end, out + begin * width, bad);
   });
   return {codes, digitizer->range(), not_finite};
 }
@@ -278,21 +292,33 @@ void search_edges(const Values& x, const Tensor& edges, Code* out) {
   const C* first = static_cast<const C*>(edges.data_ptr());
   const int n_edges = static_cast<int>(edges.size(1));
   const int64_t stride = edges.size(0) > 1 ? n_edges : 0;
-  torch::stable::parallel_for(
-      0, x.n, std::max<int64_t>(1, kGrain / std::max<int64_t>(x.d, 1)),
-      [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin * x.d; i < end * x.d; ++i) {
-          C value;
-          if constexpr (sizeof(C) == 8) {
-            value = static_cast<const double*>(x.data)[i];
-          } else {
-            value = x.dtype == Dtype::float32    ? static_cast<const float*>(x.data)[i]
-                    : x.dtype == Dtype::bfloat16 ? load(static_cast<const bfloat16*>(x.data)[i])
-                                               : load(static_cast<const float16*>(x.data)[i]);
-          }
-          out[i] = static_cast<Code>(count_thresholds(first + i % x.d * stride, n_edges, value));
-        }
-      });
+  const bool few = n_edges <= kFewEdges;
+  // Values at a time, of whole rows where columns have their own edges; and these, edge by edge.
+  const int64_t d = std::max<int64_t>(x.d, 1);
+  const int64_t run = stride == 0 ? kCodeBlock : d >= kShortRow ? d : kShortRow / d * d;
+  std::vector<C> apart;
+  for (int k = 0; k < n_edges && few && stride != 0; ++k) {
+    for (int64_t i = 0; i < run; ++i) apart.push_back(first[i % d * stride + k]);
+  }
+  const auto& kernels = kernels_for<C>();
+  for_each_block(x.size(), run, [&](int64_t begin, int64_t end) {
+    std::vector<C> buffer(run);
+    const C* values = numbers(x, x.dtype, begin, end - begin, buffer.data());
+    if (few) {
+      const C* e = stride == 0 ? first : apart.data();
+      const int64_t apart_by = stride == 0 ? 0 : run;
+      if constexpr (sizeof(Code) == 1) {
+        kernels.below_bytes(values, end - begin, e, n_edges, apart_by, out + begin);
+      } else {
+        kernels.below_wide(values, end - begin, e, n_edges, apart_by, out + begin);
+      }
+      return;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      out[i] = static_cast<Code>(
+          count_thresholds(first + i % d * stride, n_edges, values[i - begin]));
+    }
+  });
 }
 
 Tensor digitize_edges(const Tensor& x, const Tensor& edges) {

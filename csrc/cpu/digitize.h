@@ -21,6 +21,10 @@ class Digitizer {
   // those of each column to `not_finite` [d], unless it is null.
   virtual int64_t codes(int64_t begin, int64_t end, void* out, int64_t* not_finite) const = 0;
 
+  // Where value i is stored, and the bytes of each.
+  const char* at(int64_t i) const { return static_cast<const char*>(values_.data) + i * size(); }
+  virtual int64_t size() const = 0;
+
   const Matrix& values() const { return values_; }
   const Tensor& range() const { return range_; }
   bool wide() const { return bins_ > kMaxByteBins; }

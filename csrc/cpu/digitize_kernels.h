@@ -49,18 +49,29 @@ int64_t extend_each(const C* __restrict x, int64_t n, C* __restrict lo, C* __res
   return bad;
 }
 
+// After a loop that met numbers that are not finite: their codes are 0.
+template <class C, class Code>
+int64_t clear_bad(const C* x, int64_t n, Code* out) {
+  int64_t bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (is_finite(x[i])) continue;
+    out[i] = 0;
+    ++bad;
+  }
+  return bad;
+}
+
 template <class C, class Code>
 int64_t uniform(const C* __restrict x, int64_t n, const UniformBins<C>& rule, int bins,
                 Code* __restrict out) {
   const UniformBins<C> b = rule;
   int32_t bad = 0;
-#pragma omp simd reduction(+ : bad)
+#pragma omp simd reduction(| : bad)
   for (int64_t i = 0; i < n; ++i) {
-    const bool good = is_finite(x[i]);
-    out[i] = static_cast<Code>(b.code(good ? x[i] : b.lo, bins));
-    bad += !good;
+    out[i] = static_cast<Code>(b.code(x[i], bins));
+    bad |= !is_finite(x[i]);
   }
-  return bad;
+  return bad ? clear_bad(x, n, out) : 0;
 }
 
 template <class C, class Code>
@@ -68,14 +79,14 @@ int64_t uniform_each(const C* __restrict x, int64_t n, const C* __restrict lo,
                      const C* __restrict hi, const C* __restrict width, const C* __restrict scale,
                      int bins, Code* __restrict out) {
   int32_t bad = 0;
-#pragma omp simd reduction(+ : bad)
+#pragma omp simd reduction(| : bad)
   for (int64_t i = 0; i < n; ++i) {
-    const bool good = is_finite(x[i]);
-    const UniformBins<C> b{lo[i], hi[i], width[i], scale[i], true};
-    out[i] = static_cast<Code>(b.code(good ? x[i] : lo[i], bins));
-    bad += !good;
+    // A named one with its bool would not be vectorized.
+    const int code = UniformBins<C>{lo[i], hi[i], width[i], scale[i], true}.code(x[i], bins);
+    out[i] = static_cast<Code>(code);
+    bad |= !is_finite(x[i]);
   }
-  return bad;
+  return bad ? clear_bad(x, n, out) : 0;
 }
 
 template <class C, class Code>
@@ -83,14 +94,42 @@ int64_t notebook(const C* __restrict x, int64_t n, const NotebookBins<C>& rule,
                  const C* __restrict thresholds, int bins, Code* __restrict out) {
   const NotebookBins<C> b = rule;
   int32_t bad = 0;
-#pragma omp simd reduction(+ : bad)
+#pragma omp simd reduction(| : bad)
   for (int64_t i = 0; i < n; ++i) {
     const bool good = is_finite(x[i]);
-    const int code = b.code(good ? x[i] : b.lo, thresholds, bins);
-    out[i] = static_cast<Code>(good ? code : 0);
-    bad += !good;
+    // A NaN would be looked up out of bounds.
+    out[i] = static_cast<Code>(b.code(good ? x[i] : b.lo, thresholds, bins));
+    bad |= !good;
   }
-  return bad;
+  return bad ? clear_bad(x, n, out) : 0;
+}
+
+// The number of n_edges edges <= each value: edge k of value i is edges[k * stride + i], or edges[k]
+// for all values if stride is 0.
+template <class C, class Code>
+void below(const C* __restrict x, int64_t n, const C* __restrict edges, int n_edges, int64_t stride,
+           Code* __restrict out) {
+  constexpr int kValues = 256 / sizeof(C);  // as many as a few registers hold
+  const auto count = [&](const C* values, int64_t first, int n_values) {
+    int32_t found[kValues] = {};
+    for (int k = 0; k < n_edges; ++k) {
+      const C* e = stride == 0 ? edges + k : edges + k * stride + first;
+      if (stride == 0) {
+#pragma omp simd
+        for (int j = 0; j < kValues; ++j) found[j] += *e <= values[j];
+      } else {
+#pragma omp simd
+        for (int j = 0; j < n_values; ++j) found[j] += e[j] <= values[j];
+      }
+    }
+    for (int j = 0; j < n_values; ++j) out[first + j] = static_cast<Code>(found[j]);
+  };
+  int64_t i = 0;
+  for (; i + kValues <= n; i += kValues) count(x + i, i, kValues);
+  if (i == n) return;
+  C last[kValues] = {};
+  memcpy(last, x + i, (n - i) * sizeof(C));
+  count(last, i, static_cast<int>(n - i));
 }
 
 template <class C>
@@ -103,6 +142,8 @@ constexpr DigitizeKernels<C> kernels_of = {
     uniform_each<C, int16_t>,
     notebook<C, uint8_t>,
     notebook<C, int16_t>,
+    below<C, uint8_t>,
+    below<C, int16_t>,
 };
 
 constexpr DigitizeTables kernels = {

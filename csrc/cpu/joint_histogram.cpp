@@ -8,10 +8,16 @@
 
 namespace modfast {
 
+// Where the values of the next pairs lie, and their sizes.
+struct Ahead {
+  const char *x, *y;
+  int64_t x_size, y_size;
+};
+
 struct PairKernels {
   int (*largest[2])(const void*, int64_t);  // by whether the codes are wide
-  void (*cells[2][2])(const void*, const void*, int64_t, int, uint32_t*);
-  void (*increment[3])(const uint32_t*, int64_t, uint32_t*, int64_t);
+  void (*cells[2][2])(const void*, const void*, int64_t, int, int, uint32_t*);
+  void (*increment[3])(const uint32_t*, int64_t, uint32_t*, const Ahead&);
 };
 
 }  // namespace modfast
@@ -43,19 +49,16 @@ class PairCounter {
   }
 
   // n <= kPairBlock
-  void add(const void* x, bool wide_x, const void* y, bool wide_y, int64_t n) {
+  void add(const void* x, bool wide_x, const void* y, bool wide_y, int64_t n,
+           const Ahead& ahead) {
     alignas(64) uint32_t cells[kPairBlock];
-    kernels_.cells[wide_x][wide_y](x, y, n, bins_y_, cells);
-    increment_(cells, n, tables_.data(), n_cells_);
+    kernels_.cells[wide_x][wide_y](x, y, n, bins_y_, lanes_, cells);
+    increment_(cells, n, tables_.data(), ahead);
   }
 
   // Before any cell can have counted 2^32.
   void move_to(int64_t* counts) {
-    for (int lane = 0; lane < lanes_; ++lane) {
-      for (int64_t cell = 0; cell < n_cells_; ++cell) {
-        counts[cell] += tables_[lane * n_cells_ + cell];
-      }
-    }
+    for (int64_t i = 0; i < n_cells_ * lanes_; ++i) counts[i / lanes_] += tables_[i];
     std::fill(tables_.begin(), tables_.end(), 0);
   }
 
@@ -64,7 +67,7 @@ class PairCounter {
   int bins_y_;
   int64_t n_cells_;
   int lanes_;
-  void (*increment_)(const uint32_t*, int64_t, uint32_t*, int64_t);
+  void (*increment_)(const uint32_t*, int64_t, uint32_t*, const Ahead&);
   std::vector<uint32_t> tables_;
 };
 
@@ -106,7 +109,8 @@ const char* at(const Codes& codes, int64_t i) {
 void count_aligned(const Codes& x, const Codes& y, int64_t* counts) {
   count_pairs(x.size(), kPairBlock, x.bins, y.bins, counts,
               [&](PairCounter& counter, int64_t begin, int64_t end) {
-                counter.add(at(x, begin), x.wide, at(y, begin), y.wide, end - begin);
+                counter.add(at(x, begin), x.wide, at(y, begin), y.wide, end - begin,
+                            Ahead{at(x, end), at(y, end), x.width(), y.width()});
               });
 }
 
@@ -173,7 +177,9 @@ void count_pairwise(const Codes& x, const Codes& y, int64_t* counts) {
         const char* of_y = &columns[j * y.n * y.width()];
         for (int64_t k = 0; k < x.n; k += kPairBlock) {
           const int64_t n = std::min(kPairBlock, x.n - k);
-          counter.add(&column[k * x.width()], x.wide, of_y + k * y.width(), y.wide, n);
+          const char* of_x = column.data() + k * x.width();
+          counter.add(of_x, x.wide, of_y + k * y.width(), y.wide, n,
+                      Ahead{of_x, of_y + k * y.width(), x.width(), y.width()});
           if ((k / kPairBlock + 1) % (int64_t{1} << 20) == 0) counter.move_to(to);
         }
         counter.move_to(to);
@@ -225,7 +231,9 @@ std::tuple<Tensor, Tensor> binned_histogram(const Tensor& x, const Tensor& y, in
                 alignas(64) int16_t codes_x[kPairBlock], codes_y[kPairBlock];
                 const int64_t more_x = digitize_x->codes(begin, end, codes_x, nullptr);
                 const int64_t more_y = digitize_y->codes(begin, end, codes_y, nullptr);
-                counter.add(codes_x, wide, codes_y, wide, end - begin);
+                counter.add(codes_x, wide, codes_y, wide, end - begin,
+                            Ahead{digitize_x->at(end), digitize_y->at(end), digitize_x->size(),
+                                  digitize_y->size()});
                 if (more_x > 0) bad_x += more_x;
                 if (more_y > 0) bad_y += more_y;
               });
@@ -239,7 +247,7 @@ std::tuple<Tensor, Tensor> binned_histogram(const Tensor& x, const Tensor& y, in
 void check_codes(const char* op, const char* name, const Codes& codes) {
   const auto largest = at_level(kTables).largest[codes.wide];
   std::atomic<int> most{0};
-  torch::stable::parallel_for(0, codes.size(), 8 * kPairGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, codes.size(), 64 * kPairGrain, [&](int64_t begin, int64_t end) {
     const int own = largest(at(codes, begin), end - begin);
     int seen = most;
     while (own > seen && !most.compare_exchange_weak(seen, own)) {

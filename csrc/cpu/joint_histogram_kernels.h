@@ -12,28 +12,33 @@ int largest(const void* codes, int64_t n) {
   return most;
 }
 
-// The cells of a table with `bins_y` columns that n <= kPairBlock pairs fall into.
+// The cells of a table with `bins_y` columns that n pairs fall into, times `lanes`.
 template <class X, class Y>
-void cells_of(const void* x, const void* y, int64_t n, int bins_y, uint32_t* __restrict out) {
+void cells_of(const void* x, const void* y, int64_t n, int bins_y, int lanes,
+              uint32_t* __restrict out) {
   const X* a = static_cast<const X*>(x);
   const Y* b = static_cast<const Y*>(y);
-  const uint32_t columns = bins_y;
+  const uint32_t row = bins_y * lanes, column = lanes;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    out[i] = static_cast<uint32_t>(a[i]) * columns + static_cast<uint32_t>(b[i]);
+    out[i] = static_cast<uint32_t>(a[i]) * row + static_cast<uint32_t>(b[i]) * column;
   }
 }
 
-// Several tables, so that increments of one cell that follow each other do not wait for each other.
+// Counts in several tables, so that increments of one cell that follow each other do not wait for
+// each other. The tables' counts of one cell lie together. Meanwhile the values of the next pairs are
+// fetched: increments leave the memory idle.
 template <int kLanes>
-void increment(const uint32_t* cells, int64_t n, uint32_t* tables, int64_t n_cells) {
-  uint32_t* table[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) table[lane] = tables + lane * n_cells;
+void increment(const uint32_t* __restrict cells, int64_t n, uint32_t* __restrict tables,
+               const Ahead& ahead) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) ++table[lane][cells[i + lane]];
+  constexpr int kLine = 16;  // pairs whose values are a cache line of float32
+  for (; i + kLine <= n; i += kLine) {
+    __builtin_prefetch(ahead.x + i * ahead.x_size);
+    __builtin_prefetch(ahead.y + i * ahead.y_size);
+    for (int j = 0; j < kLine; ++j) ++tables[cells[i + j] + j % kLanes];
   }
-  for (; i < n; ++i) ++table[0][cells[i]];
+  for (; i < n; ++i) ++tables[cells[i]];
 }
 
 constexpr PairKernels kernels = {

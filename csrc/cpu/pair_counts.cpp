@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 
 #include "simd.h"
 
@@ -17,12 +18,16 @@ constexpr const PairCountKernels* kTables[] = MODFAST_TABLES;
 constexpr int64_t kBlockBytes = int64_t{1} << 20;
 // Tables and lists that are held at once.
 constexpr int64_t kHeldBytes = int64_t{128} << 20;
-// Groups of columns that are counted against one block before the next.
-constexpr int64_t kTileGroups = 8;
+// Groups of columns that are counted against one block before the next: to bring in a block takes as
+// long as to count two groups or so, and their counts, too, stay in the second-level cache.
+constexpr int64_t kTileGroups = 32;
+static_assert(kPairedBins * kPairedBins <= kMaxByteBins, "lists of two columns have bytes as keys");
 // Lists of two columns are worth their additions where they hold this many samples on average.
 constexpr int64_t kPairedSamples = 24;
 // Samples whose counting costs as much as recovering the counts of one code from those of another.
 constexpr int64_t kRecoverSamples = 64;
+// Rows that are packed for all chunks at a time: their codes stay in the first-level cache.
+constexpr int64_t kPackRows = 64;
 // Samples of a column that are not worth waking a thread for.
 constexpr int64_t kGrain = 65536;
 
@@ -55,7 +60,14 @@ void transpose(const Codes& codes, const int64_t* order, uint8_t* out) {
         for (int64_t tile = begin; tile < end; ++tile) {
           const int64_t first = tile * kRows, last = std::min(first + kRows, n);
           const uint8_t* rows[kRows];
-          for (int64_t i = first; i < last; ++i) rows[i - first] = from + (order ? order[i] : i) * d;
+          for (int64_t i = first; i < last; ++i) {
+            rows[i - first] = from + (order ? order[i] : i) * d;
+          }
+          // The order of reading below is none that processors foresee.
+          for (int64_t i = last; i < std::min(last + kRows, n); ++i) {
+            const uint8_t* next = from + (order ? order[i] : i) * d;
+            for (int64_t k = 0; k < d; k += 64) __builtin_prefetch(next + k);
+          }
           int64_t j = 0;
           for (; j + 8 <= d; j += 8) {
             int64_t i = first;
@@ -91,41 +103,46 @@ struct BitRows::ListSet {
 
   Lists at(int64_t g, int64_t block) const {
     const int64_t e = entry(g, block);
-    return Lists{samples->as<uint16_t>() + e * capacity, &starts[e * (n_keys + 1)],
-                 &sizes[e * n_keys]};
+    return Lists{samples->as<uint16_t>() + e * capacity, &starts[e * (n_keys + 1)]};
   }
 
-  // Sorts the samples [begin, begin + n) of group g by code.
-  void sort(const uint8_t* a, int64_t total, int64_t g, int64_t block, int64_t begin, int64_t n) {
+  // Sorts the samples [begin, begin + n) of group g by code. `pairs` is room for n bytes.
+  void sort(const uint8_t* a, int64_t total, int64_t g, int64_t block, int64_t begin, int64_t n,
+            uint8_t* pairs) {
     const int64_t e = entry(g, block);
-    const bool two = columns(g) == 2;
-    const uint8_t* x = a + g * group * total + begin;
-    const uint8_t* y = x + total;
+    const uint8_t* keys = a + g * group * total + begin;
     int32_t* size = &sizes[e * n_keys];
     int32_t* start = &starts[e * (n_keys + 1)];
     uint16_t* out = samples->as<uint16_t>() + e * capacity;
-    const auto sort_by = [&](const auto& key) {
-      std::fill_n(size, n_keys, 0);
-      for (int64_t i = 0; i < n; ++i) ++size[key(i)];
-      start[0] = 0;
-      for (int64_t k = 0; k < n_keys; ++k) {
-        start[k + 1] = start[k] + static_cast<int32_t>(round_up(size[k], 8));
+    // Its lines are written in no order that processors foresee.
+    for (int64_t i = 0; i < capacity; i += 32) __builtin_prefetch(out + i, 1);
+    if (columns(g) == 2) {
+      for (int64_t i = 0; i < n; ++i) {
+        pairs[i] = static_cast<uint8_t>(keys[i] * bins + keys[total + i]);
       }
-      // starts move to the ends while samples are placed
-      for (int64_t i = 0; i < n; ++i) out[start[key(i)]++] = static_cast<uint16_t>(i);
-      for (int64_t k = n_keys; k-- > 0;) {
-        const int32_t end = start[k];
-        start[k] = end - size[k];
-        for (int32_t i = end; i < start[k] + round_up(size[k], 8); ++i) {
-          out[i] = static_cast<uint16_t>(n);
-        }
-      }
-    };
-    if (two) {
-      sort_by([&](int64_t i) { return x[i] * bins + y[i]; });
-    } else {
-      sort_by([&](int64_t i) { return x[i]; });
+      keys = pairs;
     }
+    // Two halves at once, as equal keys wait for each other; the second fills lists from behind.
+    const int64_t half = n / 2;
+    int32_t ahead[kMaxByteBins] = {}, behind[kMaxByteBins] = {};
+    for (int64_t i = 0; i < half; ++i) {
+      ++ahead[keys[i]];
+      ++behind[keys[half + i]];
+    }
+    if (n % 2 == 1) ++behind[keys[n - 1]];
+    start[0] = 0;
+    for (int64_t k = 0; k < n_keys; ++k) {
+      size[k] = ahead[k] + behind[k];
+      start[k + 1] = start[k] + static_cast<int32_t>(round_up(size[k], 8));
+      ahead[k] = start[k];
+      behind[k] = start[k] + size[k];
+      for (int32_t i = behind[k]; i < start[k + 1]; ++i) out[i] = static_cast<uint16_t>(n);
+    }
+    for (int64_t i = 0; i < half; ++i) {
+      out[ahead[keys[i]]++] = static_cast<uint16_t>(i);
+      out[--behind[keys[half + i]]] = static_cast<uint16_t>(half + i);
+    }
+    if (n % 2 == 1) out[--behind[keys[n - 1]]] = static_cast<uint16_t>(n - 1);
   }
 
   // Each column's own counts and its most frequent code.
@@ -171,6 +188,8 @@ BitRows::BitRows(const Codes& codes) : codes_(codes), row_bits_(pair_count_kerne
   n_blocks_ = std::max<int64_t>(1, (codes.n * row_bytes + kBlockBytes - 1) / kBlockBytes);
   n_blocks_ = std::max(n_blocks_, (codes.n + 65533) / 65534);
   block_rows_ = (codes.n + n_blocks_ - 1) / n_blocks_;
+  n_planes_ = 4;  // the least that the kernels take
+  while (codes.n >> n_planes_ > 0) ++n_planes_;
   const int64_t most = row_bits_ / codes.bins;
   const int64_t n_chunks = (codes.d + most - 1) / most;
   for (int64_t c = 0; c < n_chunks; ++c) {
@@ -191,31 +210,38 @@ void BitRows::build_tables(int64_t first_chunk, int64_t n, const ColumnCounts& c
   if (first_chunk_ == first_chunk) return;
   first_chunk_ = first_chunk;
   const PairCountKernels& kernels = pair_count_kernels();
-  std::vector<uint16_t> all(round_up(block_rows_, 8));
-  for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<uint16_t>(i);
   every_.assign(n * row_bits_, 0);
-  std::vector<uint32_t> partial(n * n_blocks_ * row_bits_, 0);
   const uint8_t* codes = static_cast<const uint8_t*>(codes_.data);
-  torch::stable::parallel_for(0, n * n_blocks_, 1, [&](int64_t begin, int64_t end) {
-    std::vector<uint16_t> list;
+  const int64_t row_bytes = row_bits_ / 8, n_tiles = (block_rows_ + kPackRows - 1) / kPackRows;
+  const int none = -1;
+  std::mutex mutex;
+  // A few rows for all chunks before the next, so that codes are read once.
+  torch::stable::parallel_for(0, n_blocks_ * n_tiles, 4, [&](int64_t begin, int64_t end) {
+    const Scratch sums(n * n_planes_ * row_bytes);
+    std::memset(sums.as<char>(), 0, n * n_planes_ * row_bytes);
+    uint16_t list[kPackRows];
     for (int64_t i = begin; i < end; ++i) {
-      const Chunk& chunk = chunks_[first_chunk + i / n_blocks_];
-      const int64_t block = i % n_blocks_;
-      const int64_t from = block_begin(block), rows = block_begin(block + 1) - from;
-      char* to = table(first_chunk + i / n_blocks_, block);
-      kernels.pack(codes + from * codes_.d + chunk.first, codes_.d, rows, chunk.n_cols, codes_.bins,
-                   to);
-      std::memset(to + rows * (row_bits_ / 8), 0, row_bits_ / 8);
-      list = all;
-      for (size_t k = rows; k < list.size(); ++k) list[k] = static_cast<uint16_t>(rows);
-      kernels.count_every(to, list.data(), rows, &partial[i * row_bits_]);
+      const int64_t block = i / n_tiles, skipped = i % n_tiles * kPackRows;
+      const int64_t from = block_begin(block) + skipped;
+      const int64_t rows = std::min(block_begin(block + 1) - from, kPackRows);
+      if (rows <= 0) continue;
+      for (int64_t k = 0; k < kPackRows; ++k) list[k] = static_cast<uint16_t>(std::min(k, rows));
+      const int32_t starts[] = {0, static_cast<int32_t>(round_up(rows, 8))};
+      for (int64_t c = 0; c < n; ++c) {
+        const Chunk& chunk = chunks_[first_chunk + c];
+        char* to = table(first_chunk + c, block) + skipped * row_bytes;
+        kernels.pack(codes + from * codes_.d + chunk.first, codes_.d, rows, chunk.n_cols,
+                     codes_.bins, to);
+        if (from + rows == block_begin(block + 1)) std::memset(to + rows * row_bytes, 0, row_bytes);
+        kernels.count(to, Lists{list, starts}, 1, &none, n_planes_,
+                      sums.as<char>() + c * n_planes_ * row_bytes, nullptr);
+      }
     }
+    std::vector<uint32_t> own(n * row_bits_);
+    kernels.integers(sums.as<char>(), static_cast<int>(n), n_planes_, false, own.data());
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (size_t k = 0; k < own.size(); ++k) every_[k] += own[k];
   });
-  for (int64_t i = 0; i < n * n_blocks_; ++i) {
-    for (int bit = 0; bit < row_bits_; ++bit) {
-      every_[i / n_blocks_ * row_bits_ + bit] += partial[i * row_bits_ + bit];
-    }
-  }
   std::vector<int64_t> counts(codes_.bins);
   for (int64_t c = 0; c < n; ++c) {
     const Chunk& chunk = chunks_[first_chunk + c];
@@ -227,29 +253,30 @@ void BitRows::build_tables(int64_t first_chunk, int64_t n, const ColumnCounts& c
 }
 
 void BitRows::run(const ListSet& lists, int64_t chunk, int64_t first_group, int64_t last_group,
-                  uint32_t* counts, const std::function<void(const PairCounts&)>& emit) const {
+                  char* sliced, uint32_t* counts,
+                  const std::function<void(const PairCounts&)>& emit) const {
   const PairCountKernels& kernels = pair_count_kernels();
-  const int64_t size = int64_t{lists.bins} * row_bits_;
+  const int64_t bytes = int64_t{lists.bins} * n_planes_ * (row_bits_ / 8);
   const auto of = [&](int64_t g, int column) {
-    return counts + ((g - first_group) * lists.group + column) * size;
+    return sliced + ((g - first_group) * lists.group + column) * bytes;
   };
-  std::fill_n(counts, (last_group - first_group) * lists.group * size, 0);
+  std::memset(sliced, 0, (last_group - first_group) * lists.group * bytes);
   for (int64_t block = 0; block < n_blocks_; ++block) {
     for (int64_t g = first_group; g < last_group; ++g) {
       kernels.count(table(chunk, block), lists.at(g, block), lists.bins,
-                    &lists.modes[(g - lists.first) * lists.group], of(g, 0),
+                    &lists.modes[(g - lists.first) * lists.group], n_planes_, of(g, 0),
                     lists.columns(g) == 2 ? of(g, 1) : nullptr);
     }
   }
   for (int64_t g = first_group; g < last_group; ++g) {
     for (int column = 0; column < lists.columns(g); ++column) {
-      const int64_t own = (g - lists.first) * lists.group + column;
-      if (lists.modes[own] >= 0) {
-        kernels.recover(of(g, column), lists.bins, lists.modes[own],
-                        &every_[(chunk - first_chunk_) * row_bits_]);
+      const int mode = lists.modes[(g - lists.first) * lists.group + column];
+      kernels.integers(of(g, column), lists.bins, n_planes_, column == 1, counts);
+      if (mode >= 0) {
+        kernels.recover(counts, lists.bins, mode, &every_[(chunk - first_chunk_) * row_bits_]);
       }
-      emit(PairCounts{g * lists.group + column, chunks_[chunk].first, chunks_[chunk].n_cols,
-                      of(g, column), row_bits_});
+      emit(PairCounts{g * lists.group + column, chunks_[chunk].first, chunks_[chunk].n_cols, counts,
+                      row_bits_});
     }
   }
 }
@@ -278,22 +305,25 @@ void BitRows::count(const uint8_t* a, int64_t d, int bins, const ColumnCounts& c
     torch::stable::parallel_for(
         0, n_lists, std::max<int64_t>(1, kGrain / std::max<int64_t>(block_rows_, 1)),
         [&](int64_t begin, int64_t end) {
+          std::vector<uint8_t> pairs(block_rows_);
           for (int64_t i = begin; i < end; ++i) {
             const int64_t block = i % n_blocks_, from = block_begin(block);
             lists.sort(a, n, lists.first + i / n_blocks_, block, from,
-                       block_begin(block + 1) - from);
+                       block_begin(block + 1) - from, pairs.data());
           }
         });
     lists.find_modes(column);
     for (int64_t c = 0; c < n_chunks; c += chunks_at_once_) {
       const int64_t n_here = std::min(chunks_at_once_, n_chunks - c);
       build_tables(c, n_here, column);
-      const int64_t n_tiles = (lists.last - lists.first + kTileGroups - 1) / kTileGroups;
+      const int64_t tile = n_blocks_ > 1 ? kTileGroups : 1;
+      const int64_t n_tiles = (lists.last - lists.first + tile - 1) / tile;
       torch::stable::parallel_for(0, n_here * n_tiles, 1, [&](int64_t begin, int64_t end) {
-        Scratch counts(4 * (kTileGroups * lists.group * bins * row_bits_));
+        const Scratch sliced(tile * lists.group * bins * n_planes_ * (row_bits_ / 8));
+        const Scratch counts(4 * bins * row_bits_);
         for (int64_t i = begin; i < end; ++i) {
-          const int64_t first = lists.first + i % n_tiles * kTileGroups;
-          run(lists, c + i / n_tiles, first, std::min(first + kTileGroups, lists.last),
+          const int64_t first = lists.first + i % n_tiles * tile;
+          run(lists, c + i / n_tiles, first, std::min(first + tile, lists.last), sliced.as<char>(),
               counts.as<uint32_t>(), emit);
         }
       });

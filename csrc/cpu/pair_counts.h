@@ -10,26 +10,26 @@
 
 namespace modfast {
 
-// Bit-sliced counts of a block of samples, fewer than 2^16, have 16 bits; a carry of padding may be one more.
-constexpr int kPlanes = 17;
+// Bits of bit-sliced counts: of a block of samples, fewer than 2^16, and of all.
+constexpr int kBlockPlanes = 16;
+constexpr int kMaxPlanes = 31;
 constexpr int kMaxRowBits = 512;
 // Lists are of two columns at once up to this many bins.
 constexpr int kPairedBins = 16;
 
-// Samples by code: those of code a are samples[starts[a]] and on, sizes[a] of them, padded to a
-// multiple of 8 with the sample that no row has a bit of.
+// Samples by code: those of code a are samples[starts[a]] up to starts[a + 1], padded to a multiple of
+// 8 with the sample that no row has a bit of.
 struct Lists {
   const uint16_t* samples;
   const int32_t* starts;
-  const int32_t* sizes;
 };
 
 struct PairCountKernels {
   int row_bits;
   void (*pack)(const uint8_t* codes, int64_t stride, int64_t n, int n_cols, int bins, void* rows);
-  void (*count)(const void* table, const Lists& lists, int bins, const int* skip, uint32_t* first,
-                uint32_t* second);
-  void (*count_every)(const void* table, const uint16_t* every, int64_t n, uint32_t* counts);
+  void (*count)(const void* table, const Lists& lists, int bins, const int* skip, int n_planes,
+                void* first, void* second);
+  void (*integers)(const void* sliced, int bins, int n_planes, bool cumulative, uint32_t* counts);
   void (*recover)(uint32_t* counts, int bins, int skipped, const uint32_t* every);
   void (*sum_logs)(const uint32_t* counts, int bins_x, int bins_y, int n_cols, const int64_t* logs,
                    int64_t* sums);
@@ -74,10 +74,10 @@ class BitRows {
   void build_tables(int64_t first_chunk, int64_t n, const ColumnCounts& column);
   char* table(int64_t chunk, int64_t block) const;
   void run(const ListSet& lists, int64_t chunk, int64_t first_group, int64_t last_group,
-           uint32_t* counts, const std::function<void(const PairCounts&)>& emit) const;
+           char* sliced, uint32_t* counts, const std::function<void(const PairCounts&)>& emit) const;
 
   Codes codes_;
-  int row_bits_;
+  int row_bits_, n_planes_;
   int64_t n_blocks_, block_rows_;  // at most
   std::vector<Chunk> chunks_;
   int64_t chunks_at_once_, first_chunk_ = -1;  // whose tables are there

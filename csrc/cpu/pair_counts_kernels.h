@@ -44,48 +44,50 @@ inline void pack(const uint8_t* codes, int64_t stride, int64_t n, int n_cols, in
   }
 }
 
-// Adds to counts [bins, kRowBits] of a column, and of a second one in lists of two. Samples with the
-// columns' codes `skip` are left out, and those codes' counts, to be recovered from the others'; -1: none.
-inline void count(const void* table, const Lists& lists, int bins, const int* skip, uint32_t* first,
-                  uint32_t* second) {
+// Adds to the bit-sliced counts [bins, n_planes] of a column, and of a second one in lists of two.
+// Samples with the columns' codes `skip` are left out, and those codes' counts, to be recovered from
+// the others'; -1: none. The second column's counts are cumulative: those of code b and all below.
+inline void count(const void* table, const Lists& lists, int bins, const int* skip, int n_planes,
+                  void* first, void* second) {
   const Bits* rows = static_cast<const Bits*>(table);
-  Sliced one;
+  Bits* of_first = static_cast<Bits*>(first);
+  Bits* of_second = static_cast<Bits*>(second);
+  Bits waiting[kMaxPlanes + 1];
+  for (Bits& carry : waiting) carry = zero_bits();
+  const auto size = [&](int key) { return lists.starts[key + 1] - lists.starts[key]; };
   if (second == nullptr) {
     for (int a = 0; a < bins; ++a) {
-      if (a == skip[0] || lists.sizes[a] == 0) continue;
-      count_rows(rows, lists.samples + lists.starts[a], lists.starts[a + 1] - lists.starts[a],
-                 lists.sizes[a], one);
-      unslice(one, first + a * kRowBits);
+      if (a == skip[0] || size(a) == 0) continue;
+      add_rows(rows, lists.samples + lists.starts[a], size(a), of_first + a * n_planes, n_planes,
+               waiting);
     }
     return;
   }
-  Sliced sum, sums[kPairedBins];
-  int64_t n_sums[kPairedBins] = {};
-  for (int b = 0; b < bins; ++b) sums[b].n = 0;
+  // One running count for each code of the first column: it also serves all codes of the second.
+  Bits sum[kBlockPlanes];
+  const int n_sum = n_planes < kBlockPlanes ? n_planes : kBlockPlanes;
   for (int a = 0; a < bins; ++a) {
-    sum.n = 0;
-    int64_t n_sum = 0;
+    for (int i = 0; i < n_sum; ++i) sum[i] = zero_bits();
     for (int b = 0; b < bins; ++b) {
       const int key = a * bins + b;
-      const int64_t size = lists.sizes[key];
-      if (size == 0 || (a == skip[0] && b == skip[1])) continue;
-      count_rows(rows, lists.samples + lists.starts[key], lists.starts[key + 1] - lists.starts[key],
-                 size, one);
-      if (a != skip[0]) add_sliced(sum, one, n_sum += size);
-      if (b != skip[1]) add_sliced(sums[b], one, n_sums[b] += size);
+      if (size(key) > 0 && (a != skip[0] || b != skip[1])) {
+        add_rows(rows, lists.samples + lists.starts[key], size(key), sum, n_sum, waiting);
+      }
+      add_sliced(of_second + b * n_planes, n_planes, sum, n_sum);
     }
-    if (a != skip[0]) unslice(sum, first + a * kRowBits);
-  }
-  for (int b = 0; b < bins; ++b) {
-    if (b != skip[1]) unslice(sums[b], second + b * kRowBits);
+    add_sliced(of_first + a * n_planes, n_planes, sum, n_sum);
   }
 }
 
-// The counts of the whole table.
-inline void count_every(const void* table, const uint16_t* every, int64_t n, uint32_t* counts) {
-  Sliced sum;
-  count_rows(static_cast<const Bits*>(table), every, (n + 7) / 8 * 8, n, sum);
-  unslice(sum, counts);
+// Integers [bins, kRowBits] of bit-sliced counts; `cumulative`: of their differences.
+inline void integers(const void* sliced, int bins, int n_planes, bool cumulative, uint32_t* counts) {
+  const Bits* planes = static_cast<const Bits*>(sliced);
+  for (int b = 0; b < bins; ++b) unslice(planes + b * n_planes, n_planes, counts + b * kRowBits);
+  for (int b = bins - 1; b > 0 && cumulative; --b) {
+    uint32_t* __restrict own = counts + b * kRowBits;
+    const uint32_t* below = own - kRowBits;
+    for (int i = 0; i < kRowBits; ++i) own[i] -= below[i];
+  }
 }
 
 inline void recover(uint32_t* counts, int bins, int skipped, const uint32_t* every) {
@@ -141,5 +143,5 @@ inline void sum_logs(const uint32_t* counts, int bins_x, int bins_y, int n_cols,
 }
 
 constexpr PairCountKernels kernels = {
-    kRowBits, pack, count, count_every, recover, sum_logs,
+    kRowBits, pack, count, integers, recover, sum_logs,
 };

@@ -255,7 +255,8 @@ void by_bits(const Task& task, bool swapped, const int64_t* order, BitRows& rows
       [&](const PairCounts& found) { emit(task, swapped, found); });
 }
 
-// Cycles of a sample, roughly, with `lists` as the side that is listed.
+// Cycles of a sample, roughly, as measured, with `lists` as the side that is listed. Without
+// three-operand logic and masks the adders take three times as long.
 double cost(const Codes& lists, const Codes& rows) {
   const int64_t row_bits = pair_count_kernels().row_bits;
   if (lists.wide || rows.wide || rows.bins > row_bits) return 1e300;
@@ -263,7 +264,8 @@ double cost(const Codes& lists, const Codes& rows) {
   const double n_chunks = std::ceil(static_cast<double>(rows.d) / chunk);
   const double cells = static_cast<double>(lists.bins) * rows.bins / static_cast<double>(lists.n);
   const double l = static_cast<double>(lists.d), r = static_cast<double>(rows.d);
-  return l * (4.0 + 2.0 * n_chunks) + 4.0 * r + 2.0 * cells * l * r;
+  const double slow = row_bits == kMaxRowBits ? 1.0 : 3.0;
+  return l * (4.0 + 2.0 * slow * n_chunks) + 4.0 * r + 2.0 * slow * cells * l * r;
 }
 
 double cost_by_pairs(const Codes& x, const Codes& y) {

@@ -50,7 +50,10 @@ MODFAST_BOTH C bin_width(C lo, C hi, int bins) {
 // Edge i of the uniform rule, 0 < i < bins.
 template <class C>
 MODFAST_BOTH C bin_edge(C lo, C hi, C width, int bins, int i) {
-  // A range of a few subnormals has no width.
+  // A range that overflows is taken by halves; one of a few subnormals has no width.
+  if (!(hi - lo <= kMost<C>)) {
+    return 2 * (product(static_cast<C>(i), width / 2) + lo / 2);
+  }
   const C above = width == 0 ? product(static_cast<C>(i) / static_cast<C>(bins), hi - lo)
                              : product(static_cast<C>(i), width);
   return above + lo;
@@ -78,7 +81,7 @@ struct UniformBins {
     return b;
   }
 
-  // For finite x, and `direct`.
+  // For `direct`. NaN gives any number, as an integer made of NaN is.
   MODFAST_BOTH int code(C x, int bins) const {
     x = x < lo ? lo : x;
     x = x > hi ? hi : x;

@@ -100,8 +100,10 @@ def entropy(
     choice("correction", correction, Correction)
     if correction == "shuffle":
         raise ValueError("correction must not be 'shuffle' for an entropy, which has no pairs")
-    table = marginals(binning.codes("x", x), bins)
-    return corrected_entropies(table if pairing == "pairwise" else table.sum(0), correction)
+    codes = binning.codes("x", x)
+    if pairing == "pairwise":
+        return corrected_entropies(marginals(codes, bins), correction)
+    return corrected_entropies(marginals(codes.reshape(-1, 1), bins)[0], correction)
 
 
 def joint_entropy(

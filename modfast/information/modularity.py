@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from modfast.information import notebook
-from modfast.information.binning import Binning, matrix
-from modfast.information.counts import Terms, count_codes
-from modfast.information.soft import soft_mutual_information
+from modfast.information import notebook, soft
+from modfast.information.binning import Binning, Range, matrix
+from modfast.information.counts import Terms
 from modfast.sites import nearest
 
 if TYPE_CHECKING:
@@ -70,19 +69,21 @@ def modularity_measures(
         C2 = H(second | l1) - H(second | l1 in P)
         C3 = H(second | l1) - H(second | l1 without P)
 
-    With estimator="binned" each site's activations are binned once, over all its units, and every
-    entropy is that of pooled counts: every unit of second against every unit of the given group
-    (pairing="all" of `conditional_entropy`).
+    Each site's activations are binned once, over all its units, and every entropy is that of pooled
+    counts: every unit of second against every unit of the given group (pairing="all" of
+    `conditional_entropy`).
 
     Args:
         activations: `[n, d]` by site, as `capture` gives them.
         module: unit indices by site, for every site in `pairs`; or a list of such modules.
         pairs: pairs of sites; by default each site with the next, then the first with the last.
-        estimator: "binned"; "soft", `soft_mutual_information` of each group with pairing="all"; or
-            any function of `(x [n, dx], y [n, dy])` that gives their information as a scalar.
+        estimator: "binned"; "soft", the same with the soft bins of `soft_mutual_information`, and
+            differentiable; or any function of two groups `(x [n, dx], y [n, dy])` that gives their
+            information as a scalar.
         options: for "binned" `bins`, `range`, `rule` and `outside` of `digitize`. rule="notebook"
             bins each group by itself and pairs second with the first units of it, in the order in
-            which `module` names them, as the source notebook did. Else options of the estimator.
+            which `module` names them, as the source notebook did. For "soft" `bins`, `range`,
+            `window` and `kernel`. Else options of the function.
 
     Returns:
         C1, C2 and C3, each `[pairs]`, or `[modules, pairs]` for a list.
@@ -115,8 +116,14 @@ def modularity_measures(
         binning = Binning(**options)
         binned = _notebook if binning.rule == "notebook" else _binned
         information = binned(sites, parts, chosen_pairs, binning)
+    elif estimator == "soft":
+        information = _soft(sites, parts, chosen_pairs, **options)
+    elif callable(estimator):
+        information = _each(sites, parts, chosen_pairs, partial(estimator, **options))
     else:
-        information = _each(sites, parts, chosen_pairs, _function(estimator, options))
+        raise TypeError(
+            f"estimator must be 'binned', 'soft' or a function of (x, y), got {estimator!r}"
+        )
     whole, inside, outside = information.unbind(-1)
     found = -outside, inside - whole, outside - whole
     c1, c2, c3 = (each[0] for each in found) if isinstance(module, Mapping) else found
@@ -132,22 +139,78 @@ def _binned(
     sites: dict[str, Tensor], modules: list[_Parts], pairs: _Pairs, binning: Binning
 ) -> Tensor:
     """Information of second with all of l1, with l1 in P and without: `[modules, pairs, 3]`."""
-    codes = {
-        site: binning.codes(f"activations[{site!r}]", sites[site])
-        for site in dict.fromkeys(site for pair in pairs for site in pair)
+    codes = {site: binning.codes(f"activations[{site!r}]", sites[site]) for site in _used(pairs)}
+    rows = max(1, _CELLS // (len(modules) * binning.bins))
+    count = partial(_counts, binning.bins)
+    tables = sites[pairs[0][0]].new_zeros((), dtype=torch.float64)
+    for start in range(0, len(next(iter(codes.values()))), rows):
+        part = {site: each[start : start + rows] for site, each in codes.items()}
+        tables = tables + _tables(part, modules, pairs, count)
+    return Terms.of_counts(tables).mutual
+
+
+_CELLS = 2**22
+"""Numbers held at a time for a site: more samples are taken in parts."""
+
+
+def _counts(bins: int, codes: Tensor, groups: list[Tensor]) -> Tensor:
+    """How many units of a group have a code in a sample: `[groups, n, bins]`."""
+    n, device = len(codes), codes.device
+    sizes = torch.tensor([len(units) for units in groups], device=device)
+    owner = torch.arange(len(groups), dtype=torch.int32, device=device).repeat_interleave(sizes)
+    cells = torch.arange(0, n * bins, bins, dtype=torch.int32, device=device)[:, None]
+    cells = cells + owner * (n * bins) + codes.index_select(1, torch.cat(groups))
+    counts = cells.flatten().bincount(minlength=len(groups) * n * bins)
+    return counts.double().reshape(len(groups), n, bins)
+
+
+def _soft(
+    sites: dict[str, Tensor],
+    modules: list[_Parts],
+    pairs: _Pairs,
+    bins: int = 10,
+    range: Range = "global",
+    window: float = 1.0,
+    kernel: soft.Kernel = "b-spline",
+) -> Tensor:
+    """As `_binned`, differentiable."""
+    binning = Binning(bins, range)
+    weights = {
+        site: soft.weights(f"activations[{site!r}]", sites[site], binning, window, kernel)
+        for site in _used(pairs)
     }
+
+    def sums(weights: Tensor, groups: list[Tensor]) -> Tensor:
+        return torch.stack([weights.index_select(1, units).sum(1) for units in groups])
+
+    return soft.information(_tables(weights, modules, pairs, sums))[1]
+
+
+def _tables(
+    units: dict[str, Tensor],
+    modules: list[_Parts],
+    pairs: _Pairs,
+    sums: Callable[[Tensor, list[Tensor]], Tensor],
+) -> Tensor:
+    """Tables of second with all of l1, l1 in P and without: `[modules, pairs, 3, bins, bins]`.
+
+    A table of all units of one group with all of another is, over the samples, a product of `sums`:
+    how many units of each group lie in each bin, `[groups, n, bins]`.
+    """
+    inside = {
+        site: sums(each, [parts[site][0] for parts in modules]) for site, each in units.items()
+    }
+    whole = {}
+    for first in dict.fromkeys(first for first, _ in pairs):
+        every = torch.arange(units[first].shape[1], device=units[first].device)
+        whole[first] = sums(units[first], [every])
     tables = []
-    for parts in modules:
-        chosen = {site: each[:, parts[site][0]] for site, each in codes.items()}
-        for first, second in pairs:
-            # Counts add up over units, so that what lies outside the module is a difference.
-            whole, inside = (
-                count_codes(chosen[second], given, binning.bins, "all")
-                for given in (codes[first], chosen[first])
-            )
-            tables += [whole, inside, whole - inside]
-    counts = torch.stack(tables).unflatten(0, (len(modules), len(pairs), 3))
-    return Terms.of_counts(counts).mutual
+    for first, second in pairs:
+        of_second = inside[second].transpose(1, 2)
+        both, own = of_second @ whole[first], of_second @ inside[first]
+        # Tables add up over units, so that of those outside the module is a difference.
+        tables.append(torch.stack([both, own, both - own], dim=1))
+    return torch.stack(tables, dim=1)
 
 
 def _notebook(
@@ -188,14 +251,8 @@ def _each(
     return torch.stack(found).reshape(len(modules), len(pairs), 3)
 
 
-def _function(estimator: Estimator, options: dict[str, Any]) -> Callable[..., Tensor]:
-    if estimator == "soft":
-        return partial(soft_mutual_information, **{"pairing": "all", **options})
-    if not callable(estimator):
-        raise TypeError(
-            f"estimator must be 'binned', 'soft' or a function of (x, y), got {estimator!r}"
-        )
-    return partial(estimator, **options)
+def _used(pairs: _Pairs) -> list[str]:
+    return list(dict.fromkeys(site for pair in pairs for site in pair))
 
 
 def _sites(activations: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -234,7 +291,7 @@ def _parts(module: Module, sites: dict[str, Tensor], pairs: _Pairs) -> _Parts:
             f"module must be a mapping of sites to unit indices, got {type(module).__name__}"
         )
     parts: _Parts = {}
-    for site in dict.fromkeys(site for pair in pairs for site in pair):
+    for site in _used(pairs):
         if site not in module:
             raise ValueError(f"module must name units of site {site!r}, got {list(module)}")
         units = torch.as_tensor(module[site])

@@ -60,7 +60,7 @@ def soft_mutual_information(
         TypeError: values of another type.
         ValueError: as `mutual_information`; a window that is not above 0.
 
-    Source: SPEC, section 1; Daub, Steuer, Selbig and Kloska (2004).
+    Source: Daub, Steuer, Selbig and Kloska (2004).
 
     Example:
         >>> import torch
@@ -88,7 +88,7 @@ def soft_conditional_entropy(
     Arguments, result and errors are those of `soft_mutual_information`; `conditional_entropy` is
     its limit for narrow windows.
 
-    Source: SPEC, section 1.
+    Source: Daub, Steuer, Selbig and Kloska (2004).
 
     Example:
         >>> import torch
@@ -110,10 +110,7 @@ def _soft_terms(
     pairing: Pairing,
 ) -> tuple[Tensor, Tensor]:
     """H(x) and I(x; y)."""
-    choice("kernel", kernel, Kernel)
     choice("pairing", pairing, Pairing)
-    if checks.finite_number("window", window) <= 0:
-        raise ValueError(f"window must be above 0, got {window}")
     x, y = matrices(x, y, differentiable=True)
     if pairing == "aligned" and x.shape != y.shape:
         raise ValueError(
@@ -123,19 +120,40 @@ def _soft_terms(
     if range is None:
         range = "column" if pairing == "pairwise" else "global"
     binning = Binning(bins, range)
-    wx = _weights(_positions("x", x, binning), bins, window, kernel)
-    wy = _weights(_positions("y", y, binning), bins, window, kernel)
-    wx, wy = wx.to(dtype := torch.promote_types(wx.dtype, wy.dtype)), wy.to(dtype)
+    wx = weights("x", x, binning, window, kernel)
+    wy = weights("y", y, binning, window, kernel)
+    dtype = torch.promote_types(wx.dtype, wy.dtype)
+    wx, wy = wx.to(dtype), wy.to(dtype)
     if pairing == "aligned":
         joint = wx.flatten(0, 1).T @ wy.flatten(0, 1)
     elif pairing == "all":
-        joint = wx.sum(1).T @ wy.sum(1)
+        joint = pooled(wx, wy)
     else:
         joint = wx.flatten(1).T @ wy.flatten(1)
         joint = joint.unflatten(0, wx.shape[1:]).unflatten(2, wy.shape[1:]).transpose(1, 2)
+    return information(joint)
+
+
+def information(joint: Tensor) -> tuple[Tensor, Tensor]:
+    """H(x) and I(x; y) of joint sums of weights `[..., bins, bins]`."""
     p = joint / joint.sum((-2, -1), keepdim=True)
     x_entropy, y_entropy = _entropy(p.sum(-1)), _entropy(p.sum(-2))
     return x_entropy, x_entropy + y_entropy - _entropy(p.flatten(-2))
+
+
+def pooled(wx: Tensor, wy: Tensor) -> Tensor:
+    """Joint sums of weights of every column of x with every column of y: `[bins, bins]`."""
+    return wx.sum(1).T @ wy.sum(1)
+
+
+def weights(
+    argument: str, values: Tensor, binning: Binning, window: float, kernel: Kernel
+) -> Tensor:
+    """How much of each value `[n, d]` lies in each bin: `[n, d, bins]`."""
+    choice("kernel", kernel, Kernel)
+    if checks.finite_number("window", window) <= 0:
+        raise ValueError(f"window must be above 0, got {window}")
+    return _weights(_positions(argument, values, binning), binning.bins, window, kernel)
 
 
 def _entropy(p: Tensor) -> Tensor:

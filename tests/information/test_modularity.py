@@ -72,24 +72,33 @@ def test_a_module_that_is_one_differs_from_one_that_is_not() -> None:
     assert real.c2 - real.c3 > 0.01
 
 
-@pytest.mark.parametrize("soft", [True, False])
-def test_other_estimators_stand_in(soft: bool) -> None:
+def test_other_estimators_stand_in() -> None:
     sites = network()
     module = {name: [0, 1, 2] for name in NAMES}
-    if soft:
-        found = modularity_measures(sites, module, estimator="soft", window=0.5)
-        estimate = partial(soft_mutual_information, pairing="all", window=0.5)
-    else:
 
-        def estimate(x: Tensor, y: Tensor, scale: float = 2.0) -> Tensor:
-            return scale * mutual_information(x[:, 0], y.sum(1))
+    def estimate(x: Tensor, y: Tensor, scale: float = 2.0) -> Tensor:
+        return scale * mutual_information(x[:, 0], y.sum(1))
 
-        found = modularity_measures(sites, module, estimator=estimate, scale=2.0)
+    found = modularity_measures(sites, module, estimator=estimate, scale=2.0)
     x, y = sites["fc2"][:, :3], sites["fc1"]
     whole, inside, outside = estimate(x, y), estimate(x, y[:, :3]), estimate(x, y[:, 3:])
     torch.testing.assert_close(found.c1[0], -outside)
     torch.testing.assert_close(found.c2[0], inside - whole)
     torch.testing.assert_close(found.c3[0], outside - whole)
+
+
+def test_soft_measures_converge_to_the_binned_ones() -> None:
+    sites = {name: each.double() for name, each in network().items()}
+    modules = [{name: [0, 1, 2] for name in NAMES}, {name: [4, 1] for name in NAMES}]
+    hard = modularity_measures(sites, modules, bins=6)
+    soft = modularity_measures(sites, modules, estimator="soft", bins=6, window=1e-9)
+    for name in ("c1", "c2", "c3"):
+        torch.testing.assert_close(getattr(soft, name), getattr(hard, name), rtol=0, atol=1e-9)
+    limits = {"range": (-30.0, 30.0), "bins": 12, "window": 0.7}
+    first = sites["fc2"][:, :3], sites["fc1"][:, 3:]
+    expected = -soft_mutual_information(*first, pairing="all", **limits)
+    found = modularity_measures(sites, modules, estimator="soft", **limits).c1[0, 0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
 def test_soft_measures_are_a_loss() -> None:

@@ -58,17 +58,16 @@ def test_narrow_windows_and_empty_bins_have_finite_gradients() -> None:
 
 
 def test_weights_of_window_one_are_cubic_b_splines() -> None:
-    # A value in the middle of bin 3 has weights 1/6, 2/3, 1/6 of a cubic B-spline's knots only if
-    # it lies on a knot; in the middle of a cell of it they are 1/48, 23/48, 23/48, 1/48.
+    # The cubic's values at whole and at half knots; bin 3 goes from 3 to 4.
     def probabilities(value: float) -> torch.Tensor:
         from modfast.information.soft import _weights
 
         return _weights(torch.tensor([[value]], dtype=torch.float64), 7, 1.0, "b-spline")[0, 0]
 
-    middle = torch.tensor([0, 0, 1 / 6, 2 / 3, 1 / 6, 0, 0]).double()
-    torch.testing.assert_close(probabilities(3.5), middle, atol=1e-7, rtol=0)
-    between = torch.tensor([0, 1, 23, 23, 1, 0, 0]).double() / 48
-    torch.testing.assert_close(probabilities(3.0), between)
+    at_knots = torch.tensor([0, 0, 1 / 6, 2 / 3, 1 / 6, 0, 0]).double()
+    torch.testing.assert_close(probabilities(3.5), at_knots, atol=1e-7, rtol=0)
+    halfway = torch.tensor([0, 1, 23, 23, 1, 0, 0]).double() / 48
+    torch.testing.assert_close(probabilities(3.0), halfway)
 
 
 def test_symmetric_and_at_most_the_entropy() -> None:
@@ -90,7 +89,6 @@ def test_symmetric_and_at_most_the_entropy() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_network_learns_to_share_information_between_groups_or_not_to(sign: int) -> None:
     torch.manual_seed(3)
-    # Two inputs, one of which both groups of hidden units see half and half at the start.
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
     x = torch.randn(512, 4)
 

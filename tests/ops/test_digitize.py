@@ -17,7 +17,7 @@ RULES: list[Rule] = ["uniform", "notebook"]
 # Nothing, one value, rows shorter and longer than a block.
 SHAPES = [(0, 3), (3, 0), (1, 1), (1000, 7), (5001, 1), (33, 3000)]
 # On the GPU: one and several rounds of packs, more columns than threads, or than ranges are merged.
-SMALL = [(0, 3), (3, 0), (1, 1), (150, 7), (2101, 1), (2, 1100), (8, 1100)]
+SMALL = [(0, 3), (3, 0), (1, 1), (150, 7), (1101, 1), (2, 1100), (8, 1100)]
 
 
 def values(

@@ -27,7 +27,7 @@ SHAPES = [
     (70_001, 3, 4),
 ]
 # On the GPU: tiles of products whole and not, tiles of counts, few pairs whose samples are shared.
-SMALL = [(0, 3, 2), (5, 0, 2), (1, 1, 1), (33, 30, 71), (201, 7, 40), (8300, 2, 2)]
+SMALL = [(0, 3, 2), (5, 0, 2), (1, 1, 1), (33, 15, 43), (65, 7, 40), (8300, 2, 2)]
 
 
 def codes(n: int, d: int, bins: int, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:
@@ -82,12 +82,12 @@ def test_counts_equal_numpy(device: torch.device) -> None:
 
 
 def test_unaligned_codes(device: torch.device) -> None:
-    for bins_x, bins_y in [(5, 7), (300, 7), (300, 400)]:
+    for bins_x, bins_y in [(5, 7), (300, 7), (260, 270)]:
         x, y = (c[0, 1:].view(40, 5) for c in sides((1, 201, 201), bins_x, bins_y, device))
         found = ops.joint_histogram(x, y, bins_x, bins_y, "aligned")
         assert torch.equal(found, reference.joint_histogram(x, y, bins_x, bins_y, "aligned"))
-        found = ops.pairwise_information(x, y, bins_x, bins_y)[0]
-        expected = reference.pairwise_information(x, y, bins_x, bins_y, None)[0]
+        found = ops.pairwise_information(x, y[:, :1], bins_x, bins_y)[0]
+        expected = reference.pairwise_information(x, y[:, :1], bins_x, bins_y, None)[0]
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -113,7 +113,7 @@ def test_information_matches_reference(
     for n, dx, dy in SMALL if small else SHAPES:
         if n * dx * bins_x * dy * bins_y > 10**10:
             n //= 20
-        if small and dx * bins_x * dy * bins_y > 250_000:
+        if small and dx * bins_x * dy * bins_y > 100_000:
             dx, dy = 3, 4
         x, y = sides((n, dx, dy), bins_x, bins_y, device)
         found, bias = ops.pairwise_information(x, y, bins_x, bins_y)
@@ -225,7 +225,7 @@ def test_correction_takes_nearly_all_of_the_bias_away(correction: Any) -> None:
 
 
 def test_permutations_match_reference(device: torch.device, small: bool) -> None:
-    n = 60 if small else 300
+    n = 40 if small else 300
     for shape, bins in [((n, 4, 30), (6, 5)), ((n, 30, 4), (6, 300)), ((1, 1, 1), (2, 2))]:
         x, y = sides(shape, *bins, device)
         generator = torch.Generator().manual_seed(0)
@@ -312,22 +312,22 @@ def test_codes_out_of_range() -> None:
         ops.permuted_information(x, y, 5, 7, orders, observed)
 
 
-@pytest.mark.parametrize("bins", [3, 300])
+@pytest.mark.parametrize("bins", [3, 257])
 def test_codes_out_of_range_reach_no_memory_on_the_gpu(
     bins: int, device: torch.device, small: bool
 ) -> None:
     if device.type == "cpu" and not small:
         pytest.skip("refused on the CPU")
-    x, y = sides((30, 4, 4), bins + 2, bins + 2, device)
-    x[3, 1], y[4, 2] = bins, bins + 1
-    if bins == 300:
-        x[5, 1], y[6, 2] = -1, -32_768
+    x, y = sides((30, 2, 2), bins + 2, bins + 2, device)
+    x[3, 1], y[4, 0] = bins, bins + 1
+    if bins == 257:
+        x[5, 1], y[6, 0] = -1, -32_768
     for pairing in PAIRINGS:
         counts = ops.joint_histogram(x, y, bins, bins, pairing)
-        assert counts.sum() <= x.numel() * (1 if pairing == "aligned" else 4)
+        assert counts.sum() <= x.numel() * (1 if pairing == "aligned" else 2)
     assert ops.pairwise_information(x, y, bins, bins)[0].isfinite().all()
     orders = torch.tensor([[-1, 30] * 15], device=device)
-    observed = torch.zeros(4, 4, dtype=torch.float64, device=device)
+    observed = torch.zeros(2, 2, dtype=torch.float64, device=device)
     assert (ops.permuted_information(x, y, bins, bins, orders, observed)[0] == 1).all()
 
 
