@@ -8,6 +8,12 @@ import pytest
 import torch
 
 
+@pytest.fixture
+def small(request: pytest.FixtureRequest) -> bool:
+    """Whether sizes must be small: on "simt" an access to memory takes about 0.1 µs."""
+    return bool(request.node.callspec.params.get("device") == "simt")
+
+
 @pytest.fixture(params=["cpu", "simt", "cuda"])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Each device in turn; "simt": CPU tensors, CUDA kernels run and checked by tests/simt."""

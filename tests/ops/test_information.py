@@ -26,6 +26,8 @@ SHAPES = [
     (9000, 5, 6),
     (70_001, 3, 4),
 ]
+# On the GPU: tiles of products whole and not, tiles of counts, few pairs whose samples are shared.
+SMALL = [(0, 3, 2), (5, 0, 2), (1, 1, 1), (33, 15, 43), (65, 7, 40), (8300, 2, 2)]
 
 
 def codes(n: int, d: int, bins: int, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:
@@ -47,11 +49,18 @@ def sides(
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
-@pytest.mark.parametrize(("bins_x", "bins_y"), [(2, 3), (10, 10), (40, 60), (300, 7)])
+@pytest.mark.parametrize(
+    ("bins_x", "bins_y"), [(2, 3), (10, 10), (40, 60), (7, 300), (300, 7), (300, 300), (700, 700)]
+)
 def test_counts_match_reference(
-    bins_x: int, bins_y: int, pairing: Pairing, device: torch.device
+    bins_x: int, bins_y: int, pairing: Pairing, device: torch.device, small: bool
 ) -> None:
-    for n, dx, dy in [(0, 2, 2), (1, 1, 1), (33, 5, 5), (5001, 3, 3)]:
+    n = 5001 // (20 if bins_x == bins_y else 5) if small or bins_x == 700 else 5001
+    check_counts(bins_x, bins_y, pairing, device, n)
+
+
+def check_counts(bins_x: int, bins_y: int, pairing: Pairing, device: torch.device, n: int) -> None:
+    for n, dx, dy in [(0, 2, 2), (1, 1, 1), (33, 5, 5), (n, 3, 3)]:
         x, y = sides((n, dx, dy), bins_x, bins_y, device)
         found = ops.joint_histogram(x, y, bins_x, bins_y, pairing)
         assert found.dtype == torch.int64
@@ -61,15 +70,25 @@ def test_counts_match_reference(
 @pytest.mark.parametrize("pairing", PAIRINGS)
 def test_counts_at_every_simd_level(simd: str, pairing: Pairing) -> None:
     for bins in [(2, 3), (10, 10), (40, 60), (300, 7), (200, 300)]:
-        test_counts_match_reference(*bins, pairing, torch.device("cpu"))
+        check_counts(*bins, pairing, torch.device("cpu"), 5001)
 
 
-def test_counts_equal_numpy() -> None:
-    x, y = sides((20_000, 3, 3), 12, 20)
+def test_counts_equal_numpy(device: torch.device) -> None:
+    x, y = sides((20_000, 3, 3), 12, 20, device)
     expected, *_ = np.histogram2d(
-        x.flatten().numpy(), y.flatten().numpy(), [np.arange(13), np.arange(21)]
+        x.flatten().cpu().numpy(), y.flatten().cpu().numpy(), [np.arange(13), np.arange(21)]
     )
-    assert np.array_equal(ops.joint_histogram(x, y, 12, 20, "aligned").numpy(), expected)
+    assert np.array_equal(ops.joint_histogram(x, y, 12, 20, "aligned").cpu().numpy(), expected)
+
+
+def test_unaligned_codes(device: torch.device) -> None:
+    for bins_x, bins_y in [(5, 7), (300, 7), (260, 270)]:
+        x, y = (c[0, 1:].view(40, 5) for c in sides((1, 201, 201), bins_x, bins_y, device))
+        found = ops.joint_histogram(x, y, bins_x, bins_y, "aligned")
+        assert torch.equal(found, reference.joint_histogram(x, y, bins_x, bins_y, "aligned"))
+        found = ops.pairwise_information(x, y[:, :1], bins_x, bins_y)[0]
+        expected = reference.pairwise_information(x, y[:, :1], bins_x, bins_y, None)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_hundreds_of_millions_of_samples() -> None:
@@ -87,19 +106,33 @@ def test_hundreds_of_millions_of_samples() -> None:
     assert information.item() == pytest.approx(entropy, abs=1e-9)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("bins_x", "bins_y"), [(2, 3), (10, 10), (17, 33), (130, 70), (5, 300)])
 def test_information_matches_reference(
-    shape: tuple[int, int, int], bins_x: int, bins_y: int, device: torch.device
+    bins_x: int, bins_y: int, device: torch.device, small: bool
 ) -> None:
-    if shape[0] * shape[1] * bins_x * shape[2] * bins_y > 10**10:
-        shape = (shape[0] // 20, shape[1], shape[2])
-    x, y = sides(shape, bins_x, bins_y, device)
-    found, bias = ops.pairwise_information(x, y, bins_x, bins_y)
-    expected, _ = reference.pairwise_information(x, y, bins_x, bins_y, None)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert found.dtype == torch.float64
-    assert not bias.any()
+    for n, dx, dy in SMALL if small else SHAPES:
+        if n * dx * bins_x * dy * bins_y > 10**10:
+            n //= 20
+        if small and dx * bins_x * dy * bins_y > 100_000:
+            dx, dy = 3, 4
+        x, y = sides((n, dx, dy), bins_x, bins_y, device)
+        found, bias = ops.pairwise_information(x, y, bins_x, bins_y)
+        expected, _ = reference.pairwise_information(x, y, bins_x, bins_y, None)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        assert found.dtype == torch.float64
+        assert not bias.any()
+
+
+def test_more_samples_than_one_sum_holds(device: torch.device, small: bool) -> None:
+    if small:
+        pytest.skip("takes too long on the host")
+    x, y = sides((300_001, 30, 31), 3, 5, device)
+    found, bias = ops.pairwise_information(x, y, 3, 5, "miller-madow")
+    for i, j in [(0, 0), (29, 30), (17, 5)]:
+        pair = x[:, i : i + 1], y[:, j : j + 1]
+        expected = reference.pairwise_information(*pair, 3, 5, "miller-madow")
+        torch.testing.assert_close(found[i, j], expected[0][0, 0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(bias[i, j], expected[1][0, 0], rtol=1e-9, atol=0)
 
 
 def test_information_is_the_same_at_every_simd_level(simd: str) -> None:
@@ -132,8 +165,8 @@ def test_same_bits_for_any_number_of_threads(bins: int, n_threads: int) -> None:
         assert torch.equal(a, b)
 
 
-def test_information_identities() -> None:
-    x, y = sides((4000, 12, 9), 10, 14)
+def test_information_identities(device: torch.device, small: bool) -> None:
+    x, y = sides((100 if small else 4000, 12, 9), 10, 14, device)
     forth = ops.pairwise_information(x, y, 10, 14)[0]
     assert torch.equal(forth, ops.pairwise_information(y, x, 14, 10)[0].t())
     assert (forth >= 0).all()
@@ -144,8 +177,10 @@ def test_information_identities() -> None:
     assert not ops.pairwise_information(constant, y, 10, 14)[0].any()
 
 
-def test_one_huge_table() -> None:
-    x, y = sides((3000, 2, 2), 30_000, 32_767)
+def test_one_huge_table(device: torch.device, small: bool) -> None:
+    if small:
+        pytest.skip("takes too long on the host")
+    x, y = sides((3000, 2, 2), 30_000, 32_767, device)
     found = ops.pairwise_information(x, y, 30_000, 32_767, "miller-madow")
     # The same without empty rows and columns.
     small = [torch.unique(c, return_inverse=True)[1].to(torch.int16) for c in (x, y)]
@@ -156,14 +191,16 @@ def test_one_huge_table() -> None:
 
 
 @pytest.mark.parametrize("correction", ["miller-madow", "panzeri-treves"])
-def test_bias_matches_reference(correction: Any, device: torch.device) -> None:
-    # In rows of bits both ways, pair by pair, and sorted.
+def test_bias_matches_reference(correction: Any, device: torch.device, small: bool) -> None:
+    # In rows of bits both ways, pair by pair, and sorted. On the GPU in products, in tiles, in memory,
+    # and in several tables.
     for shape, bins in [
         ((200, 9, 30), (8, 9)),
         ((200, 30, 9), (8, 9)),
         ((50, 2, 1), (5, 40)),
         ((1, 2, 2), (2, 2)),
-        ((40, 1, 2), (3000, 1500)),
+        ((8300, 1, 2), (3, 4)),
+        ((40, 1, 2), (300, 300) if small else (3000, 1500)),
     ]:
         x, y = sides(shape, *bins, device)
         _, bias = ops.pairwise_information(x, y, *bins, correction)
@@ -187,11 +224,12 @@ def test_correction_takes_nearly_all_of_the_bias_away(correction: Any) -> None:
     assert abs((found - bias).mean()) < 0.05 * found.mean()
 
 
-def test_permutations_match_reference(device: torch.device) -> None:
-    for shape, bins in [((300, 4, 30), (6, 5)), ((300, 30, 4), (6, 300)), ((1, 1, 1), (2, 2))]:
+def test_permutations_match_reference(device: torch.device, small: bool) -> None:
+    n = 40 if small else 300
+    for shape, bins in [((n, 4, 30), (6, 5)), ((n, 30, 4), (6, 300)), ((1, 1, 1), (2, 2))]:
         x, y = sides(shape, *bins, device)
         generator = torch.Generator().manual_seed(0)
-        orders = torch.stack([torch.randperm(shape[0], generator=generator) for _ in range(7)])
+        orders = torch.stack([torch.randperm(shape[0], generator=generator) for _ in range(4)])
         orders = orders.to(device)
         observed = ops.pairwise_information(x, y[orders[0]], *bins)[0]
         found = ops.permuted_information(x, y, *bins, orders, observed)
@@ -200,6 +238,16 @@ def test_permutations_match_reference(device: torch.device) -> None:
         assert (found[0] >= 1).all()  # the first null is the observed
         for a, b in zip(found[1:], expected[1:], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_nulls_without_samples(device: torch.device) -> None:
+    x, y = sides((0, 2, 3), 4, 5, device)
+    observed = torch.tensor([[0.0, 1e-13, 1.0]] * 2, dtype=torch.float64, device=device)
+    orders = torch.empty(6, 0, dtype=torch.int64, device=device)
+    at_least, mean, m2 = ops.permuted_information(x, y, 4, 5, orders, observed)
+    assert at_least.tolist() == [[6, 6, 0]] * 2
+    assert not mean.any()
+    assert not m2.any()
 
 
 def test_no_permutations(device: torch.device) -> None:
@@ -253,30 +301,61 @@ def test_compile(device: torch.device) -> None:
 
 
 @pytest.mark.skipif(not has_ops(), reason="modfast's library is not built")
-def test_operators_refuse_what_would_reach_memory_wrongly() -> None:
+def test_codes_out_of_range() -> None:
     x, y = sides((30, 4, 4), 5, 7)
-    raw = torch.ops.modfast
-    observed = torch.zeros(4, 4, dtype=torch.float64)
+    orders, observed = torch.full((1, 30), 30), torch.zeros(4, 4, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"x_codes must lie in \[0, 3\), got 4"):
-        raw.joint_histogram(x, y, 3, 7, "aligned")
+        ops.joint_histogram(x, y, 3, 7, "aligned")
     with pytest.raises(RuntimeError, match=r"y_codes must lie in \[0, 300\), got -2"):
-        raw.pairwise_information(x, 0 * y.short() - 2, 5, 300, None)
+        ops.pairwise_information(x, 0 * y.short() - 2, 5, 300, None)
+    with pytest.raises(RuntimeError, match=r"permutations must lie in \[0, 30\), got 30"):
+        ops.permuted_information(x, y, 5, 7, orders, observed)
+
+
+@pytest.mark.parametrize("bins", [3, 257])
+def test_codes_out_of_range_reach_no_memory_on_the_gpu(
+    bins: int, device: torch.device, small: bool
+) -> None:
+    if device.type == "cpu" and not small:
+        pytest.skip("refused on the CPU")
+    x, y = sides((30, 2, 2), bins + 2, bins + 2, device)
+    x[3, 1], y[4, 0] = bins, bins + 1
+    if bins == 257:
+        x[5, 1], y[6, 0] = -1, -32_768
+    for pairing in PAIRINGS:
+        counts = ops.joint_histogram(x, y, bins, bins, pairing)
+        assert counts.sum() <= x.numel() * (1 if pairing == "aligned" else 2)
+    assert ops.pairwise_information(x, y, bins, bins)[0].isfinite().all()
+    orders = torch.tensor([[-1, 30] * 15], device=device)
+    observed = torch.zeros(2, 2, dtype=torch.float64, device=device)
+    assert (ops.permuted_information(x, y, bins, bins, orders, observed)[0] == 1).all()
+
+
+@pytest.mark.skipif(not has_ops(), reason="modfast's library is not built")
+def test_operators_refuse_what_would_reach_memory_wrongly(device: torch.device) -> None:
+    x, y = sides((30, 4, 4), 5, 7, device)
+    raw = torch.ops.modfast
+    observed = torch.zeros(4, 4, dtype=torch.float64, device=device)
     with pytest.raises(RuntimeError, match="must be a contiguous matrix"):
         raw.joint_histogram(x.t(), y.t(), 5, 7, "all")
     with pytest.raises(RuntimeError, match="bins must be 2 to 32767, got 1"):
         raw.joint_histogram(x, y, 1, 7, "all")
     with pytest.raises(RuntimeError, match="as many rows on one device, got 29 and 30"):
         raw.pairwise_information(x[1:], y, 5, 7, None)
-    with pytest.raises(RuntimeError, match=r"permutations must lie in \[0, 30\), got 30"):
-        raw.permuted_information(x, y, 5, 7, torch.full((1, 30), 30), observed)
+    orders = torch.zeros(1, 30, dtype=torch.int64, device=device)
     with pytest.raises(RuntimeError, match="observed must be contiguous float64"):
-        raw.permuted_information(x, y, 5, 7, torch.zeros(1, 30).long(), observed[:3])
+        raw.permuted_information(x, y, 5, 7, orders, observed[:3])
+    with pytest.raises(RuntimeError, match="permutations must be contiguous int64"):
+        raw.permuted_information(x, y, 5, 7, orders[:, 1:], observed)
+    values, limits = torch.zeros(3, 4, device=device), torch.zeros(3, 2, device=device)
     with pytest.raises(RuntimeError, match=r"range must be a contiguous \[1 or 4, 2\]"):
-        raw.digitize(torch.zeros(3, 4), 5, torch.zeros(2, 2), True, "uniform")
+        raw.digitize(values, 5, limits[1:], True, "uniform")
     with pytest.raises(RuntimeError, match="rule must be uniform or notebook, got x"):
-        raw.digitize(torch.zeros(3, 4), 5, None, True, "x")
+        raw.digitize(values, 5, None, True, "x")
     with pytest.raises(RuntimeError, match=r"edges must be \[1 or 4, m\], got 3 rows"):
-        raw.digitize_edges(torch.zeros(3, 4), torch.zeros(3, 2))
+        raw.digitize_edges(values, limits)
+    with pytest.raises(RuntimeError, match="x and y must have one shape"):
+        raw.binned_histogram(values, values[1:], 5, None, None, "uniform")
 
 
 def test_bad_input() -> None:
