@@ -60,8 +60,8 @@ def test_counts_match_reference(
 
 
 def check_counts(bins_x: int, bins_y: int, pairing: Pairing, device: torch.device, n: int) -> None:
-    for n, dx, dy in [(0, 2, 2), (1, 1, 1), (33, 5, 5), (n, 3, 3)]:
-        x, y = sides((n, dx, dy), bins_x, bins_y, device)
+    for shape in [(0, 2, 2), (1, 1, 1), (33, 5, 5), (n, 3, 3)]:
+        x, y = sides(shape, bins_x, bins_y, device)
         found = ops.joint_histogram(x, y, bins_x, bins_y, pairing)
         assert found.dtype == torch.int64
         assert torch.equal(found, reference.joint_histogram(x, y, bins_x, bins_y, pairing))
@@ -192,8 +192,8 @@ def test_one_huge_table(device: torch.device, small: bool) -> None:
 
 @pytest.mark.parametrize("correction", ["miller-madow", "panzeri-treves"])
 def test_bias_matches_reference(correction: Any, device: torch.device, small: bool) -> None:
-    # In rows of bits both ways, pair by pair, and sorted. On the GPU in products, in tiles, in memory,
-    # and in several tables.
+    # In rows of bits both ways, pair by pair, and sorted. On the GPU in products, in tiles, in
+    # memory, and in several tables.
     for shape, bins in [
         ((200, 9, 30), (8, 9)),
         ((200, 30, 9), (8, 9)),
