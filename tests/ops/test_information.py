@@ -72,6 +72,15 @@ def test_counts_equal_numpy() -> None:
     assert np.array_equal(ops.joint_histogram(x, y, 12, 20, "aligned").numpy(), expected)
 
 
+def test_cells_beyond_16_bits() -> None:
+    n = 300_000
+    x, y = codes(n, 1, 300), codes(n, 1, 300, seed=1)
+    x[: n // 2], y[: n // 2] = 7, 9
+    counts = ops.joint_histogram(x, y, 300, 300, "aligned")
+    assert counts[7, 9] > 2 * 2**16
+    assert torch.equal(counts, reference.joint_histogram(x, y, 300, 300, "aligned"))
+
+
 def test_hundreds_of_millions_of_samples() -> None:
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if free < 3 << 30:
