@@ -30,7 +30,8 @@ class Case:
     `targets` are, by peer, how often modfast's time must go into its time; a target below 1 allows
     modfast to be slower. `bytes` (`ops`) is the least that modfast must move (compute) in a call;
     the target "ceiling" is which part of the machine's measured rate it must reach at that. A peer
-    in `parts` does only this part of the work, as it would take too long: its time is divided by it.
+    in `parts` does only this part of the work, as it would take too long: its time is divided by
+    it.
     """
 
     name: str

@@ -59,8 +59,10 @@ def test_counts_match_reference(
     check_counts(bins_x, bins_y, pairing, device, n)
 
 
-def check_counts(bins_x: int, bins_y: int, pairing: Pairing, device: torch.device, n: int) -> None:
-    for n, dx, dy in [(0, 2, 2), (1, 1, 1), (33, 5, 5), (n, 3, 3)]:
+def check_counts(
+    bins_x: int, bins_y: int, pairing: Pairing, device: torch.device, most: int
+) -> None:
+    for n, dx, dy in [(0, 2, 2), (1, 1, 1), (33, 5, 5), (most, 3, 3)]:
         x, y = sides((n, dx, dy), bins_x, bins_y, device)
         found = ops.joint_histogram(x, y, bins_x, bins_y, pairing)
         assert found.dtype == torch.int64
@@ -192,8 +194,8 @@ def test_one_huge_table(device: torch.device, small: bool) -> None:
 
 @pytest.mark.parametrize("correction", ["miller-madow", "panzeri-treves"])
 def test_bias_matches_reference(correction: Any, device: torch.device, small: bool) -> None:
-    # In rows of bits both ways, pair by pair, and sorted. On the GPU in products, in tiles, in memory,
-    # and in several tables.
+    # In rows of bits both ways, pair by pair, and sorted. On the GPU in products, in tiles, in
+    # memory, and in several tables.
     for shape, bins in [
         ((200, 9, 30), (8, 9)),
         ((200, 30, 9), (8, 9)),
