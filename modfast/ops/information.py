@@ -97,7 +97,8 @@ def digitize(
         per_column: without `range`, whether each column has its own.
         rule: "uniform": equal-width bins with numpy.histogram's edges, the right edge in the last
             bin, constants in bin 0. "notebook": with e = torch.linspace(lo, hi, bins), the number
-            of edges below x, less one, where -1 wraps to bins - 1; hi - lo must not overflow.
+            of edges below x, less one, where -1 wraps to bins - 1; hi - lo must not overflow. Its
+            edges are made on the CPU, for which a GPU's queue is waited for.
 
     Returns:
         Codes `[n, d]`, 0 for NaN and infinite values; ranges; counts int64 `[d]`.
@@ -267,7 +268,8 @@ def permuted_information(
         sum of squared deviations, float64; all `[dx, dy]`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: see `joint_histogram`; an entry out of range.
+        TypeError, ValueError, RuntimeError: see `joint_histogram`; an entry out of range (on the
+            CPU).
     """
     x_codes, y_codes = _codes(x_codes, y_codes, bins_x, bins_y)
     n, dx = x_codes.shape

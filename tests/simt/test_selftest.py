@@ -73,7 +73,10 @@ def test_result_that_depends_on_the_order(cases: ctypes.CDLL) -> None:
     [
         ("odd_block", "multiple of 32 threads"),
         ("empty_grid", "a grid has 1 to"),
+        ("shared_not_asked_for", "more shared memory than the kernel asked for"),
         ("too_much_shared", "too much shared memory"),
+        ("fill_past_the_end", "out of bounds: the host's write of 20 bytes"),
+        ("copy_of_uninitialized", "uninitialized memory: the host's read"),
     ],
 )
 def test_launch_that_a_gpu_refuses(cases: ctypes.CDLL, name: str, why: str) -> None:

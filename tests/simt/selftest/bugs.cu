@@ -260,6 +260,26 @@ CASE(waits_by_spinning) { return launch(&waits_by_spinning, 1, 32, 0, Global<int
 __global__ void does_nothing() {}
 CASE(odd_block) { return launch(&does_nothing, 1, 48, 0); }
 CASE(empty_grid) { return launch(&does_nothing, 0, 32, 0); }
+CASE(shared_not_asked_for) { return launch(&does_nothing, 1, 32, 64 << 10); }
 CASE(too_much_shared) { return launch(&does_nothing, 1, 32, 1 << 20); }
 
 }  // namespace
+
+// ---- copies and fills by the host
+
+std::string report_of(cudaError_t status) {
+  const std::string report = status == cudaSuccess ? "" : cudaGetErrorString(status);
+  simt::forget_arrays();
+  return report;
+}
+
+CASE(fill_past_the_end) {
+  Global<int> out(4);
+  return report_of(cudaMemsetAsync(out, 0, 20, nullptr));
+}
+
+CASE(copy_of_uninitialized) {
+  Global<int> in(4, Global<int>::Uninitialized{});
+  int out[4];
+  return report_of(cudaMemcpyAsync(out, in, sizeof(out), cudaMemcpyDeviceToHost, nullptr));
+}

@@ -262,3 +262,58 @@ CASE(packs) {
 }
 
 }  // namespace
+
+__global__ void host_and_kernel(int* values) {
+  DYN_SMEM(int, tile);
+  for (int i = threadIdx.x; i < 16 << 10; i += 64) tile[i] = i;
+  __syncthreads();
+  values[threadIdx.x] += tile[(threadIdx.x + 1) * 64];
+}
+// The host fills and copies; a kernel asks for more shared memory than all have.
+CASE(host_and_kernel) {
+  Global<int> values(64, Global<int>::Uninitialized{});
+  const int ones[32] = {1};
+  int out[64];
+  cudaMemsetAsync(values, 0, 64 * sizeof(int), nullptr);
+  cudaMemcpyAsync(values, ones, sizeof(ones), cudaMemcpyHostToDevice, nullptr);
+  cudaFuncSetAttribute(reinterpret_cast<const void*>(&host_and_kernel),
+                       cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10);
+  cudaLaunchConfig_t config{};
+  config.blockDim = dim3(64);
+  config.dynamicSmemBytes = 64 << 10;
+  int* data = values;
+  const bool good = cudaLaunchKernelEx(&config, &host_and_kernel, data) == cudaSuccess &&
+                    cudaMemcpyAsync(out, data, sizeof(out), cudaMemcpyDeviceToHost, nullptr) == cudaSuccess;
+  simt::forget_arrays();
+  return expect(good && out[0] == 65 && out[1] == 128);
+}
+
+// A product of bytes, one fragment.
+__global__ void product_of_bytes(const uint8_t* a, const uint8_t* b, int* c) {
+  const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+  const auto word = [](const uint8_t* at) {
+    return at[0] | uint32_t{at[1]} << 8 | uint32_t{at[2]} << 16 | uint32_t{at[3]} << 24;
+  };
+  const uint32_t x[4] = {word(a + g * 32 + 4 * t), word(a + (g + 8) * 32 + 4 * t),
+                         word(a + g * 32 + 16 + 4 * t), word(a + (g + 8) * 32 + 16 + 4 * t)};
+  const uint32_t y[2] = {word(b + g * 32 + 4 * t), word(b + g * 32 + 16 + 4 * t)};
+  int sums[4] = {1, 1, 1, 1};
+  simt_multiply_bytes(sums, x, y);
+  for (int i = 0; i < 4; ++i) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sums[i];
+}
+CASE(product_of_bytes) {
+  Global<uint8_t> a(16 * 32), b(8 * 32);  // b by columns
+  for (int i = 0; i < 16 * 32; ++i) a.values[i] = static_cast<uint8_t>(i * 37);
+  for (int i = 0; i < 8 * 32; ++i) b.values[i] = static_cast<uint8_t>(i * 91 + 5);
+  Global<int> c(16 * 8);
+  const std::string report = launch(&product_of_bytes, 1, 32, 0, a, b, c);
+  bool right = true;
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 8; ++j) {
+      int sum = 1;
+      for (int k = 0; k < 32; ++k) sum += a.values[i * 32 + k] * b.values[j * 32 + k];
+      right = right && c.values[i * 8 + j] == sum;
+    }
+  }
+  return report.empty() ? expect(right) : report;
+}
