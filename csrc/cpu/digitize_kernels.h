@@ -89,11 +89,39 @@ int64_t uniform_each(const C* __restrict x, int64_t n, const C* __restrict lo,
   return bad ? clear_bad(x, n, out) : 0;
 }
 
+// Up to this many thresholds are compared with each value: to look one up takes longer.
+constexpr int kCountedBins = 16;
+
 template <class C, class Code>
 int64_t notebook(const C* __restrict x, int64_t n, const NotebookBins<C>& rule,
                  const C* __restrict thresholds, int bins, Code* __restrict out) {
   const NotebookBins<C> b = rule;
   int32_t bad = 0;
+  if (bins <= kCountedBins) {
+    // Simpler loops over values are not vectorized.
+    constexpr int kValues = 256 / sizeof(C);
+    C values[kValues] = {};
+    for (int64_t i = 0; i < n; i += kValues) {
+      const int here = n - i < kValues ? static_cast<int>(n - i) : kValues;
+      memcpy(values, x + i, here * sizeof(C));
+      int32_t found[kValues] = {};
+#pragma omp simd reduction(| : bad)
+      for (int j = 0; j < kValues; ++j) {
+        bad |= !is_finite(values[j]);
+        values[j] = values[j] < b.lo ? b.lo : values[j];
+        values[j] = values[j] > b.hi ? b.hi : values[j];
+      }
+      for (int k = 0; k < bins; ++k) {
+#pragma omp simd
+        for (int j = 0; j < kValues; ++j) found[j] += thresholds[k] <= values[j];
+      }
+      Code codes[kValues];
+#pragma omp simd
+      for (int j = 0; j < kValues; ++j) codes[j] = static_cast<Code>(notebook_code(found[j], bins));
+      memcpy(out + i, codes, here * sizeof(Code));
+    }
+    return bad ? clear_bad(x, n, out) : 0;
+  }
 #pragma omp simd reduction(| : bad)
   for (int64_t i = 0; i < n; ++i) {
     const bool good = is_finite(x[i]);

@@ -17,7 +17,8 @@ struct Ahead {
 struct PairKernels {
   int (*largest[2])(const void*, int64_t);  // by whether the codes are wide
   void (*cells[2][2])(const void*, const void*, int64_t, int, int, uint32_t*);
-  void (*increment[3])(const uint32_t*, int64_t, uint32_t*, const Ahead&);
+  void (*increment[2])(const uint32_t*, int64_t, uint32_t*, const Ahead&);
+  void (*increment_halves)(const uint32_t*, int64_t, uint16_t*, uint32_t*, const Ahead&);
 };
 
 }  // namespace modfast
@@ -36,15 +37,14 @@ constexpr int64_t kPairGrain = 32768;
 // Tables beyond this are shared instead of one for each thread.
 constexpr int64_t kPrivateCells = int64_t{1} << 22;
 
-// Adds pairs of codes to 32-bit tables, several for small ones, and those to 64-bit counts.
+// Adds pairs of codes to tables, several for small ones, and those to 64-bit counts.
 class PairCounter {
  public:
   PairCounter(int bins_x, int bins_y)
       : kernels_(at_level(kTables)), bins_y_(bins_y), n_cells_(int64_t{bins_x} * bins_y) {
     // 8 tables of up to 1,024 cells, and 4 of up to 4,096, stay near the first-level cache.
-    const int choice = n_cells_ <= 1024 ? 2 : n_cells_ <= 4096 ? 1 : 0;
-    lanes_ = choice == 2 ? 8 : choice == 1 ? 4 : 1;
-    increment_ = kernels_.increment[choice];
+    lanes_ = n_cells_ <= 1024 ? 8 : n_cells_ <= 4096 ? 4 : 1;
+    if (lanes_ == 1) halves_.assign(n_cells_, 0);
     tables_.assign(n_cells_ * lanes_, 0);
   }
 
@@ -53,13 +53,21 @@ class PairCounter {
            const Ahead& ahead) {
     alignas(64) uint32_t cells[kPairBlock];
     kernels_.cells[wide_x][wide_y](x, y, n, bins_y_, lanes_, cells);
-    increment_(cells, n, tables_.data(), ahead);
+    if (lanes_ == 1) {
+      kernels_.increment_halves(cells, n, halves_.data(), tables_.data(), ahead);
+    } else {
+      kernels_.increment[lanes_ == 8](cells, n, tables_.data(), ahead);
+    }
   }
 
   // Before any cell can have counted 2^32.
   void move_to(int64_t* counts) {
-    for (int64_t i = 0; i < n_cells_ * lanes_; ++i) counts[i / lanes_] += tables_[i];
+    for (int64_t i = 0; i < n_cells_ && lanes_ == 1; ++i) {
+      counts[i] += (int64_t{tables_[i]} << 16) + halves_[i];
+    }
+    for (int64_t i = 0; i < n_cells_ * lanes_ && lanes_ > 1; ++i) counts[i / lanes_] += tables_[i];
     std::fill(tables_.begin(), tables_.end(), 0);
+    std::fill(halves_.begin(), halves_.end(), 0);
   }
 
  private:
@@ -67,8 +75,8 @@ class PairCounter {
   int bins_y_;
   int64_t n_cells_;
   int lanes_;
-  void (*increment_)(const uint32_t*, int64_t, uint32_t*, const Ahead&);
-  std::vector<uint32_t> tables_;
+  std::vector<uint32_t> tables_;  // of one table: carries out of halves_
+  std::vector<uint16_t> halves_;
 };
 
 // Counts pairs [0, size): `add(counter, begin, end)` adds the pairs of a few blocks.

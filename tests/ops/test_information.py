@@ -93,6 +93,15 @@ def test_unaligned_codes(device: torch.device) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_cells_beyond_16_bits() -> None:
+    n = 300_000
+    x, y = codes(n, 1, 300), codes(n, 1, 300, seed=1)
+    x[: n // 2], y[: n // 2] = 7, 9
+    counts = ops.joint_histogram(x, y, 300, 300, "aligned")
+    assert counts[7, 9] > 2 * 2**16
+    assert torch.equal(counts, reference.joint_histogram(x, y, 300, 300, "aligned"))
+
+
 def test_hundreds_of_millions_of_samples() -> None:
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if free < 3 << 30:
