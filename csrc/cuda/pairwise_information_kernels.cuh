@@ -75,14 +75,12 @@ __global__ void __launch_bounds__(kThreads, 2)
       uint32_t n = 0;
       for (int b = bins - 1; b > 0; --b) above[j * (bins - 1) + b - 1] = n += counts[b];
     }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      margins[j] = Margin{static_cast<int64_t>(sum), n_filled,
-                          bias == Bias::panzeri_treves
-                              ? relevant_bins(Strided<uint32_t>{counts, 1}, bins, bins)
-                              : 0};
+    int n_relevant = 0;
+    if (bias == Bias::panzeri_treves && threadIdx.x == 0) {
+      n_relevant = relevant_bins(Strided<uint32_t>{counts, 1}, bins, bins);
     }
     __syncthreads();
+    if (threadIdx.x == 0) margins[j] = Margin{static_cast<int64_t>(sum), n_filled, n_relevant};
   }
 }
 
@@ -192,7 +190,6 @@ static __global__ void __launch_bounds__(kThreads, 2)
     atomicAdd(&sums.given, own.given);
     __syncthreads();
     if (threadIdx.x == 0) answer(question, pair / question.dy, pair % question.dy, sums);
-    __syncthreads();
   }
 }
 

@@ -132,6 +132,13 @@ def test_information_matches_reference(
         assert not bias.any()
 
 
+def test_more_tiles_of_products_than_blocks(device: torch.device) -> None:
+    x, y = sides((20, 66, 128), 64, 3, device)
+    found = ops.pairwise_information(x, y, 64, 3)[0]
+    expected = reference.pairwise_information(x, y, 64, 3, None)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_more_samples_than_one_sum_holds(device: torch.device, small: bool) -> None:
     if small:
         pytest.skip("takes too long on the host")
