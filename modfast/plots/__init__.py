@@ -1,13 +1,21 @@
-"""Figures: how training went, how a weight falls into clusters, what each cluster does.
+"""Figures: how training went, how a weight falls into clusters, what each cluster or unit does.
 
 Every function returns a plotly figure, to be shown, changed or written by its caller. plotly comes
 with the extra `modfast[report]` and is imported only when a figure is made: each function raises
 ImportError, naming the extra, where it is missing.
 """
 
-from modfast.plots.ablation import cluster_evaluation
+from modfast.plots.ablation import ablation_lines, cluster_evaluation, direction_search
 from modfast.plots.clusters import bipartite, weight_matrix
 from modfast.plots.style import require_plotly
 from modfast.plots.training import history
 
-__all__ = ["bipartite", "cluster_evaluation", "history", "require_plotly", "weight_matrix"]
+__all__ = [
+    "ablation_lines",
+    "bipartite",
+    "cluster_evaluation",
+    "direction_search",
+    "history",
+    "require_plotly",
+    "weight_matrix",
+]

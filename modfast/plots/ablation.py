@@ -1,4 +1,4 @@
-"""What does each cluster do?"""
+"""What does each cluster, unit, direction or group do?"""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from modfast.ablation import ClusterEvaluation
-from modfast.plots.style import require_plotly, styled
+from modfast.ablation import AblationResult, ClusterEvaluation, DirectionResult
+from modfast.plots.style import NETWORK_COLORS, cluster_color, require_plotly, styled
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -77,4 +77,63 @@ def cluster_evaluation(
     bar = {"title": {"text": score, "side": "right"}, "thickness": 12}
     scale = {"colorscale": "Blues", "cmin": 0, "cmax": 1, "colorbar": bar}
     figure.update_layout(coloraxis=scale)
+    return figure
+
+
+_WORDS = {
+    "entropy_difference": "H(original) - H(ablated), nats",
+    "kl_ablated_original": "KL(ablated | original), nats",
+    "kl_original_ablated": "KL(original | ablated), nats",
+    "loss": "loss, nats",
+    "accuracy": "accuracy",
+}
+
+
+def ablation_lines(result: AblationResult, measure: str = "kl_ablated_original") -> Figure:
+    """One measure over the ablations, in their order and sorted, as the notebook draws it.
+
+    Sums over samples are drawn as means over them.
+
+    Raises:
+        ValueError: no such measure, or one that needs targets and got none.
+    """
+    values = result.total(measure)
+    if measure != "accuracy":
+        values = values / result.n_samples
+    require_plotly()
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(cols=2, shared_yaxes=True, subplot_titles=["In order", "Sorted"])
+    figure.update_annotations(font_size=13)
+    styled(figure, "What each ablation does", 320)
+    order = values.argsort(descending=True)
+    for col, rows in enumerate((range(len(values)), order.tolist()), start=1):
+        figure.add_scatter(
+            y=values[list(rows)].numpy(),
+            text=[result.labels[i] if result.labels else str(i) for i in rows],
+            mode="lines",
+            line={"color": NETWORK_COLORS[0], "width": 1.5},
+            hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
+            showlegend=False,
+            row=1,
+            col=col,
+        )
+    figure.update_yaxes(title_text=f"mean {_WORDS[measure]}", col=1)
+    figure.update_xaxes(title_text="ablation", col=1)
+    figure.update_xaxes(title_text="rank", col=2)
+    return figure
+
+
+def direction_search(result: DirectionResult) -> Figure:
+    """How far each restart came, step by step."""
+    require_plotly()
+    from plotly.graph_objects import Figure
+
+    figure = styled(Figure(), "Search for the most informative direction", 320)
+    for i, line in enumerate(result.history.unbind(1)):
+        figure.add_scatter(
+            y=line.numpy(), mode="lines", name=f"restart {i}", line={"color": cluster_color(i)}
+        )
+    figure.update_yaxes(title_text="KL(ablated | original), nats")
+    figure.update_xaxes(title_text="step")
     return figure
