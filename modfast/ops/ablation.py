@@ -92,7 +92,9 @@ def ablation_sweep(
     n, c = logits.shape
     a = scales.shape[1]
     _check_shapes(tensors, {"scales": (n, a), "updates": (a, c)})
-    found: tuple[Tensor, Tensor] = _sweep(logits, scales, updates, targets, per_sample)
+    found: tuple[Tensor, Tensor] = _sweep(
+        logits.contiguous(), scales.contiguous(), updates.contiguous(), targets, per_sample
+    )
     return found
 
 
@@ -148,7 +150,14 @@ def ablation_sweep_hidden(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
     found: tuple[Tensor, Tensor] = _sweep_hidden(
-        logits, hidden, scales, updates, activation, weight, targets, per_sample
+        logits.contiguous(),
+        hidden.contiguous(),
+        scales.contiguous(),
+        updates.contiguous(),
+        activation,
+        weight.contiguous(),
+        targets,
+        per_sample,
     )
     return found
 

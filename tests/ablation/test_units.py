@@ -354,7 +354,13 @@ def test_what_comes_before_the_site_runs_once() -> None:
 def test_gpt2(path: str | None) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
-        n_layer=2, n_embd=16, n_head=2, n_positions=8, vocab_size=23, use_cache=False
+        n_layer=2,
+        n_embd=16,
+        n_head=2,
+        n_positions=8,
+        vocab_size=23,
+        use_cache=False,
+        initializer_range=0.3,
     )
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(config).double().train()

@@ -49,7 +49,9 @@ def check(found: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor], dtype: tor
     error = (terms[:3] - wanted[:3]).abs()
     if terms.dim() == 3:
         error = error.amax(1) if error.numel() else error.sum(1)
-    assert (error <= CLOSE[dtype] * (scale + 1e-30)).all(), (error / scale).max()
+    # Entropies near 0 have the rounding of 1, and the reference takes their differences.
+    one = exact[0].shape[1] * (1e-7 if dtype == torch.float32 else 1e-14)
+    assert (error <= CLOSE[dtype] * scale + one).all(), (error / scale).max()
     if len(terms) == 5:
         torch.testing.assert_close(terms[3], wanted[3], rtol=10 * CLOSE[dtype], atol=1e-6)
         assert torch.equal(terms[4], wanted[4])
@@ -101,7 +103,7 @@ def test_every_activation(activation: str, dtype: torch.dtype, device: torch.dev
         exact = reference.ablation_sweep_hidden(*arguments, True)
         found = ops.ablation_sweep_hidden(*arguments)
         wanted = exact[0].sum(1)
-        bound = 20 * CLOSE[dtype] * exact[0].abs().sum(1).max(1, keepdim=True).values
+        bound = 20 * CLOSE[dtype] * exact[0].abs().sum(1).max(1, keepdim=True).values + 1e-12
         assert ((found[0] - wanted).abs() <= bound).all()
 
 
