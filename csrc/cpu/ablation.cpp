@@ -6,6 +6,7 @@
 #include <cstring>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "../abi.h"
 #include "simd.h"
@@ -23,8 +24,9 @@ constexpr const AblationKernels* kTables[] = MODFAST_TABLES;
 constexpr int64_t kTileSamples = 256;
 // Counts of correct samples, per tile and class, that may lie in memory at once.
 constexpr int64_t kMostCounts = int64_t{1} << 24;
-// Ablations that share one transposed block of a hidden layer.
-constexpr int64_t kShare = 32;
+// Ablations that share one transposed block of a hidden layer: more where that leaves enough to do for
+// many threads. No result depends on it.
+constexpr int64_t kFewShare = 16, kManyShare = 128, kManyTiles = 16;
 // Exponentials, or multiplications of a hidden layer, that are not worth waking a thread for.
 constexpr int64_t kGrain = int64_t{1} << 16;
 
@@ -214,15 +216,16 @@ std::tuple<Tensor, Tensor> run_hidden(AblationSweep& sweep, const Tensor& logits
               kernels.groups[wide <= narrow ? 0 : 1], packed.data());
   sweep.weight = packed.data();
   Tiles tiles(sweep, logits, tile_samples(sweep));
-  const int64_t n_shares = blocks_of(sweep.n_ablations, kShare);
-  const int64_t n_workspace = (3 * n_hidden + n_classes + kernels.groups[0] + kMostTerms) * kernels.block[t];
-  const int64_t cost = std::min(kTileSamples, sweep.n_samples) * kShare * n_hidden * n_classes;
+  const int64_t share = tiles.size() < kManyTiles ? kFewShare : kManyShare;
+  const int64_t n_shares = blocks_of(sweep.n_ablations, share);
+  const int64_t n_workspace = (3 * n_hidden + n_classes + kernels.groups[0] + kMostTerms + share) * kernels.block[t];
+  const int64_t cost = std::min(kTileSamples, sweep.n_samples) * share * n_hidden * n_classes;
   const auto run = [&](int64_t begin, int64_t end) {
     std::vector<T> workspace(n_workspace);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % n_shares * kShare;
+      const int64_t first = i % n_shares * share;
       kernels.hidden[t](sweep, tiles.at(i / n_shares), first,
-                        std::min(first + kShare, sweep.n_ablations), workspace.data());
+                        std::min(first + share, sweep.n_ablations), workspace.data());
     }
   };
   const int64_t n = tiles.size() * n_shares;

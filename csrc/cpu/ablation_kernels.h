@@ -13,14 +13,13 @@ struct Found {
 
 // The terms of one sample or ablation a lane. p(c), centered(c) and log_p(c) give the probabilities
 // before, p (log p - mean log p) and log p, changes(c) those of the logits, whose range is at most
-// `range`; is_target(c) and before_target(c) masks, only asked for with `targets`.
+// `range` and whose mean is `mean`; is_target(c) and before_target(c) masks, only asked for with
+// `targets`.
 template <class T, class P, class W, class L, class R, class Y, class B>
-MODFAST_LANE Found<T> ablation_terms(int64_t n_classes, Lanes<T> range, bool targets, const P& p,
+MODFAST_LANE Found<T> ablation_terms(int64_t n_classes, Lanes<T> range, Lanes<T> mean, bool targets, const P& p,
                                      const W& centered, const L& log_p, const R& changes,
                                      const Y& is_target, const B& before_target) {
   using V = Lanes<T>;
-  V mean{};
-  for (int64_t c = 0; c < n_classes; ++c) mean += p(c) * changes(c);
   V excess{}, second{}, first{};
   for (int64_t c = 0; c < n_classes; ++c) {
     const V x = changes(c) - mean;
@@ -30,7 +29,8 @@ MODFAST_LANE Found<T> ablation_terms(int64_t n_classes, Lanes<T> range, bool tar
     second += (p(c) * x) * moved;
     first += centered(c) * moved;
   }
-  Found<T> found{near_terms<V>(mean, excess, second, first, log1p_up<T>(excess)), V{}, V{}};
+  const V share = 1 / (1 + excess);
+  Found<T> found{near_terms<V>(mean, share, second, first, log1p_up<T>(excess, share)), V{}, V{}};
   const Mask<T> far = range > T(kFar);
   if (any(far)) {
     V largest = log_p(0) + changes(0), entropy{};
@@ -79,15 +79,13 @@ void prepare(const AblationSweep& sweep, int64_t begin, int64_t end) {
   const int64_t n_classes = sweep.n_classes;
   const T* logits = static_cast<const T*>(sweep.logits);
   for (int64_t half = 2 * begin; half < 2 * end; ++half) {
-    const int64_t block = half / 2, first = half * kLanes<T>;
+    const int64_t block = half / 2, first = block * kBlock<T>;
     T* p = static_cast<T*>(sweep.prepared) + block * 3 * n_classes * kBlock<T> + half % 2 * kLanes<T>;
     T* centered = p + n_classes * kBlock<T>;
     T* log_p = centered + n_classes * kBlock<T>;
-    const int64_t n = sweep.n_samples - first < kLanes<T> ? sweep.n_samples - first : kLanes<T>;
-    for (int64_t c = 0; c < n_classes; ++c) {
-      for (int l = 0; l < kLanes<T>; ++l) {
-        log_p[c * kBlock<T> + l] = l < n ? logits[(first + l) * n_classes + c] : T(0);
-      }
+    if (half % 2 == 0) {
+      const int64_t n = sweep.n_samples - first < kBlock<T> ? sweep.n_samples - first : kBlock<T>;
+      transpose(logits + first * n_classes, n, n_classes, n_classes, kBlock<T>, log_p);
     }
     const auto at = [](T* values, int64_t c) { return values + c * kBlock<T>; };
     V largest = load_lanes(log_p);
@@ -135,7 +133,7 @@ void sweep_logits(const AblationSweep& sweep, SampleTile tile, int64_t block) {
   V low = load_lanes(updates), high = low;
   for (int64_t c = 1; c < n_classes; ++c) {
     const V u = load_lanes(updates + c * n_lanes);
-    low = -larger(-low, -u);
+    low = smaller(low, u);
     high = larger(high, u);
   }
   const V span = high - low;
@@ -151,10 +149,12 @@ void sweep_logits(const AblationSweep& sweep, SampleTile tile, int64_t block) {
     } else {
       for (int64_t l = 0; l < n; ++l) scales[l] = from[l];
     }
+    V mean{};
+    for (int64_t c = 0; c < n_classes; ++c) mean += p[c * kBlock<T>] * load_lanes(updates + c * n_lanes);
     const int64_t target = sweep.has_targets() ? sweep.targets[i] : -1;
     const Mask<T> none{};
     const Found<T> found = ablation_terms<T>(
-        n_classes, larger(scales, -scales) * span, sweep.has_targets(),
+        n_classes, larger(scales, -scales) * span, scales * mean, sweep.has_targets(),
         [&](int64_t c) { return p[c * kBlock<T>]; },
         [&](int64_t c) { return centered[c * kBlock<T>]; },
         [&](int64_t c) { return log_p[c * kBlock<T>]; },
@@ -222,7 +222,7 @@ MODFAST_LANE double total(const T* values) {
 }
 
 // Samples [tile.begin, tile.end), a lane each, of ablations [begin, end). `tile.begin` is a multiple
-// of kBlock. workspace: (3 n_hidden + n_classes + kWide + 5) kBlock.
+// of kBlock. workspace: (3 n_hidden + n_classes + kWide + kMostTerms + end - begin) kBlock.
 template <class T>
 void sweep_hidden(const AblationSweep& sweep, SampleTile tile, int64_t begin, int64_t end,
                   void* workspace) {
@@ -234,6 +234,7 @@ void sweep_hidden(const AblationSweep& sweep, SampleTile tile, int64_t begin, in
   T* deltas = before + n_hidden * n_block;
   T* changes = deltas + n_hidden * n_block;
   T* found = changes + (n_classes + kWide) * n_block;
+  T* scales = found + kMostTerms * n_block;
   const bool wide = (n_classes + kWide - 1) / kWide * kWide <= (n_classes + kNarrow - 1) / kNarrow * kNarrow;
   const bool fused = sweep.activation == Activation::relu && n_classes <= (wide ? kWide : kNarrow);
   if (!sweep.per_sample) {
@@ -243,26 +244,32 @@ void sweep_hidden(const AblationSweep& sweep, SampleTile tile, int64_t begin, in
   }
   for (int64_t first = tile.begin; first < tile.end; first += n_block) {
     const int64_t n = tile.end - first < n_block ? tile.end - first : n_block;
-    const T* rows = static_cast<const T*>(sweep.hidden) + first * n_hidden;
-    for (int64_t j = 0; j < n_hidden; ++j) {
-      for (int64_t l = 0; l < n_block; ++l) hidden[j * n_block + l] = l < n ? rows[l * n_hidden + j] : T(0);
+    transpose(static_cast<const T*>(sweep.hidden) + first * n_hidden, n, n_hidden, n_hidden, n_block,
+              hidden);
+    transpose(static_cast<const T*>(sweep.scales) + first * sweep.n_ablations + begin, n, end - begin,
+              sweep.n_ablations, n_block, scales);
+    if (fused) {  // max(h + u, 0) - max(h, 0) = max(min(h, 0) + u, -max(h, 0))
+      for (int64_t j = 0; j < n_hidden * n_block; j += kLanes<T>) {
+        const V h = load_lanes(hidden + j);
+        store_lanes(hidden + j, smaller(h, V{}));
+        store_lanes(before + j, -larger(h, V{}));
+      }
+    } else {
+      activate<T>(sweep.activation, hidden, before, n_hidden * n_block);
     }
-    activate<T>(sweep.activation, hidden, before, n_hidden * n_block);
     const T* p = static_cast<const T*>(sweep.prepared) + first / n_block * 3 * n_classes * n_block;
     const T* centered = p + n_classes * n_block;
     const T* log_p = centered + n_classes * n_block;
     for (int64_t a = begin; a < end; ++a) {
       const T* update = static_cast<const T*>(sweep.updates) + a * n_hidden;
-      alignas(64) T scales[n_block] = {};
-      const T* scale = static_cast<const T*>(sweep.scales) + first * sweep.n_ablations + a;
-      for (int64_t l = 0; l < n; ++l) scales[l] = scale[l * sweep.n_ablations];
-      const V s[2] = {load_lanes(scales), load_lanes(scales + kLanes<T>)};
+      const T* scale = scales + (a - begin) * n_block;
+      const V s[2] = {load_lanes(scale), load_lanes(scale + kLanes<T>)};
       const auto moved = [&](int64_t j, int h) {
         return load_lanes(hidden + j * n_block + h * kLanes<T>) + s[h] * update[j];
       };
       if (fused) {
         const auto delta = [&](int64_t j, int h) {
-          return larger(moved(j, h), V{}) - load_lanes(before + j * n_block + h * kLanes<T>);
+          return larger(moved(j, h), load_lanes(before + j * n_block + h * kLanes<T>));
         };
         wide ? all_changes<kWide, T>(sweep, delta, changes) : all_changes<kNarrow, T>(sweep, delta, changes);
       } else {
@@ -283,10 +290,11 @@ void sweep_hidden(const AblationSweep& sweep, SampleTile tile, int64_t begin, in
           return [=](int64_t c) { return load_lanes(values + c * n_block + h * kLanes<T>); };
         };
         const auto change = at(changes);
-        V low = change(0), high = low;
-        for (int64_t c = 1; c < n_classes; ++c) {
-          low = -larger(-low, -change(c));
+        V low = change(0), high = low, mean{};
+        for (int64_t c = 0; c < n_classes; ++c) {
+          low = smaller(low, change(c));
           high = larger(high, change(c));
+          mean += at(p)(c) * change(c);
         }
         Mask<T> target{};
         if (sweep.has_targets()) {
@@ -296,7 +304,7 @@ void sweep_hidden(const AblationSweep& sweep, SampleTile tile, int64_t begin, in
           }
         }
         const Found<T> f = ablation_terms<T>(
-            n_classes, high - low, sweep.has_targets(), at(p), at(centered), at(log_p), change,
+            n_classes, high - low, mean, sweep.has_targets(), at(p), at(centered), at(log_p), change,
             [&](int64_t c) { return target == static_cast<int32_t>(c); },
             [&](int64_t c) { return target > static_cast<int32_t>(c); });
         const Mask<T> here = target >= 0;

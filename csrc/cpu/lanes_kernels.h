@@ -49,6 +49,10 @@ template <class V>
 MODFAST_LANE V larger(V a, V b) {
   return a > b ? a : b;
 }
+template <class V>
+MODFAST_LANE V smaller(V a, V b) {
+  return a < b ? a : b;
+}
 #if MODFAST_SIMD_BITS == 512
 MODFAST_LANE Lanes<float> larger(Lanes<float> a, Lanes<float> b) { return _mm512_max_ps(a, b); }
 MODFAST_LANE Lanes<double> larger(Lanes<double> a, Lanes<double> b) { return _mm512_max_pd(a, b); }
@@ -70,6 +74,48 @@ MODFAST_LANE bool any(M mask) {
 #endif
 }
 
+template <class T, int... lane>
+MODFAST_LANE Lanes<T> zip_low(Lanes<T> a, Lanes<T> b, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(a, b, (lane / 2 + lane % 2 * kLanes<T>)...);
+}
+template <class T, int... lane>
+MODFAST_LANE Lanes<T> zip_high(Lanes<T> a, Lanes<T> b, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(a, b, ((lane + kLanes<T>) / 2 + lane % 2 * kLanes<T>)...);
+}
+
+// from [n_rows, n_cols], rows `stride` apart, to [n_cols][block]: the columns of at most `block` rows,
+// with zeros for those that are missing. block: a multiple of kLanes.
+template <class T>
+void transpose(const T* from, int64_t n_rows, int64_t n_cols, int64_t stride, int64_t block, T* to) {
+  constexpr int n = kLanes<T>;
+  constexpr auto lanes = std::make_integer_sequence<int, n>{};
+  for (int64_t row = 0; row < block; row += n) {
+    int64_t col = 0;
+    for (; row + n <= n_rows && col + n <= n_cols; col += n) {
+      Lanes<T> rows[n], mixed[n];
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) rows[i] = load_lanes(from + (row + i) * stride + col);
+#pragma GCC unroll 4
+      for (int width = 1; width < n; width *= 2) {
+#pragma GCC unroll 16
+        for (int i = 0; i < n / 2; ++i) {
+          mixed[2 * i] = zip_low<T>(rows[i], rows[i + n / 2], lanes);
+          mixed[2 * i + 1] = zip_high<T>(rows[i], rows[i + n / 2], lanes);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < n; ++i) rows[i] = mixed[i];
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) store_lanes(to + (col + i) * block + row, rows[i]);
+    }
+    for (; col < n_cols; ++col) {
+      for (int64_t i = row; i < row + n; ++i) {
+        to[col * block + i] = i < n_rows ? from[i * stride + col] : T(0);
+      }
+    }
+  }
+}
+
 template <class T>
 struct Numbers;
 template <>
@@ -81,7 +127,10 @@ struct Numbers<float> {
   static constexpr float lowest = -87.0f;  // of which e^x is a normal number
   // 1/(i + 2)!: for |f| < ln2 / 2 the rest is 9e-8 of the whole.
   static constexpr float exp[] = {1 / 2.f, 1 / 6.f, 1 / 24.f, 1 / 120.f, 1 / 720.f, 1 / 5040.f};
-  static constexpr float log[] = {1.f, 1 / 3.f, 1 / 5.f, 1 / 7.f, 1 / 9.f};
+  // (log(1 + t) - t + t^2 / 2) / t^3, by Cephes' logf.
+  static constexpr float log[] = {3.3333331174e-1f,  -2.4999993993e-1f, 2.0000714765e-1f,
+                                  -1.6668057665e-1f, 1.4249322787e-1f,  -1.2420140846e-1f,
+                                  1.1676998740e-1f,  -1.1514610310e-1f, 7.0376836292e-2f};
 };
 template <>
 struct Numbers<double> {
@@ -95,6 +144,7 @@ struct Numbers<double> {
   static constexpr double exp[] = {1 / 2.,       1 / 6.,        1 / 24.,       1 / 120.,
                                    1 / 720.,     1 / 5040.,     1 / 40320.,    1 / 362880.,
                                    1 / 3628800., 1 / 39916800., 1 / 479001600., 1 / 6227020800.};
+  // log m = 2t (1 + t^2 / 3 + t^4 / 5 + ...), t = (m - 1) / (m + 1)
   static constexpr double log[] = {1.,      1 / 3.,  1 / 5.,  1 / 7.,  1 / 9., 1 / 11.,
                                    1 / 13., 1 / 15., 1 / 17., 1 / 19., 1 / 21.};
 };
@@ -150,13 +200,21 @@ MODFAST_LANE Lanes<T> log_up(Lanes<T> y) {
   const Mask<T> above = m > T(1.41421356);
   m = above ? m * T(0.5) : m;
   exponent -= above;
-  const Lanes<T> t = (m - 1) / (m + 1);
   const Lanes<T> k = __builtin_convertvector(exponent, Lanes<T>);
-  return k * N::ln2_high + (2 * t * polynomial<T>(t * t, N::log) + k * N::ln2_low);
+  Lanes<T> rest;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const Lanes<T> t = m - 1, square = t * t;
+    rest = t + (square * T(-0.5) + t * square * polynomial<T>(t, N::log));
+  } else {
+    const Lanes<T> t = (m - 1) / (m + 1);
+    rest = 2 * t * polynomial<T>(t * t, N::log);
+  }
+  return k * N::ln2_high + (rest + k * N::ln2_low);
 }
 
+// log(1 + x) for x >= 0, given 1 / (1 + x); small x keep their digits.
 template <class T>
-MODFAST_LANE Lanes<T> log1p_up(Lanes<T> x) {
+MODFAST_LANE Lanes<T> log1p_up(Lanes<T> x, Lanes<T> share) {
   const Lanes<T> y = 1 + x;
-  return log_up<T>(y) + (x - (y - 1)) / y;
+  return log_up<T>(y) + (x - (y - 1)) * share;
 }

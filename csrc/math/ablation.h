@@ -24,10 +24,9 @@ struct AblationTerms {
   V log_sum;  // log sum p e^r: the loss of class c is log_sum - r_c - log p_c
 };
 
-// `excess`: G; `second`: sum p x (x + g); `first`: sum p (log p - mean log p) (x + g).
+// `share`: 1 / (1 + G); `second`: sum p x (x + g); `first`: sum p (log p - mean log p) (x + g).
 template <class V>
-MODFAST_BOTH AblationTerms<V> near_terms(V mean, V excess, V second, V first, V log1p_excess) {
-  const V share = 1 / (1 + excess);
+MODFAST_BOTH AblationTerms<V> near_terms(V mean, V share, V second, V first, V log1p_excess) {
   const V after = second * share - log1p_excess;
   return {first * share + after, after, log1p_excess, log1p_excess + mean};
 }
