@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import bench_ablation
 import bench_clusterability
 import bench_fit
 import bench_modularity
@@ -25,7 +26,7 @@ from compare import Timing, compare
 import modfast
 from modfast import _extension
 
-MODULES = (bench_clusterability, bench_modularity, bench_fit)
+MODULES = (bench_ablation, bench_clusterability, bench_modularity, bench_fit)
 RESULTS = Path(__file__).parent / "results"
 
 

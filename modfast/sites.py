@@ -151,8 +151,9 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
         model.train(training)
         yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for module, before in flags:
+            if module.training != before:
+                module.training = before
 
 
 def capture(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -15,12 +15,13 @@ Activation = Callable[[Tensor], Tensor]
 class Changes(Protocol):
     """Several ablations of one site."""
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What each ablates."""
+    kind: ClassVar[str]
 
     def __len__(self) -> int:
         """How many."""
+
+    def numbers(self) -> Tensor:
+        """What each is called: `[a]`."""
 
     def apply(self, site: Tensor, chosen: slice) -> Tensor:
         """The site `[..., d]` after each of the chosen ablations: `[a, ..., d]`."""
@@ -38,18 +39,24 @@ class Changes(Protocol):
 class Units:
     """Each of `index` `[a]` set to its entry of `value` `[d]`."""
 
+    kind: ClassVar[str] = "unit"
     index: Tensor
     value: Tensor
-    labels: tuple[str, ...]
+    in_order: bool = False
+    """Whether `index` is 0 to d - 1."""
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def numbers(self) -> Tensor:
+        """As `Changes.numbers`."""
+        return self.index
 
     def apply(self, site: Tensor, chosen: slice) -> Tensor:
         """As `Changes.apply`."""
         index = self.index[chosen]
         mask = torch.arange(site.shape[-1], device=site.device) == index[:, None]
-        return Groups(mask, self.value, ()).apply(site, slice(None))
+        return Groups(mask, self.value).apply(site, slice(None))
 
     def rank_one(
         self, site: Tensor, activation: Activation | None, weight: Tensor, chosen: slice
@@ -59,8 +66,8 @@ class Units:
         after, before = self.value, site
         if activation is not None:
             after, before = activation(after), activation(before)
-        if len(index) == site.shape[-1] and bool((index[1:] > index[:-1]).all()):
-            return after - before, weight.T  # all units in order: nothing to pick
+        if self.in_order and len(index) == len(self.index):
+            return after - before, weight.T  # nothing to pick
         return after[index] - before[:, index], weight.T[index]
 
 
@@ -68,12 +75,16 @@ class Units:
 class Groups:
     """All units of each row of `mask` `[a, d]` set to their entries of `value` `[d]`."""
 
+    kind: ClassVar[str] = "group"
     mask: Tensor
     value: Tensor
-    labels: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.mask)
+
+    def numbers(self) -> Tensor:
+        """As `Changes.numbers`."""
+        return torch.arange(len(self))
 
     def apply(self, site: Tensor, chosen: slice) -> Tensor:
         """As `Changes.apply`."""
@@ -92,11 +103,15 @@ class Groups:
 class Directions:
     """The part along each row of `vectors` `[a, d]`, of unit length, taken away."""
 
+    kind: ClassVar[str] = "direction"
     vectors: Tensor
-    labels: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def numbers(self) -> Tensor:
+        """As `Changes.numbers`."""
+        return torch.arange(len(self))
 
     def apply(self, site: Tensor, chosen: slice) -> Tensor:
         """As `Changes.apply`."""

@@ -12,7 +12,7 @@ from modfast import checks
 from modfast.ablation.batches import Inputs
 from modfast.ablation.changes import Directions
 from modfast.ablation.result import DirectionResult
-from modfast.ablation.sweep import Options, Output, Place, batches_of, begin
+from modfast.ablation.sweep import NOT_FUSED, Options, Output, Place, batches_of, begin
 from modfast.reference import ACTIVATIONS
 from modfast.sites import in_mode
 
@@ -64,7 +64,7 @@ def max_information_direction(
             places = [
                 begin(model, site, batch, options) for batch in batches_of(model, inputs, None)
             ]
-            objectives = [_objective(place) for place in places]
+            objectives = [_objective(place, path) for place in places]
         activations = places[0].site
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         vectors = torch.randn(restarts, activations.shape[-1], generator=generator)
@@ -75,14 +75,13 @@ def _search(objectives: list[Objective], vectors: Tensor, steps: int, lr: float)
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
     best, best_kls = vectors, vectors.new_full((len(vectors),), -torch.inf)
     vectors = vectors.clone().requires_grad_()
-    optimizer = torch.optim.Adam([vectors], lr=lr, maximize=True)
+    optimizer = torch.optim.Adam([vectors], lr=lr, maximize=True, fused=True)
     history = []
     for step in range(steps + 1):
         with torch.enable_grad():
             units = vectors / vectors.norm(dim=1, keepdim=True)
-            kls = torch.zeros_like(best_kls)
-            for objective in objectives:
-                kls = kls + objective(units)
+            first, *others = (objective(units) for objective in objectives)
+            kls = sum(others, start=first)
             if step < steps:
                 (vectors.grad,) = torch.autograd.grad(kls.sum(), vectors)
         with torch.no_grad():
@@ -99,17 +98,19 @@ def _search(objectives: list[Objective], vectors: Tensor, steps: int, lr: float)
     )
 
 
-def _objective(place: Place) -> Objective:
+def _objective(place: Place, path: str | None) -> Objective:
     """The sum over samples of KL(ablated | original) for directions `[r, d]`: `[r]`."""
     site, logits = place.site, place.logits()
     log_p = logits.reshape(-1, logits.shape[-1]).log_softmax(-1)
-    ablated = _rank_one(place, logits) or (
-        lambda v: vmap(place.resume)(Directions(v, ()).apply(site, slice(None)))
-    )
+    rank_one = _rank_one(place, logits) if path in (None, "fused") else None
+    if path == "fused" and rank_one is None:
+        raise ValueError(NOT_FUSED)
+    ablated = rank_one or (lambda v: vmap(place.resume)(Directions(v).apply(site, slice(None))))
 
     def kl(units: Tensor) -> Tensor:
         log_q = ablated(units).log_softmax(-1).reshape(len(units), *log_p.shape)
-        return (log_q.exp() * (log_q - log_p)).sum((1, 2))
+        terms = nn.functional.kl_div(log_p, log_q, reduction="none", log_target=True)
+        return terms.sum((1, 2))
 
     return kl
 

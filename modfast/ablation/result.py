@@ -40,8 +40,17 @@ class AblationResult:
     sample 1 or 0, `[n, a]`, with `per_sample=True`."""
     class_accuracy: Tensor | None = None
     """With targets: the same among the samples of each class, `[a, c]`; NaN for a class without."""
-    labels: tuple[str, ...] = ()
-    """What was ablated: "unit 3", "direction 0", "group 1"."""
+    kind: str = "ablation"
+    """What was ablated: "unit", "direction" or "group"."""
+    numbers: Tensor | None = None
+    """Which: int64 `[a]`, by default 0, 1, ..."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Their names: "unit 3", "direction 0"."""
+        n = self.kl_ablated_original.shape[-1]
+        numbers = range(n) if self.numbers is None else self.numbers.tolist()
+        return tuple(f"{self.kind} {i}" for i in numbers)
 
     def top(
         self, k: int = 10, by: str = "kl_ablated_original", largest: bool = True

@@ -24,6 +24,10 @@ from modfast.sites import in_mode
 
 Output = Callable[[Any], Tensor]
 MAX_MEMORY = 2**28
+NOT_FUSED = (
+    "path='fused': needs units, or directions without an activation after the site, "
+    "and one or two linear layers of float32 or float64 up to the logits"
+)
 LONG = 2.0**36  # site elements times ablations that take seconds
 
 
@@ -139,7 +143,7 @@ def sweep(
                     raise TypeError(f"targets must be int64 classes, got {y.dtype}")
             table.add(*_run(place, changes, rows, y, options), rows, y)
     assert changes is not None
-    return table.result(changes.labels)
+    return table.result(changes)
 
 
 def mean_of_site(model: nn.Module, inputs: Inputs, site: str, options: Options) -> Tensor:
@@ -163,10 +167,7 @@ def _run(
         if found is not None:
             return found
         if options.path == "fused":
-            raise ValueError(
-                "path='fused': needs units, or directions without an activation after the site, "
-                "and one or two linear layers of float32 or float64 up to the logits"
-            )
+            raise ValueError(NOT_FUSED)
     return _batched(place, changes, logits, targets, options)
 
 
@@ -260,7 +261,7 @@ class _Table:
         if targets is not None:
             self.targets.append(targets)
 
-    def result(self, labels: tuple[str, ...]) -> AblationResult:
+    def result(self, changes: Changes) -> AblationResult:
         if self.per_sample:
             terms = torch.cat(self.terms, dim=1)
         else:
@@ -268,13 +269,15 @@ class _Table:
         terms = terms.cpu()
         if not terms.isfinite().all():
             bad = int((~terms.isfinite()).flatten(0, -2).any(0).nonzero()[0])
-            raise ValueError(f"the logits after ablating {labels[bad]} must be finite")
+            number = int(changes.numbers()[bad])
+            raise ValueError(f"the logits after ablating {changes.kind} {number} must be finite")
         entropy, kl_after, kl_before = terms[:3].unbind()
+        names: dict[str, Any] = {"kind": changes.kind, "numbers": changes.numbers().cpu()}
         if not self.targets:
-            return AblationResult(entropy, kl_after, kl_before, self.n_samples, labels=labels)
+            return AblationResult(entropy, kl_after, kl_before, self.n_samples, **names)
         classes = torch.stack(self.classes).sum(0)
         accuracy = terms[4] if self.per_sample else terms[4] / self.n_samples
         shares = class_shares(classes, torch.cat(self.targets)).cpu()
         return AblationResult(
-            entropy, kl_after, kl_before, self.n_samples, terms[3], accuracy, shares, labels
+            entropy, kl_after, kl_before, self.n_samples, terms[3], accuracy, shares, **names
         )

@@ -81,8 +81,7 @@ def ablate_units(
         d = activations.shape[-1]
         index = torch.arange(d) if units is None else _indices("units", units, d)
         values = _values(value if mean is None else mean, activations)
-        labels = tuple(f"unit {i}" for i in index.tolist())
-        return Units(index.to(activations.device), values, labels)
+        return Units(index.to(activations.device), values, in_order=units is None)
 
     return sweep(model, inputs, site, make, targets, options)
 
@@ -141,8 +140,7 @@ def ablate_directions(
         if not lengths.isfinite().all():
             zero = (~lengths[:, 0].isfinite()).nonzero()[0].item()
             raise ValueError(f"directions must not be zero, got zeros in row {zero}")
-        labels = tuple(f"direction {i}" for i in range(len(directions)))
-        return Directions(vectors / lengths, labels)
+        return Directions(vectors / lengths)
 
     return sweep(model, inputs, site, make, targets, options)
 
@@ -185,8 +183,7 @@ def ablate_groups(
     def make(activations: Tensor) -> Changes:
         mask = _masks(listed, activations.shape[-1]).to(activations.device)
         values = _values(value if mean is None else mean, activations)
-        labels = tuple(f"group {i}" for i in range(len(mask)))
-        return Groups(~mask if keep else mask, values, labels)
+        return Groups(~mask if keep else mask, values)
 
     return sweep(model, inputs, site, make, targets, options)
 

@@ -106,11 +106,11 @@ def ablation_lines(result: AblationResult, measure: str = "kl_ablated_original")
     figure = make_subplots(cols=2, shared_yaxes=True, subplot_titles=["In order", "Sorted"])
     figure.update_annotations(font_size=13)
     styled(figure, "What each ablation does", 320)
-    order = values.argsort(descending=True)
+    order, labels = values.argsort(descending=True), result.labels
     for col, rows in enumerate((range(len(values)), order.tolist()), start=1):
         figure.add_scatter(
             y=values[list(rows)].numpy(),
-            text=[result.labels[i] if result.labels else str(i) for i in rows],
+            text=[labels[i] for i in rows],
             mode="lines",
             line={"color": NETWORK_COLORS[0], "width": 1.5},
             hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
