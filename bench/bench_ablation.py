@@ -42,6 +42,7 @@ def cases() -> Iterator[Case]:
     yield search_case()
 
 
+@torch.enable_grad()
 def trained(n: int) -> tuple[nn.Module, Tensor]:
     """784-128-128-10, which 50 steps have made sure of itself on blobs, and samples of these."""
     torch.manual_seed(0)
@@ -227,7 +228,6 @@ class LeNet(nn.Module):
 
 
 def layer_ways(
-    model: nn.Module,
     layer: nn.Module,
     run: Callable[..., Tensor],
     x: Tensor,
@@ -254,7 +254,7 @@ def cnn_case() -> Case:
     torch.manual_seed(0)
     model, x = LeNet().eval(), torch.randn(256, 1, 28, 28)
     mask = torch.arange(16)[None, :, None, None]
-    captum = fastest(layer_ways(model, model.conv2, model, x, mask, [1, 4, 16]))
+    captum = fastest(layer_ways(model.conv2, model, x, mask, [1, 4, 16]))
     ours = modfast.ablate_units(model, x, "conv2", per_sample=True).entropy_difference
     theirs = captum()[:, :, 0, 0].double()
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
@@ -287,7 +287,7 @@ def gpt2_case() -> Case:
     mask = torch.full((1, 1, units), few)
     mask[..., :few] = torch.arange(few)
     layer = model.get_submodule(site)
-    captum = fastest(layer_ways(model, layer, run, tokens, mask, [1, 4, 16]))
+    captum = fastest(layer_ways(layer, run, tokens, mask, [1, 4, 16]))
     found = modfast.ablate_units(model, inputs, site, range(few), output=last, per_sample=True)
     torch.testing.assert_close(
         found.entropy_difference, captum()[:, 0, :few].double(), rtol=1e-2, atol=1e-5

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import torch
@@ -89,35 +90,43 @@ _WORDS = {
 }
 
 
-def ablation_lines(result: AblationResult, measure: str = "kl_ablated_original") -> Figure:
+def ablation_lines(
+    results: AblationResult | Mapping[str, AblationResult], measure: str = "kl_ablated_original"
+) -> Figure:
     """One measure over the ablations, in their order and sorted, as the notebook draws it.
 
-    Sums over samples are drawn as means over them.
+    Several results, given by name, are overlaid. Sums over samples are drawn as means over them.
 
     Raises:
-        ValueError: no such measure, or one that needs targets and got none.
+        ValueError: no such measure, or one that needs targets and got none; no results.
     """
-    values = result.total(measure)
+    named = {"": results} if isinstance(results, AblationResult) else dict(results)
+    if not named:
+        raise ValueError("results must hold at least one result")
+    lines = {name: result.total(measure) for name, result in named.items()}
     if measure != "accuracy":
-        values = values / result.n_samples
+        lines = {name: values / named[name].n_samples for name, values in lines.items()}
     require_plotly()
     from plotly.subplots import make_subplots
 
     figure = make_subplots(cols=2, shared_yaxes=True, subplot_titles=["In order", "Sorted"])
     figure.update_annotations(font_size=13)
     styled(figure, "What each ablation does", 320)
-    order, labels = values.argsort(descending=True), result.labels
-    for col, rows in enumerate((range(len(values)), order.tolist()), start=1):
-        figure.add_scatter(
-            y=values[list(rows)].numpy(),
-            text=[labels[i] for i in rows],
-            mode="lines",
-            line={"color": NETWORK_COLORS[0], "width": 1.5},
-            hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
-            showlegend=False,
-            row=1,
-            col=col,
-        )
+    for color, (name, values) in zip(cycle(NETWORK_COLORS), lines.items(), strict=False):
+        order, labels = values.argsort(descending=True), named[name].labels
+        for col, rows in enumerate((range(len(values)), order.tolist()), start=1):
+            figure.add_scatter(
+                y=values[list(rows)].numpy(),
+                text=[labels[i] for i in rows],
+                name=name,
+                legendgroup=name,
+                mode="lines",
+                line={"color": color, "width": 1.5},
+                hovertemplate="%{text}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
+                showlegend=bool(name) and col == 1,
+                row=1,
+                col=col,
+            )
     figure.update_yaxes(title_text=f"mean {_WORDS[measure]}", col=1)
     figure.update_xaxes(title_text="ablation", col=1)
     figure.update_xaxes(title_text="rank", col=2)
