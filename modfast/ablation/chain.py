@@ -64,6 +64,37 @@ _MODULES: dict[type[nn.Module], str] = {
 }
 
 
+# Of these a channel's outputs hang on that channel alone.
+_POOLS = (nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_POOL_FUNCTIONS = (
+    functional.max_pool2d,
+    functional.avg_pool2d,
+    functional.adaptive_avg_pool2d,
+    torch.max_pool2d,
+)
+
+
+def by_channel(model: nn.Module, site: fx.Node) -> list[fx.Node]:
+    """The nodes that follow a site `[n, channels, h, w]` and take each channel for itself."""
+    found: list[fx.Node] = []
+    node = site
+    while len(node.users) == 1:
+        (user,) = node.users
+        # Nothing may come in between, which might work on the site in place.
+        if user is not node.next or user.args[:1] != (node,) or len(user.all_input_nodes) != 1:
+            break
+        step = _step(model, user)
+        pools = user.op == "call_function" and user.target in _POOL_FUNCTIONS
+        if user.op == "call_module":
+            module = model.get_submodule(str(user.target))
+            pools = type(module) in _POOLS and not _is_changed(module)
+        if not pools and not isinstance(step, str):
+            break
+        found.append(user)
+        node = user
+    return found
+
+
 def read_chain(model: nn.Module, graph: fx.Graph) -> Chain | None:
     """The chain that a suffix's graph is; None where it is something else."""
     site, *others = graph.find_nodes(op="placeholder")
@@ -121,9 +152,14 @@ def _options(node: fx.Node) -> dict[str, Any]:
     return {name: value for name, value in node.kwargs.items() if name != "inplace"}
 
 
+def _is_changed(module: nn.Module) -> bool:
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or "forward" in module.__dict__
+
+
 def _module_step(module: nn.Module) -> str | nn.Linear | None:
-    # A subclass, a parametrization or a hook may compute something else.
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+    # A subclass or a parametrization may compute something else.
+    if _is_changed(module):
         return None
     if type(module) is nn.Linear:
         return module

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ class Start:
     resume: Callable[[Tensor], Any]
     """The model's output for another value of the site; it may be batched by torch.vmap."""
     chain: Chain | None = None
+    by_channel: Callable[[Tensor], Tensor] | None = None
+    """What follows a site `[n, channels, h, w]` and takes each channel for itself, ..."""
+    resume_after: Callable[[Tensor], Any] | None = None
+    """... and the model's output for another value of what that returns."""
 
 
 class Route(Protocol):
@@ -74,7 +78,9 @@ class Split:
         prefix: nn.Module,
         suffix: nn.Module,
         chain: Chain | None,
+        middle: tuple[nn.Module, nn.Module] | None = None,
     ) -> None:
+        self.middle = middle
         self.names, self.defaults = names, defaults
         self.prefix, self.suffix, self.chain = prefix, suffix, chain
 
@@ -90,7 +96,15 @@ class Split:
         watch.keep(shared)
         output = self.suffix(site.clone(), *shared)
         if not watch.changed():
-            return Start(site, output, lambda x: self.suffix(x, *shared))
+            start = Start(site, output, lambda x: self.suffix(x, *shared))
+            if self.middle is None or site.dim() != 4:
+                return start
+            by_channel, rest = self.middle
+            return replace(
+                start,
+                by_channel=lambda x: by_channel(x.clone()),
+                resume_after=lambda x: rest(x, *shared),
+            )
         # The suffix works on them in place, so each run needs its own.
         site, *shared = self.prefix(*inputs)
         return Start(site, output, lambda x: self.suffix(x, *copied(shared)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.func import vmap
 
 from modfast import checks, ops
 from modfast.ablation.batches import Batch, Inputs, is_stream, read_batches
-from modfast.ablation.changes import Changes
+from modfast.ablation.changes import Changes, Groups, Units
 from modfast.ablation.memory import PeakMemory
 from modfast.ablation.result import AblationResult, class_shares
 from modfast.ablation.routes import Start
@@ -216,6 +216,7 @@ def _chunks(n: int, each: int, max_memory: int | None) -> list[slice]:
 def _batched(
     place: Place, changes: Changes, logits: Tensor, targets: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
+    place, changes = _after_channels(place, changes)
     site = place.site
     resume: Callable[[Tensor], Tensor] = vmap(place.resume)
 
@@ -238,6 +239,22 @@ def _batched(
     for chunk in bar(rest, "ablations", shown):
         found.append(run(slice(chunk.start + 1, chunk.stop + 1)))
     return torch.cat([terms for terms, _ in found], -1), torch.cat([c for _, c in found])
+
+
+def _after_channels(place: Place, changes: Changes) -> tuple[Place, Changes]:
+    """The same ablations behind what takes each channel for itself, which then runs only twice.
+
+    It is run on the channels as they are, and on those in which all have their new values.
+    """
+    start = place.start
+    channels = place.dim in (1, -3) and isinstance(changes, (Units, Groups))
+    if not channels or start.by_channel is None or start.resume_after is None:
+        return place, changes
+    assert isinstance(changes, (Units, Groups))
+    ablated = changes.value[:, None, None].expand(1, *start.site.shape[1:])
+    value = start.by_channel(ablated).movedim(1, -1)
+    later = Start(start.by_channel(start.site), start.output, start.resume_after)
+    return Place(later, place.dim, place.output), replace(changes, value=value)
 
 
 def _one_by_one(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from modfast.ablation.chain import Chain, read_chain
+from modfast.ablation.chain import Chain, by_channel, read_chain
 from modfast.ablation.routes import Hooks, Route, Split, check_calls
 from modfast.sites import nearest
 
@@ -149,7 +149,31 @@ def _cut(
         copies[node] = suffix.node_copy(node, copies.__getitem__)
     chain: Chain | None = read_chain(model, suffix)
     parts = fx.GraphModule(model, prefix), fx.GraphModule(model, suffix)
-    return Split(names, defaults, *parts, chain)
+    middle = by_channel(model, site)
+    if not middle:
+        return Split(names, defaults, *parts, chain)
+    return Split(names, defaults, *parts, chain, _middle(model, site, middle, shared, after))
+
+
+def _middle(
+    model: nn.Module,
+    site: fx.Node,
+    middle: list[fx.Node],
+    shared: list[fx.Node],
+    after: list[fx.Node],
+) -> tuple[nn.Module, nn.Module]:
+    """What works channel by channel after a site, and what follows that."""
+    by_channel = fx.Graph()
+    copies = {site: by_channel.placeholder(site.name)}
+    for node in middle:
+        copies[node] = by_channel.node_copy(node, copies.__getitem__)
+    by_channel.output(copies[middle[-1]])
+    rest = fx.Graph()
+    copies = {node: rest.placeholder(node.name) for node in [middle[-1], *shared]}
+    for node in after:
+        if node not in middle:
+            copies[node] = rest.node_copy(node, copies.__getitem__)
+    return fx.GraphModule(model, by_channel), fx.GraphModule(model, rest)
 
 
 def _same(a: Any, b: Any) -> bool:
