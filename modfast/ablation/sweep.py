@@ -102,8 +102,10 @@ def begin(model: nn.Module, site: str, batch: Batch, options: Options) -> Place:
         raise TypeError(f"site={site!r}: must be a floating tensor [n, ..., features], got {what}")
     dim = options.dim
     if dim is None:
-        module = dict(model.named_modules(remove_duplicate=False)).get(site)
-        channels = value.dim() > 3 or isinstance(module, nn.Conv1d)
+        channels = value.dim() > 3
+        if value.dim() == 3:
+            module = dict(model.named_modules(remove_duplicate=False)).get(site)
+            channels = isinstance(module, nn.Conv1d)
         dim = 1 if channels else value.dim() - 1
     if not -value.dim() <= dim < value.dim():
         raise ValueError(f"dim must be a dimension of the site, {tuple(value.shape)}, got {dim}")

@@ -39,17 +39,15 @@ def find_route(
         raise ValueError(f"path must be one of {PATHS} or None, got {path!r}")
     if not isinstance(site, str):
         raise TypeError(f"site must be a name, got {site!r}")
+    split = None if path == "hooks" else _split(model, site, args, kwargs)
+    if isinstance(split, Split):
+        return split
     modules = dict(model.named_modules(remove_duplicate=False))
     module = modules.get(site) if site else None
-    if path == "hooks" and module is not None:
-        return Hooks(model, site, module)
-    split = _split(model, site, args, kwargs)
-    if split is not None and not isinstance(split, list):
-        return split
     if module is None:
         known = [*filter(None, modules), *(split or [])]
         raise ValueError(f"site={site!r}: no such module or graph node; {nearest(site, known)}")
-    if path is not None:
+    if path in ("fused", "split"):
         raise ValueError(f"path={path!r}: the model cannot be split at {site!r}")
     return Hooks(model, site, module)
 
