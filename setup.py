@@ -102,6 +102,7 @@ CXX = [
     "-Wno-unused-parameter",  # in torch's headers
     *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # in GCC's intrinsics
     "-Wno-unknown-pragmas",
+    "-Wno-psabi",  # wide vectors are only passed to what is inlined
 ]
 NVCC = [
     *(["-G", *OPTIMIZE] if flag("DEBUG") else ["-O3"]),

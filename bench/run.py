@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import bench_ablation
 import bench_clusterability
 import bench_fit
 import bench_information
@@ -26,7 +27,13 @@ from compare import Timing, compare
 import modfast
 from modfast import _extension
 
-MODULES = (bench_clusterability, bench_modularity, bench_fit, bench_information)
+MODULES = (
+    bench_clusterability,
+    bench_modularity,
+    bench_fit,
+    bench_information,
+    bench_ablation,
+)
 RESULTS = Path(__file__).parent / "results"
 
 

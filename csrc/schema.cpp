@@ -3,6 +3,13 @@
 
 STABLE_TORCH_LIBRARY(modfast, m) {
   m.def(
+      "ablation_sweep(Tensor logits, Tensor scales, Tensor updates, Tensor? targets,"
+      " bool per_sample) -> (Tensor terms, Tensor class_correct)");
+  m.def(
+      "ablation_sweep_hidden(Tensor logits, Tensor hidden, Tensor scales, Tensor updates,"
+      " str activation, Tensor weight, Tensor? targets, bool per_sample)"
+      " -> (Tensor terms, Tensor class_correct)");
+  m.def(
       "cluster_penalty(Tensor[] weights, Tensor labels, float scale)"
       " -> (Tensor value, Tensor sums)");
   m.def(

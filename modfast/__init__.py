@@ -8,13 +8,24 @@ Binned information              mutual_information, entropy, joint_entropy, cond
 ... of all pairs of units       pairwise_mutual_information
 ... as a loss                   soft_mutual_information, soft_conditional_entropy
 ... of modules                  modularity_measures
+What a unit or direction does   ablate_units, ablate_directions, ablate_groups, AblationResult
+The direction that counts most  max_information_direction, DirectionResult
 Networks, data, activations     models, data, capture
 The compiled library            has_ops, and `python -m modfast info`
 """
 
 from modfast import data, models
 from modfast._extension import has_ops
-from modfast.ablation import ClusterEvaluation, evaluate_clusters
+from modfast.ablation import (
+    AblationResult,
+    ClusterEvaluation,
+    DirectionResult,
+    ablate_directions,
+    ablate_groups,
+    ablate_units,
+    evaluate_clusters,
+    max_information_direction,
+)
 from modfast.clusters import Clusters, clusterability
 from modfast.information import (
     JointHistogram,
@@ -38,15 +49,20 @@ from modfast.training import ClusterabilityLoss, History, Modularity, fit
 __version__ = "0.1.0"
 
 __all__ = [
+    "AblationResult",
     "ClusterEvaluation",
     "ClusterabilityLoss",
     "Clusters",
+    "DirectionResult",
     "History",
     "JointHistogram",
     "JointInformation",
     "Modularity",
     "ModularityMeasures",
     "PairwiseInformation",
+    "ablate_directions",
+    "ablate_groups",
+    "ablate_units",
     "capture",
     "clusterability",
     "conditional_entropy",
@@ -58,6 +74,7 @@ __all__ = [
     "has_ops",
     "joint_entropy",
     "joint_histogram",
+    "max_information_direction",
     "models",
     "modularity_measures",
     "mutual_information",

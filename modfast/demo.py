@@ -17,7 +17,7 @@ from torch import Tensor
 
 import modfast
 from modfast import checks
-from modfast.ablation import ClusterEvaluation, evaluate_clusters
+from modfast.ablation import AblationResult, ClusterEvaluation, ablate_units, evaluate_clusters
 from modfast.clusters import Clusters, clusterability
 from modfast.data import Dataset
 from modfast.models import MLP
@@ -26,6 +26,7 @@ from modfast.training import History, Modularity, fit
 __all__ = ["DEFAULTS", "DemoResult", "Settings", "Trained", "run"]
 
 LAYER = "fc2"
+SITE = "act2"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,9 @@ class Trained:
     history: History
     evaluation: ClusterEvaluation
     """On the test data."""
+    units: AblationResult | None
+    """Of each output of the clustered layer, after its activation, on the test data; None for a
+    regression, whose outputs are no logits."""
 
 
 @dataclass(frozen=True)
@@ -199,4 +203,7 @@ def _train(settings: Settings, data: Dataset, clusters: Clusters, progress: bool
     )
     weight = model.get_submodule(LAYER).get_parameter("weight").detach()
     evaluation = evaluate_clusters(model, LAYER, clusters, data.test)
-    return Trained(weight, float(clusterability(weight, clusters)), history, evaluation)
+    units = None
+    if data.is_classification:
+        units = ablate_units(model, data.test_x, SITE, targets=data.test_y)
+    return Trained(weight, float(clusterability(weight, clusters)), history, evaluation, units)

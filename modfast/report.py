@@ -16,6 +16,7 @@ from torch import Tensor
 
 import modfast
 from modfast import plots
+from modfast.ablation import AblationResult
 from modfast.demo import LAYER, DemoResult, Trained
 from modfast.files import replacing
 
@@ -51,7 +52,8 @@ def write(result: DemoResult, folder: str | os.PathLike[str]) -> tuple[Path, Pat
 def numbers(result: DemoResult) -> dict[str, Any]:
     """What `report.json` holds: plain Python values, with None for what is undefined.
 
-    Keys: `plain` and `clustered` (accuracy, clusterability, class_accuracy), `clusters`
+    Keys: `plain` and `clustered` (accuracy, clusterability, class_accuracy, and unit_kl: for each
+    unit of the layer KL(without it | whole), mean over samples; null for a regression), `clusters`
     (off_accuracy and on_accuracy `[k]`, off_class_accuracy and on_class_accuracy `[k][c]`) and
     `settings`. For a regression accuracies are R² and classes are outputs.
     """
@@ -62,6 +64,7 @@ def numbers(result: DemoResult) -> dict[str, Any]:
             "accuracy": _json(trained.evaluation.accuracy),
             "clusterability": trained.clusterability,
             "class_accuracy": _json(trained.evaluation.class_accuracy),
+            "unit_kl": None if trained.units is None else _json(_mean_kl(trained.units)),
         }
 
     return {
@@ -130,6 +133,7 @@ def page(result: DemoResult) -> str:
             for key, value in numbers(result)["settings"].items()
         ),
         **{name: _embedded(name, figure) for name, figure in figures.items()},
+        "units": _units_section(plain, clustered),
     }
     escaped = {key: escape(value) for key, value in words.items()}
     return _PAGE.substitute(escaped | markup)
@@ -152,6 +156,18 @@ def _findings(result: DemoResult) -> list[str]:
             f"all; best is {kind}{names[kept]} ({float(on[kept]):.2f})."
         )
     return lines
+
+
+def _mean_kl(units: AblationResult) -> Tensor:
+    return units.kl_ablated_original / units.n_samples
+
+
+def _units_section(plain: Trained, clustered: Trained) -> str:
+    """What each unit does, in markup; empty for a regression."""
+    if plain.units is None or clustered.units is None:
+        return ""
+    figure = plots.ablation_lines({"plain": plain.units, "clustered": clustered.units})
+    return _UNITS.substitute(layer=LAYER, figure=_embedded("units", figure))
 
 
 def _embedded(name: str, figure: Figure) -> str:
@@ -183,6 +199,14 @@ _OUTPUTS = (
     "better than always saying the mean, below 0 a worse one. Its classes are the outputs, each a "
     "task of its own."
 )
+_UNITS = Template("""<section>
+<h2>What each unit does</h2>
+<p>Each unit of $layer alone was set to zero, and the class probabilities compared with those of
+the whole network: the Kullback–Leibler divergence of those without the unit from those with it,
+mean over the test samples. On the right the same units, strongest first.</p>
+<div class="figure">$figure</div>
+</section>
+""")
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -276,6 +300,7 @@ $findings
 </ul>
 </section>
 
+$units
 <section>
 <h2>Settings</h2>
 <table class="settings">

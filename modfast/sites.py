@@ -148,11 +148,13 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     # model.train() afterwards would wake modules that the caller had frozen.
     flags = [(module, module.training) for module in model.modules()]
     try:
-        model.train(training)
+        if any(module.training != training for module, _ in flags):
+            model.train(training)
         yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for module, before in flags:
+            if module.training != before:
+                module.training = before
 
 
 def capture(

@@ -179,6 +179,29 @@ def test_results_draw_themselves():
     assert len(result.plot().data) == 3
 
 
+def test_ablations_are_drawn_in_order_and_sorted():
+    torch.manual_seed(0)
+    model, x = modfast.models.MLP([4, 8, 8, 2]), torch.randn(30, 4)
+    result = modfast.ablate_units(model, x, "act2", targets=torch.arange(30) % 2)
+    in_order, ranked = result.plot().data
+    mean = result.kl_ablated_original / 30
+    np.testing.assert_allclose(in_order.y, mean)
+    np.testing.assert_allclose(ranked.y, mean.sort(descending=True).values)
+    assert ranked.text[0] == f"unit {int(mean.argmax())}"
+    np.testing.assert_allclose(result.plot("accuracy").data[0].y, result.accuracy)
+    with pytest.raises(ValueError, match="the measure must be one of .*got 'kl'"):
+        result.plot("kl")
+
+
+def test_direction_searches_have_a_line_per_restart():
+    torch.manual_seed(0)
+    model, x = modfast.models.MLP([4, 8, 8, 2]), torch.randn(30, 4)
+    result = modfast.max_information_direction(model, x, "act2", steps=5, restarts=3)
+    lines = result.plot().data
+    assert len(lines) == 3
+    np.testing.assert_allclose(lines[1].y, result.history[:, 1])
+
+
 def test_without_plotly_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(ImportError, match=r'pip install "modfast\[report\]"'):

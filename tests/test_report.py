@@ -38,7 +38,9 @@ def html(result) -> str:
 def test_json_has_the_keys_and_sizes(numbers):
     assert set(numbers) == {"plain", "clustered", "clusters", "settings"}
     for network in ("plain", "clustered"):
-        assert set(numbers[network]) == {"accuracy", "clusterability", "class_accuracy"}
+        keys = {"accuracy", "clusterability", "class_accuracy", "unit_kl"}
+        assert set(numbers[network]) == keys
+        assert len(numbers[network]["unit_kl"]) == 64
         values = [numbers[network]["accuracy"], *numbers[network]["class_accuracy"]]
         assert all(0 <= value <= 1 for value in values)
         assert len(values) == 11
@@ -97,6 +99,13 @@ def test_physics_is_reported_as_a_regression():
     assert report.numbers(result)["settings"]["accuracy_is"] == "R²"
     assert len(report.numbers(result)["clusters"]["off_class_accuracy"][0]) == 2
     assert "This is a regression" in report.page(result)
+    assert report.numbers(result)["plain"]["unit_kl"] is None
+    assert "What each unit does" not in report.page(result)
+
+
+def test_the_page_shows_what_each_unit_does(html):
+    assert "What each unit does" in html
+    assert 'id="units"' in html
 
 
 def test_undefined_numbers_are_null(result):
@@ -143,7 +152,7 @@ def test_the_page_is_self_contained(html):
     assert "@import" not in page.style
     # plotly.js weighs millions of characters; everything else together far less.
     assert sum(len(script) > 1_000_000 for script in page.scripts) == 1
-    assert sum("Plotly.newPlot(" in script for script in page.scripts if len(script) < 10**6) == 6
+    assert sum("Plotly.newPlot(" in script for script in page.scripts if len(script) < 10**6) == 7
 
 
 def test_the_page_shows_the_numbers(html, numbers):

@@ -4,6 +4,7 @@ Analysis code calls these and never `torch.ops`. Arguments are tensors and numbe
 above (`modfast.clusters`, `modfast.training`, ...) speak of layers, clusters and models.
 """
 
+from modfast.ops.ablation import ablation_sweep, ablation_sweep_hidden
 from modfast.ops.clusterability import cluster_penalty, cluster_penalty_gradient, cluster_sums
 from modfast.ops.clustered_optimizers import clustered_adam_, clustered_sgd_
 from modfast.ops.information import (
@@ -16,6 +17,8 @@ from modfast.ops.information import (
 )
 
 __all__ = [
+    "ablation_sweep",
+    "ablation_sweep_hidden",
     "binned_histogram",
     "cluster_penalty",
     "cluster_penalty_gradient",

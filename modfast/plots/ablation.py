@@ -1,15 +1,16 @@
-"""What does each cluster do?"""
+"""What does each cluster, unit, direction or group do?"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import torch
 
-from modfast.ablation import ClusterEvaluation
-from modfast.plots.style import require_plotly, styled
+from modfast.ablation import AblationResult, ClusterEvaluation, DirectionResult
+from modfast.plots.style import NETWORK_COLORS, cluster_color, require_plotly, styled
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -77,4 +78,71 @@ def cluster_evaluation(
     bar = {"title": {"text": score, "side": "right"}, "thickness": 12}
     scale = {"colorscale": "Blues", "cmin": 0, "cmax": 1, "colorbar": bar}
     figure.update_layout(coloraxis=scale)
+    return figure
+
+
+_WORDS = {
+    "entropy_difference": "H(original) - H(ablated), nats",
+    "kl_ablated_original": "KL(ablated | original), nats",
+    "kl_original_ablated": "KL(original | ablated), nats",
+    "loss": "loss, nats",
+    "accuracy": "accuracy",
+}
+
+
+def ablation_lines(
+    results: AblationResult | Mapping[str, AblationResult], measure: str = "kl_ablated_original"
+) -> Figure:
+    """One measure over the ablations, in their order and sorted, as the notebook draws it.
+
+    Several results, given by name, are overlaid. Sums over samples are drawn as means over them.
+
+    Raises:
+        ValueError: no such measure, or one that needs targets and got none; no results.
+    """
+    named = {"": results} if isinstance(results, AblationResult) else dict(results)
+    if not named:
+        raise ValueError("results must hold at least one result")
+    lines = {name: result.total(measure) for name, result in named.items()}
+    if measure != "accuracy":
+        lines = {name: values / named[name].n_samples for name, values in lines.items()}
+    require_plotly()
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(cols=2, shared_yaxes=True, subplot_titles=["In order", "Sorted"])
+    figure.update_annotations(font_size=13)
+    styled(figure, "What each ablation does", 320)
+    for color, (name, values) in zip(cycle(NETWORK_COLORS), lines.items(), strict=False):
+        order, labels = values.argsort(descending=True), named[name].labels
+        for col, rows in enumerate((range(len(values)), order.tolist()), start=1):
+            figure.add_scatter(
+                y=values[list(rows)].numpy(),
+                text=[labels[i] for i in rows],
+                name=name,
+                legendgroup=name,
+                mode="lines",
+                line={"color": color, "width": 1.5},
+                hovertemplate="%{text}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
+                showlegend=bool(name) and col == 1,
+                row=1,
+                col=col,
+            )
+    figure.update_yaxes(title_text=f"mean {_WORDS[measure]}", col=1)
+    figure.update_xaxes(title_text="ablation", col=1)
+    figure.update_xaxes(title_text="rank", col=2)
+    return figure
+
+
+def direction_search(result: DirectionResult) -> Figure:
+    """How far each restart came, step by step."""
+    require_plotly()
+    from plotly.graph_objects import Figure
+
+    figure = styled(Figure(), "Search for the most informative direction", 320)
+    for i, line in enumerate(result.history.unbind(1)):
+        figure.add_scatter(
+            y=line.numpy(), mode="lines", name=f"restart {i}", line={"color": cluster_color(i)}
+        )
+    figure.update_yaxes(title_text="KL(ablated | original), nats")
+    figure.update_xaxes(title_text="step")
     return figure

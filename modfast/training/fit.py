@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from modfast import checks
 from modfast.models import MLP
+from modfast.progress import bar
 from modfast.reference import ratio
 from modfast.scores import check_targets, scores
 from modfast.sites import in_mode
@@ -164,7 +165,7 @@ class _Run:
             load_checkpoint(checkpoint, self)
         elif self.test is not None:
             self.evaluate()
-        for _ in _bar(range(self.epoch, epochs), progress):
+        for _ in bar(range(self.epoch, epochs), "epoch", progress):
             with in_mode(self.model, training=True):
                 self.one_epoch()
             if self.test is not None:
@@ -217,16 +218,6 @@ class _Run:
             torch.stack(self.accuracies) if self.accuracies else torch.zeros(0).double(),
             torch.tensor(self.accuracy_steps, dtype=torch.int64),
         )
-
-
-def _bar(epochs: range, progress: bool) -> Iterable[int]:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        return epochs
-    # disable=None: shown only where standard error is a terminal.
-    bar: Iterable[int] = tqdm(epochs, desc="epoch", disable=None if progress else True)
-    return bar
 
 
 def _on_device(argument: str, data: Any, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,284 @@
+// The ablation sweeps on the CPU.
+#include "ablation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "../abi.h"
+#include "simd.h"
+
+#define MODFAST_KERNELS "ablation_kernels.h"
+#include "for_each_level.h"
+
+namespace modfast {
+namespace {
+
+constexpr const AblationKernels* kTables[] = MODFAST_TABLES;
+
+// Samples of a tile: its sums are taken apart from the others', whatever the number of threads. A
+// multiple of every block.
+constexpr int64_t kTileSamples = 256;
+// Counts of correct samples, per tile and class, that may lie in memory at once.
+constexpr int64_t kMostCounts = int64_t{1} << 24;
+// Ablations that share one transposed block of a hidden layer: more where that leaves enough to do for
+// many threads. No result depends on it.
+constexpr int64_t kFewShare = 16, kManyShare = 128, kManyTiles = 16;
+// Exponentials, or multiplications of a hidden layer, that are not worth waking a thread for.
+constexpr int64_t kGrain = int64_t{1} << 16;
+
+int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+void check_matrix(const char* op, const char* name, const Tensor& tensor, int64_t rows,
+                  int64_t cols, const Tensor& logits) {
+  MODFAST_CHECK(tensor.dim() == 2 && tensor.is_contiguous(), op, name,
+                " must be contiguous and of 2 dimensions");
+  MODFAST_CHECK(tensor.size(0) == rows && tensor.size(1) == cols, op, name, " must have shape [", rows,
+                ", ", cols, "], got [", tensor.size(0), ", ", tensor.size(1), "]");
+  MODFAST_CHECK(tensor.scalar_type() == logits.scalar_type(), op, name, " must be ",
+                torch::headeronly::toString(logits.scalar_type()) == std::string("Float") ? "float32" : "float64",
+                ", as logits, got ", torch::headeronly::toString(tensor.scalar_type()));
+  MODFAST_CHECK(same_device(tensor, logits), op, name, " must be on the device of logits");
+}
+
+AblationSweep read_sweep(const char* op, const Tensor& logits, const Tensor& scales,
+                         const std::optional<Tensor>& targets, bool per_sample) {
+  const Dtype dtype = float_dtype(logits, op, "logits", 0);
+  MODFAST_CHECK(dtype == Dtype::float32 || dtype == Dtype::float64, op,
+                "logits must be float32 or float64");
+  MODFAST_CHECK(logits.dim() == 2 && scales.dim() == 2, op,
+                "logits and scales must have 2 dimensions");
+  check_matrix(op, "logits", logits, logits.size(0), logits.size(1), logits);
+  check_matrix(op, "scales", scales, logits.size(0), scales.size(1), logits);
+  MODFAST_CHECK(logits.size(1) > 0, op, "logits must have at least one class");
+  AblationSweep sweep{};
+  sweep.logits = logits.data_ptr();
+  sweep.scales = scales.data_ptr();
+  sweep.n_samples = logits.size(0);
+  sweep.n_classes = logits.size(1);
+  sweep.n_ablations = scales.size(1);
+  sweep.per_sample = per_sample;
+  sweep.n_terms = targets ? 5 : 3;
+  if (targets) {
+    MODFAST_CHECK(targets->scalar_type() == ScalarType::Long && targets->dim() == 1 &&
+                      targets->is_contiguous() && targets->size(0) == sweep.n_samples &&
+                      same_device(*targets, logits),
+                  op, "targets must be int64 of shape [", sweep.n_samples, "], contiguous, beside logits");
+    sweep.targets = static_cast<const int64_t*>(targets->data_ptr());
+    for (int64_t i = 0; i < sweep.n_samples; ++i) {
+      MODFAST_CHECK(sweep.targets[i] >= 0 && sweep.targets[i] < sweep.n_classes, op, "targets[", i,
+                    "] must be from 0 to ", sweep.n_classes - 1, ", got ", sweep.targets[i]);
+    }
+  }
+  return sweep;
+}
+
+template <class F>
+void for_each(int64_t n, int64_t cost, const F& f) {
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i);
+  };
+  if (n * cost <= kGrain) return run(0, n);
+  torch::stable::parallel_for(0, n, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, cost)), run);
+}
+
+// updates [n_ablations, n_classes] as [block][class][ablation of the block], zeros at the end.
+template <class T>
+void pack_updates(const T* updates, int64_t n_ablations, int64_t n_classes, int64_t block, T* packed) {
+  for (int64_t a = 0; a < n_ablations; ++a) {
+    T* to = packed + a / block * block * n_classes + a % block;
+    for (int64_t c = 0; c < n_classes; ++c) to[c * block] = updates[a * n_classes + c];
+  }
+}
+
+// weight [n_classes, n_hidden] as [group][hidden unit][class of the group], zeros at the end.
+template <class T>
+void pack_weight(const T* weight, int64_t n_classes, int64_t n_hidden, int64_t group, T* packed) {
+  for (int64_t c = 0; c < n_classes; ++c) {
+    T* to = packed + c / group * group * n_hidden + c % group;
+    for (int64_t j = 0; j < n_hidden; ++j) to[j * group] = weight[c * n_hidden + j];
+  }
+}
+
+// Where the terms of each tile of samples go, and what they add up to.
+class Tiles {
+ public:
+  explicit Tiles(const AblationSweep& sweep, const Tensor& logits, int64_t n_tile)
+      : sweep_(sweep), n_tile_(n_tile), n_(blocks_of(sweep.n_samples, n_tile)) {
+    const int64_t k = sweep.n_terms, n = sweep.n_samples, a = sweep.n_ablations;
+    const int32_t dtype = aoti_torch_dtype_float64();
+    terms_ = sweep.per_sample ? empty_beside(logits, {k, n, a}, dtype) : empty_beside(logits, {k, a}, dtype);
+    classes_ = empty_beside(logits, {a, sweep.has_targets() ? sweep.n_classes : 0}, dtype);
+    if (!sweep.per_sample) sums_.resize(n_ * k * a);
+    if (sweep.has_targets()) counts_.assign(n_groups() * sweep.n_classes * a, 0);
+  }
+
+  int64_t size() const { return n_; }
+
+  SampleTile at(int64_t i) {
+    const int64_t begin = i * n_tile_, end = std::min(begin + n_tile_, sweep_.n_samples);
+    double* terms = sweep_.per_sample ? static_cast<double*>(terms_.data_ptr()) + begin * sweep_.n_ablations
+                                      : sums_.data() + i * sweep_.n_terms * sweep_.n_ablations;
+    int32_t* counts = counts_.empty() || sweep_.per_sample
+                          ? nullptr
+                          : counts_.data() + i * sweep_.n_classes * sweep_.n_ablations;
+    return SampleTile{begin, end, terms, counts};
+  }
+
+  std::tuple<Tensor, Tensor> collect() {
+    const int64_t a = sweep_.n_ablations, n_terms = sweep_.n_terms * a;
+    double* terms = static_cast<double*>(terms_.data_ptr());
+    if (!sweep_.per_sample) {
+      std::fill(terms, terms + n_terms, 0.0);
+      for (int64_t i = 0; i < n_; ++i) {
+        for (int64_t j = 0; j < n_terms; ++j) terms[j] += sums_[i * n_terms + j];
+      }
+    } else if (sweep_.has_targets()) {
+      const double* correct = terms + 4 * sweep_.n_samples * a;
+      for (int64_t i = 0; i < sweep_.n_samples; ++i) {
+        for (int64_t j = 0; j < a; ++j) counts_[sweep_.targets[i] * a + j] += correct[i * a + j] != 0.0;
+      }
+    }
+    if (sweep_.has_targets()) {
+      double* classes = static_cast<double*>(classes_.data_ptr());
+      const int64_t n_classes = sweep_.n_classes;
+      std::fill(classes, classes + a * n_classes, 0.0);
+      for (int64_t i = 0; i < n_groups(); ++i) {
+        const int32_t* counts = counts_.data() + i * n_classes * a;
+        for (int64_t c = 0; c < n_classes; ++c) {
+          for (int64_t j = 0; j < a; ++j) classes[j * n_classes + c] += counts[c * a + j];
+        }
+      }
+    }
+    return {terms_, classes_};
+  }
+
+ private:
+  int64_t n_groups() const { return sweep_.per_sample ? 1 : n_; }
+
+  const AblationSweep& sweep_;
+  int64_t n_tile_, n_;
+  Tensor terms_, classes_;
+  std::vector<double> sums_;
+  std::vector<int32_t> counts_;
+};
+
+int64_t tile_samples(const AblationSweep& sweep) {
+  int64_t n = kTileSamples;
+  const int64_t counts = sweep.has_targets() ? sweep.n_classes * sweep.n_ablations : 0;
+  while (n < sweep.n_samples && counts * blocks_of(sweep.n_samples, n) > kMostCounts) n *= 2;
+  return n;
+}
+
+template <class T>
+void prepare(const AblationKernels& kernels, AblationSweep& sweep, std::vector<T>& memory) {
+  constexpr int t = sizeof(T) == sizeof(double);
+  const int64_t block = kernels.block[t], n_blocks = blocks_of(sweep.n_samples, block);
+  memory.resize(n_blocks * 3 * sweep.n_classes * block);
+  sweep.prepared = memory.data();
+  for_each(n_blocks, block * sweep.n_classes,
+           [&](int64_t i) { kernels.prepare[t](sweep, i, i + 1); });
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> run_logits(AblationSweep& sweep, const Tensor& logits, const Tensor& updates) {
+  constexpr int t = sizeof(T) == sizeof(double);
+  const AblationKernels& kernels = at_level(kTables);
+  std::vector<T> prepared, packed;
+  prepare(kernels, sweep, prepared);
+  const int64_t block = kernels.block[t] / 2, n_blocks = blocks_of(sweep.n_ablations, block);
+  packed.resize(n_blocks * block * sweep.n_classes);
+  pack_updates(static_cast<const T*>(updates.data_ptr()), sweep.n_ablations, sweep.n_classes, block,
+               packed.data());
+  sweep.updates = packed.data();
+  Tiles tiles(sweep, logits, sweep.per_sample ? 1 : tile_samples(sweep));
+  const int64_t n = sweep.per_sample ? 1 : std::min(kTileSamples, sweep.n_samples);
+  for_each(tiles.size() * n_blocks, n * block * sweep.n_classes, [&](int64_t i) {
+    kernels.logits[t](sweep, tiles.at(i / n_blocks), i % n_blocks);
+  });
+  return tiles.collect();
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> run_hidden(AblationSweep& sweep, const Tensor& logits, const Tensor& weight) {
+  constexpr int t = sizeof(T) == sizeof(double);
+  const AblationKernels& kernels = at_level(kTables);
+  const int64_t n_classes = sweep.n_classes, n_hidden = sweep.n_hidden;
+  std::vector<T> prepared, packed;
+  prepare(kernels, sweep, prepared);
+  const int64_t wide = blocks_of(n_classes, kernels.groups[0]) * kernels.groups[0];
+  const int64_t narrow = blocks_of(n_classes, kernels.groups[1]) * kernels.groups[1];
+  packed.resize(std::min(wide, narrow) * n_hidden);
+  pack_weight(static_cast<const T*>(weight.data_ptr()), n_classes, n_hidden,
+              kernels.groups[wide <= narrow ? 0 : 1], packed.data());
+  sweep.weight = packed.data();
+  Tiles tiles(sweep, logits, tile_samples(sweep));
+  const int64_t share = tiles.size() < kManyTiles ? kFewShare : kManyShare;
+  const int64_t n_shares = blocks_of(sweep.n_ablations, share);
+  const int64_t n_workspace = (3 * n_hidden + n_classes + kernels.groups[0] + kMostTerms + share) * kernels.block[t];
+  const int64_t cost = std::min(kTileSamples, sweep.n_samples) * share * n_hidden * n_classes;
+  const auto run = [&](int64_t begin, int64_t end) {
+    std::vector<T> workspace(n_workspace);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % n_shares * share;
+      kernels.hidden[t](sweep, tiles.at(i / n_shares), first,
+                        std::min(first + share, sweep.n_ablations), workspace.data());
+    }
+  };
+  const int64_t n = tiles.size() * n_shares;
+  if (n * cost <= 8 * kGrain) {
+    run(0, n);
+  } else {
+    torch::stable::parallel_for(0, n, 1, run);
+  }
+  return tiles.collect();
+}
+
+std::tuple<Tensor, Tensor> ablation_sweep(const Tensor& logits, const Tensor& scales,
+                                          const Tensor& updates, std::optional<Tensor> targets,
+                                          bool per_sample) {
+  constexpr const char* op = "ablation_sweep";
+  AblationSweep sweep = read_sweep(op, logits, scales, targets, per_sample);
+  check_matrix(op, "updates", updates, sweep.n_ablations, sweep.n_classes, logits);
+  sweep.term_stride = sweep.n_ablations * (per_sample ? sweep.n_samples : 1);
+  const bool is_double = logits.scalar_type() == ScalarType::Double;
+  return is_double ? run_logits<double>(sweep, logits, updates)
+                   : run_logits<float>(sweep, logits, updates);
+}
+
+std::tuple<Tensor, Tensor> ablation_sweep_hidden(const Tensor& logits, const Tensor& hidden,
+                                                 const Tensor& scales, const Tensor& updates,
+                                                 std::string activation, const Tensor& weight,
+                                                 std::optional<Tensor> targets, bool per_sample) {
+  constexpr const char* op = "ablation_sweep_hidden";
+  AblationSweep sweep = read_sweep(op, logits, scales, targets, per_sample);
+  MODFAST_CHECK(hidden.dim() == 2, op, "hidden must have 2 dimensions");
+  sweep.n_hidden = hidden.size(1);
+  check_matrix(op, "hidden", hidden, sweep.n_samples, sweep.n_hidden, logits);
+  check_matrix(op, "updates", updates, sweep.n_ablations, sweep.n_hidden, logits);
+  check_matrix(op, "weight", weight, sweep.n_classes, sweep.n_hidden, logits);
+  int kind = 0;
+  while (kind < kNumActivations && activation != kActivations[kind]) ++kind;
+  MODFAST_CHECK(kind < kNumActivations, op,
+                "activation must be one of identity, relu, tanh, sigmoid, silu, gelu, gelu_tanh, got '",
+                activation, "'");
+  sweep.activation = static_cast<Activation>(kind);
+  sweep.hidden = hidden.data_ptr();
+  sweep.updates = updates.data_ptr();
+  sweep.term_stride = sweep.n_ablations * (per_sample ? sweep.n_samples : 1);
+  const bool is_double = logits.scalar_type() == ScalarType::Double;
+  return is_double ? run_hidden<double>(sweep, logits, weight)
+                   : run_hidden<float>(sweep, logits, weight);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(modfast, CPU, m) {
+  m.impl("ablation_sweep", TORCH_BOX(&ablation_sweep));
+  m.impl("ablation_sweep_hidden", TORCH_BOX(&ablation_sweep_hidden));
+}
+
+}  // namespace modfast

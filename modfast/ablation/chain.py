@@ -1,0 +1,168 @@
+"""Suffixes that are chains, [activation] Linear [activation Linear], read from a traced graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from modfast.ops.ablation import SWEEP_DTYPES
+from modfast.reference import ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class Chain:
+    """first, then `linear`, then, with `last`, `activation` and `last`."""
+
+    first: str
+    linear: nn.Linear
+    activation: str = "identity"
+    last: nn.Linear | None = None
+
+    def __call__(self, site: Tensor) -> Tensor:
+        """The logits."""
+        hidden: Tensor = self.hidden(site)
+        return hidden if self.last is None else self.from_hidden(hidden)
+
+    def hidden(self, site: Tensor) -> Tensor:
+        """What `linear` returns."""
+        found: Tensor = self.linear(ACTIVATIONS[self.first](site))
+        return found
+
+    def from_hidden(self, hidden: Tensor) -> Tensor:
+        """The logits from what `linear` returns, where there is a `last`."""
+        assert self.last is not None
+        found: Tensor = self.last(ACTIVATIONS[self.activation](hidden))
+        return found
+
+    def takes(self, *tensors: Tensor) -> bool:
+        """Whether the operators know these, and all are of one dtype."""
+        dtype = self.linear.weight.dtype
+        return dtype in SWEEP_DTYPES and all(tensor.dtype == dtype for tensor in tensors)
+
+
+_FUNCTIONS = {
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    functional.relu: "relu",
+    torch.tanh: "tanh",
+    functional.tanh: "tanh",
+    torch.sigmoid: "sigmoid",
+    functional.sigmoid: "sigmoid",
+    functional.silu: "silu",
+}
+_MODULES: dict[type[nn.Module], str] = {
+    nn.Identity: "identity",
+    nn.Dropout: "identity",  # in eval mode
+    nn.ReLU: "relu",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+    nn.SiLU: "silu",
+}
+
+
+# Of these a channel's outputs hang on that channel alone.
+_POOLS = (nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_POOL_FUNCTIONS = (
+    functional.max_pool2d,
+    functional.avg_pool2d,
+    functional.adaptive_avg_pool2d,
+    torch.max_pool2d,
+)
+
+
+def by_channel(model: nn.Module, site: fx.Node) -> list[fx.Node]:
+    """The nodes that follow a site `[n, channels, h, w]` and take each channel for itself."""
+    found: list[fx.Node] = []
+    node = site
+    while len(node.users) == 1:
+        (user,) = node.users
+        # Nothing may come in between, which might work on the site in place.
+        if user is not node.next or user.args[:1] != (node,) or len(user.all_input_nodes) != 1:
+            break
+        step = _step(model, user)
+        pools = user.op == "call_function" and user.target in _POOL_FUNCTIONS
+        if user.op == "call_module":
+            module = model.get_submodule(str(user.target))
+            pools = type(module) in _POOLS and not _is_changed(module)
+        if not pools and not isinstance(step, str):
+            break
+        found.append(user)
+        node = user
+    return found
+
+
+def read_chain(model: nn.Module, graph: fx.Graph) -> Chain | None:
+    """The chain that a suffix's graph is; None where it is something else."""
+    site, *others = graph.find_nodes(op="placeholder")
+    if others:
+        return None
+    steps: list[str | nn.Linear] = []
+    node, n_seen = site, 1
+    while len(node.users) == 1:
+        (user,) = node.users
+        n_seen += 1
+        if user.args[0] is not node:
+            return None
+        if user.op == "output":
+            return _chain(steps) if n_seen == len(graph.nodes) else None
+        step = _step(model, user)
+        if step is None:
+            return None
+        if step != "identity":
+            steps.append(step)
+        node = user
+    return None
+
+
+def _chain(steps: list[str | nn.Linear]) -> Chain | None:
+    """Gives each linear layer the activation before it; the operators know one or two of them."""
+    pairs: list[tuple[str, nn.Linear]] = []
+    before = "identity"
+    for step in steps:
+        if isinstance(step, nn.Linear):
+            pairs.append((before, step))
+            before = "identity"
+        elif before == "identity":
+            before = step
+        else:
+            return None
+    if before != "identity" or not 1 <= len(pairs) <= 2:
+        return None
+    (first, linear), *rest = pairs
+    return Chain(first, linear, *rest[0]) if rest else Chain(first, linear)
+
+
+def _step(model: nn.Module, node: fx.Node) -> str | nn.Linear | None:
+    if node.op == "call_function" and node.target in _FUNCTIONS and not _options(node):
+        return _FUNCTIONS[node.target]
+    if node.op == "call_function" and node.target is functional.gelu and len(node.args) == 1:
+        return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
+    if node.op == "call_method" and node.target in ("relu", "relu_", "tanh", "sigmoid"):
+        return str(node.target).rstrip("_")
+    if node.op == "call_module":
+        return _module_step(model.get_submodule(str(node.target)))
+    return None
+
+
+def _options(node: fx.Node) -> dict[str, Any]:
+    return {name: value for name, value in node.kwargs.items() if name != "inplace"}
+
+
+def _is_changed(module: nn.Module) -> bool:
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or "forward" in module.__dict__
+
+
+def _module_step(module: nn.Module) -> str | nn.Linear | None:
+    # A subclass or a parametrization may compute something else.
+    if _is_changed(module):
+        return None
+    if type(module) is nn.Linear:
+        return module
+    if type(module) is nn.GELU:
+        return "gelu_tanh" if module.approximate == "tanh" else "gelu"
+    return _MODULES.get(type(module))

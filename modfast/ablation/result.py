@@ -1,0 +1,128 @@
+"""What ablations did, as small bundles of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from modfast import checks
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+MEASURES = ("entropy_difference", "kl_ablated_original", "kl_original_ablated", "loss", "accuracy")
+
+
+@dataclass(frozen=True)
+class AblationResult:
+    """What each of several ablations does to a network's class probabilities.
+
+    p are the probabilities of the whole network, q those of the ablated one; entropies, divergences
+    and losses are in nats. All are float64 tensors on the CPU, one entry per ablation in the order
+    in which they were asked for: `[a]`, summed over the samples, or `[n, a]` with
+    `per_sample=True`. Where logits come by token, each token is a sample.
+    """
+
+    entropy_difference: Tensor
+    """H(p) - H(q): above 0 where the ablation makes the network surer."""
+    kl_ablated_original: Tensor
+    """KL(q | p) = sum over classes of q log(q / p)."""
+    kl_original_ablated: Tensor
+    """KL(p | q) = sum over classes of p log(p / q)."""
+    n_samples: int
+    loss: Tensor | None = None
+    """-log q(target), with targets."""
+    accuracy: Tensor | None = None
+    """With targets: the share of samples whose largest logit is the target's, `[a]`; for each
+    sample 1 or 0, `[n, a]`, with `per_sample=True`."""
+    class_accuracy: Tensor | None = None
+    """With targets: the same among the samples of each class, `[a, c]`; NaN for a class without."""
+    kind: str = "ablation"
+    """What was ablated: "unit", "direction" or "group"."""
+    numbers: Tensor | None = None
+    """Which: int64 `[a]`, by default 0, 1, ..."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Their names: "unit 3", "direction 0"."""
+        n = self.kl_ablated_original.shape[-1]
+        numbers = range(n) if self.numbers is None else self.numbers.tolist()
+        return tuple(f"{self.kind} {i}" for i in numbers)
+
+    def top(
+        self, k: int = 10, by: str = "kl_ablated_original", largest: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The k ablations that do most, most first: their values and positions, `[k]` each.
+
+        Per-sample values are summed over the samples first.
+
+        Raises:
+            TypeError, ValueError: `k` is no integer from 1 to the number of ablations, or there is
+                no such measure.
+
+        Example:
+            >>> import torch
+            >>> ones = torch.ones(2).double()
+            >>> values, positions = AblationResult(ones, torch.tensor([1.0, 3.0]), ones, 5).top(1)
+            >>> values.item(), positions.item()
+            (3.0, 1)
+        """
+        values = self.total(by)
+        if checks.count("k", k) > len(values):
+            raise ValueError(f"k must be at most {len(values)}, the ablations, got {k}")
+        found = values.topk(k, largest=largest)
+        return found.values, found.indices
+
+    def total(self, measure: str) -> Tensor:
+        """One measure per ablation, `[a]`: summed over the samples, accuracies averaged.
+
+        Raises:
+            ValueError: no such measure, or one that needs targets and got none.
+        """
+        values = getattr(self, measure) if measure in MEASURES else None
+        if not isinstance(values, Tensor):
+            known = [name for name in MEASURES if getattr(self, name) is not None]
+            raise ValueError(f"the measure must be one of {known}, got {measure!r}")
+        if values.dim() == 1:
+            return values
+        return values.mean(0) if measure == "accuracy" else values.sum(0)
+
+    def plot(self, measure: str = "kl_ablated_original") -> Figure:
+        """One measure over the ablations as a line, in their order and sorted."""
+        from modfast.plots import ablation_lines
+
+        return ablation_lines(self, measure)
+
+
+@dataclass(frozen=True)
+class DirectionResult:
+    """The direction whose removal changes a network's class probabilities most, as searched for.
+
+    `r` restarts, `d` features at the site; float64 on the CPU but for the directions, which have
+    the dtype of the site.
+    """
+
+    direction: Tensor
+    """Of unit length: `[d]`."""
+    kl: Tensor
+    """KL(ablated | original) of its removal, summed over the samples: scalar, in nats."""
+    history: Tensor
+    """The same of each restart after each step, and before the first: `[steps + 1, r]`."""
+    directions: Tensor
+    """The best that each restart found: `[r, d]`."""
+    kls: Tensor
+    """Theirs: `[r]`."""
+
+    def plot(self) -> Figure:
+        """The divergence over the steps, one line per restart."""
+        from modfast.plots import direction_search
+
+        return direction_search(self)
+
+
+def class_shares(correct: Tensor, targets: Tensor) -> Tensor:
+    """`[a, c]` correct samples as shares of each class's samples; NaN for a class without."""
+    return correct / torch.bincount(targets, minlength=correct.shape[1]).double()

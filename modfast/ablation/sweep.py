@@ -1,0 +1,302 @@
+"""Runs ablations, one batch of inputs after the other, and adds up what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from modfast import checks, ops
+from modfast.ablation.batches import Batch, Inputs, is_stream, read_batches
+from modfast.ablation.changes import Changes, Groups, Units
+from modfast.ablation.memory import PeakMemory
+from modfast.ablation.result import AblationResult, class_shares
+from modfast.ablation.routes import Start
+from modfast.ablation.trace import find_route
+from modfast.progress import bar
+from modfast.reference import ACTIVATIONS, ablation_terms, class_sums
+from modfast.scores import check_targets
+from modfast.sites import in_mode
+
+Output = Callable[[Any], Tensor]
+MAX_MEMORY = 2**28
+NOT_FUSED = (
+    "path='fused': needs units, or directions without an activation after the site, "
+    "and one or two linear layers of float32 or float64 up to the logits"
+)
+LONG = 2.0**36  # site elements times ablations that take seconds
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all kinds of ablation take."""
+
+    output: Output | None = None
+    dim: int | None = None
+    per_sample: bool = False
+    max_memory: int | None = None
+    progress: bool = True
+    path: str | None = None
+
+
+@dataclass
+class Place:
+    """A site, its features in the last dimension, and the model from there on."""
+
+    start: Start
+    dim: int
+    output: Output | None
+
+    @property
+    def site(self) -> Tensor:
+        """`[..., d]`."""
+        return self.start.site.movedim(self.dim, -1)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether rank-1 operators can run what follows."""
+        last = self.dim in (-1, self.start.site.dim() - 1)
+        chain = self.start.chain
+        return last and self.output is None and chain is not None and chain.takes(self.start.site)
+
+    def logits(self) -> Tensor:
+        """Of the whole model: `[..., c]`."""
+        logits = pick(self.start.output, self.output)
+        if not logits.is_floating_point() or logits.dim() < 2:
+            raise ValueError(
+                "the model's logits must be floating and of shape [n, ..., classes], "
+                f"got {logits.dtype} of shape {tuple(logits.shape)}; output= can pick them"
+            )
+        checks.finite("the model's logits", logits)
+        return logits
+
+    def resume(self, site: Tensor) -> Tensor:
+        """The logits for another value of the site."""
+        return pick(self.start.resume(site.movedim(-1, self.dim)), self.output)
+
+
+def pick(output: Any, chosen: Output | None) -> Tensor:
+    """The logits in a model's output."""
+    found = output if chosen is None else chosen(output)
+    if not isinstance(found, Tensor):
+        hint = "output= must pick the logits" if chosen is None else "output= must return them"
+        raise TypeError(f"the model returned a {type(found).__name__}, not a tensor; {hint}")
+    return found
+
+
+def begin(model: nn.Module, site: str, batch: Batch, options: Options) -> Place:
+    """Runs the model on a batch up to the site, and to the end."""
+    route = find_route(model, site, batch.args, batch.kwargs, options.path)
+    start = route.start(batch.args, batch.kwargs)
+    value = start.site
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
+        what = (
+            f"{value.dtype} of shape {tuple(value.shape)}"
+            if isinstance(value, Tensor)
+            else type(value).__name__
+        )
+        raise TypeError(f"site={site!r}: must be a floating tensor [n, ..., features], got {what}")
+    dim = options.dim
+    if dim is None:
+        channels = value.dim() > 3
+        if value.dim() == 3:
+            module = dict(model.named_modules(remove_duplicate=False)).get(site)
+            channels = isinstance(module, nn.Conv1d)
+        dim = 1 if channels else value.dim() - 1
+    if not -value.dim() <= dim < value.dim():
+        raise ValueError(f"dim must be a dimension of the site, {tuple(value.shape)}, got {dim}")
+    return Place(start, dim, options.output)
+
+
+def batches_of(model: nn.Module, inputs: Inputs, targets: Tensor | None) -> Any:
+    """Checked batches; those of a stream go to the model's device."""
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None and is_stream(inputs) else None
+    return read_batches(inputs, targets, device)
+
+
+@torch.no_grad()
+def sweep(
+    model: nn.Module,
+    inputs: Inputs,
+    site: str,
+    make: Callable[[Tensor], Changes],
+    targets: Tensor | None,
+    options: Options,
+) -> AblationResult:
+    """All ablations that `make` gives for the first batch's site `[..., d]`."""
+    changes: Changes | None = None
+    table = _Table(options.per_sample)
+    with in_mode(model, training=False):
+        for batch in batches_of(model, inputs, targets):
+            place = begin(model, site, batch, options)
+            changes = changes or make(place.site)
+            logits = place.logits()
+            rows = logits.reshape(-1, logits.shape[-1])
+            y = None
+            if batch.targets is not None:
+                y = batch.targets.reshape(-1)
+                check_targets("targets", y, *rows.shape)
+                if y.is_floating_point():
+                    raise TypeError(f"targets must be int64 classes, got {y.dtype}")
+            table.add(*_run(place, changes, rows, y, options), rows, y)
+    assert changes is not None
+    return table.result(changes)
+
+
+def mean_of_site(model: nn.Module, inputs: Inputs, site: str, options: Options) -> Tensor:
+    """The mean activation of each unit, over samples and positions: `[d]`."""
+    total: Tensor | float = 0.0
+    n = 0
+    with in_mode(model, training=False), torch.no_grad():
+        for batch in batches_of(model, inputs, None):
+            found = begin(model, site, batch, options).site.flatten(0, -2)
+            total, n = total + found.double().sum(0), n + len(found)
+    assert isinstance(total, Tensor)
+    return (total / n).to(found.dtype)
+
+
+def _run(
+    place: Place, changes: Changes, logits: Tensor, targets: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor]:
+    """Terms `[k, a]` (per sample: `[k, n, a]`) and correct samples by class `[a, c]`."""
+    if options.path in (None, "fused"):
+        found = _fused(place, changes, logits, targets, options)
+        if found is not None:
+            return found
+        if options.path == "fused":
+            raise ValueError(NOT_FUSED)
+    return _batched(place, changes, logits, targets, options)
+
+
+def _fused(
+    place: Place, changes: Changes, logits: Tensor, targets: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor] | None:
+    chain = place.start.chain
+    if chain is None or not place.is_chain or logits.dtype != place.start.site.dtype:
+        return None
+    site = place.start.site.flatten(0, -2)
+    first = None if chain.first == "identity" else ACTIVATIONS[chain.first]
+    hidden = None if chain.last is None else chain.hidden(site)
+    found = []
+    # Scales and updates are all that grows with the number of ablations.
+    each = (len(site) + chain.linear.out_features) * site.element_size()
+    for chosen in _chunks(len(changes), each, options.max_memory):
+        rank_one = changes.rank_one(site, first, chain.linear.weight, chosen)
+        if rank_one is None:
+            return None
+        if chain.last is None:
+            found.append(ops.ablation_sweep(logits, *rank_one, targets, options.per_sample))
+        else:
+            assert hidden is not None
+            found.append(
+                ops.ablation_sweep_hidden(
+                    logits,
+                    hidden,
+                    *rank_one,
+                    chain.activation,
+                    chain.last.weight,
+                    targets,
+                    options.per_sample,
+                )
+            )
+    if len(found) == 1:
+        return found[0]
+    return torch.cat([terms for terms, _ in found], -1), torch.cat([c for _, c in found])
+
+
+def _chunks(n: int, each: int, max_memory: int | None) -> list[slice]:
+    """Slices of n ablations that take `each` bytes apiece, as many at a time as may be."""
+    size = max(1, (max_memory or MAX_MEMORY) // max(each, 1))
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def _batched(
+    place: Place, changes: Changes, logits: Tensor, targets: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor]:
+    place, changes = _after_channels(place, changes)
+    site = place.site
+    resume: Callable[[Tensor], Tensor] = vmap(place.resume)
+
+    def run(chosen: slice) -> tuple[Tensor, Tensor]:
+        ablated = resume(changes.apply(site, chosen)).reshape(-1, *logits.shape)
+        terms = ablation_terms(logits, ablated, targets).movedim(1, -1)
+        classes = class_sums(terms[-1], targets, logits.shape[1])
+        return (terms if options.per_sample else terms.sum(1)), classes
+
+    first = slice(0, 1)
+    with PeakMemory() as memory:
+        try:
+            found = [run(first)]
+        except RuntimeError:
+            # The suffix asks a tensor for its value, or changes one in place, which vmap refuses.
+            resume = _one_by_one(place.resume)
+            found = [run(first)]
+    rest = _chunks(len(changes) - 1, memory.peak, options.max_memory)
+    shown = options.progress and site.numel() * len(changes) > LONG
+    for chunk in bar(rest, "ablations", shown):
+        found.append(run(slice(chunk.start + 1, chunk.stop + 1)))
+    return torch.cat([terms for terms, _ in found], -1), torch.cat([c for _, c in found])
+
+
+def _after_channels(place: Place, changes: Changes) -> tuple[Place, Changes]:
+    """The same ablations behind what takes each channel for itself, which then runs only twice.
+
+    It is run on the channels as they are, and on those in which all have their new values.
+    """
+    start = place.start
+    channels = place.dim in (1, -3) and isinstance(changes, (Units, Groups))
+    if not channels or start.by_channel is None or start.resume_after is None:
+        return place, changes
+    assert isinstance(changes, (Units, Groups))
+    ablated = changes.value[:, None, None].expand(1, *start.site.shape[1:])
+    value = start.by_channel(ablated).movedim(1, -1)
+    later = Start(start.by_channel(start.site), start.output, start.resume_after)
+    return Place(later, place.dim, place.output), replace(changes, value=value)
+
+
+def _one_by_one(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda values: torch.stack([function(value) for value in values])
+
+
+@dataclass
+class _Table:
+    """Adds up batches."""
+
+    per_sample: bool
+    terms: list[Tensor] = field(default_factory=list)
+    classes: list[Tensor] = field(default_factory=list)
+    targets: list[Tensor] = field(default_factory=list)
+    n_samples: int = 0
+
+    def add(self, terms: Tensor, classes: Tensor, logits: Tensor, targets: Tensor | None) -> None:
+        self.terms.append(terms)
+        self.classes.append(classes)
+        self.n_samples += len(logits)
+        if targets is not None:
+            self.targets.append(targets)
+
+    def result(self, changes: Changes) -> AblationResult:
+        if self.per_sample:
+            terms = torch.cat(self.terms, dim=1)
+        else:
+            terms = self.terms[0] if len(self.terms) == 1 else torch.stack(self.terms).sum(0)
+        terms = terms.cpu()
+        if not terms.isfinite().all():
+            bad = int((~terms.isfinite()).flatten(0, -2).any(0).nonzero()[0])
+            number = int(changes.numbers()[bad])
+            raise ValueError(f"the logits after ablating {changes.kind} {number} must be finite")
+        entropy, kl_after, kl_before = terms[:3].unbind()
+        names: dict[str, Any] = {"kind": changes.kind, "numbers": changes.numbers().cpu()}
+        if not self.targets:
+            return AblationResult(entropy, kl_after, kl_before, self.n_samples, **names)
+        classes = torch.stack(self.classes).sum(0)
+        accuracy = terms[4] if self.per_sample else terms[4] / self.n_samples
+        shares = class_shares(classes, torch.cat(self.targets)).cpu()
+        return AblationResult(
+            entropy, kl_after, kl_before, self.n_samples, terms[3], accuracy, shares, **names
+        )

@@ -1,0 +1,247 @@
+"""What breaks when a unit, a direction or a group of units is removed?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modfast import checks
+from modfast.ablation.batches import Inputs
+from modfast.ablation.changes import Changes, Directions, Groups, Units
+from modfast.ablation.result import AblationResult
+from modfast.ablation.sweep import Options, Output, mean_of_site, sweep
+
+
+def ablate_units(
+    model: nn.Module,
+    inputs: Inputs,
+    site: str,
+    units: Sequence[int] | Tensor | None = None,
+    value: float | str | Tensor = 0.0,
+    targets: Tensor | None = None,
+    *,
+    output: Output | None = None,
+    dim: int | None = None,
+    per_sample: bool = False,
+    max_memory: int | None = None,
+    progress: bool = True,
+    path: str | None = None,
+) -> AblationResult:
+    """What each unit of a site does: sets one at a time to a value.
+
+    With p the class probabilities of the whole network on a sample and q those of the ablated one,
+    each ablation gets, in nats and summed over the samples, H(p) - H(q), KL(q | p) and KL(p | q),
+    and with targets the loss and the accuracies. What comes before the site runs once.
+
+    Args:
+        model: any module that returns logits `[n, ..., c]`. It runs in eval mode, without
+            gradients, and is left as it was.
+        inputs: its input, a tuple of positional inputs or a mapping of keyword inputs, on its
+            device; or a DataLoader of such, or of pairs (input, targets), which is streamed.
+        site: name of a submodule, or of a node of the model's torch.fx graph. The units are the
+            last dimension of its output `[n, ..., d]`; of one with four dimensions or more, and of
+            a Conv1d's, dimension 1, the channels.
+        units: their indices, all by default.
+        value: a number, a tensor `[d]` with one for each unit, or `"mean"`, each unit's mean over
+            the samples and positions (a DataLoader is then read twice).
+        targets: int64 classes, one for each row of logits.
+        output: picks the logits out of what the model returns.
+        dim: the dimension of the units, where the above is wrong.
+        per_sample: keep the sums' samples apart.
+        max_memory: bytes that the ablations may take at a time, 256 MiB by default; one ablation
+            of one batch is the least.
+        progress: show a progress bar on long sweeps, where standard error is a terminal.
+        path: how the ablations run: `"fused"` (one or two linear layers up to the logits),
+            `"split"` (a traced graph, cut at the site), `"hooks"` (any module), which give the same
+            numbers; by default the first that can be taken.
+
+    Raises:
+        TypeError: arguments of a wrong type, a site or model without a floating tensor as output.
+        ValueError: an unknown site (the nearest are listed), one that is not reached or called
+            several times, a unit out of range, values that do not fit, inputs, values or logits
+            that are not finite, targets out of range.
+
+    Source: N0, which clones the network and runs it whole for each unit, adds 1e-8 to each
+    probability under the logarithm, and sums KL(q | p).
+
+    Example:
+        >>> import torch, modfast
+        >>> model = modfast.models.MLP([8, 6, 6, 3])
+        >>> result = modfast.ablate_units(model, torch.randn(20, 8), "act2")
+        >>> result.kl_ablated_original.shape
+        torch.Size([6])
+    """
+    options = Options(output, dim, per_sample, _memory(max_memory), progress, path)
+    mean = _mean(model, inputs, site, value, options)
+
+    def make(activations: Tensor) -> Changes:
+        d = activations.shape[-1]
+        index = torch.arange(d) if units is None else _indices("units", units, d)
+        values = _values(value if mean is None else mean, activations)
+        return Units(index.to(activations.device), values, in_order=units is None)
+
+    return sweep(model, inputs, site, make, targets, options)
+
+
+def ablate_directions(
+    model: nn.Module,
+    inputs: Inputs,
+    site: str,
+    directions: Tensor,
+    targets: Tensor | None = None,
+    *,
+    output: Output | None = None,
+    dim: int | None = None,
+    per_sample: bool = False,
+    max_memory: int | None = None,
+    progress: bool = True,
+    path: str | None = None,
+) -> AblationResult:
+    """What each direction of a site's activations does: turns a into a - (a·v) v, one at a time.
+
+    `directions` stand one a row, `[a, d]`, and each is divided by its length first. The other
+    arguments, the result and the errors are those of `ablate_units`; besides,
+
+    Raises:
+        TypeError: directions that are no floating tensor.
+        ValueError: directions of another width than the site, not finite, or zero.
+
+    Source: N0, its ablation of random directions.
+
+    Example:
+        >>> import torch, modfast
+        >>> model = modfast.models.MLP([8, 6, 6, 3])
+        >>> x, eye = torch.randn(20, 8), torch.eye(6)
+        >>> directions = modfast.ablate_directions(model, x, "act2", eye)
+        >>> units = modfast.ablate_units(model, x, "act2")
+        >>> torch.allclose(directions.kl_ablated_original, units.kl_ablated_original)
+        True
+    """
+    options = Options(output, dim, per_sample, _memory(max_memory), progress, path)
+    if not isinstance(directions, Tensor) or not directions.is_floating_point():
+        raise TypeError(f"directions must be a floating tensor, got {_kind(directions)}")
+
+    def make(activations: Tensor) -> Changes:
+        if directions.dim() != 2 or directions.shape[1] != activations.shape[-1]:
+            raise ValueError(
+                f"directions must have shape [a, {activations.shape[-1]}], the width of "
+                f"{site!r}, got {tuple(directions.shape)}"
+            )
+        if len(directions) == 0:
+            raise ValueError("directions must not be empty")
+        checks.finite("directions", directions)
+        vectors = directions.detach().to(activations)
+        # By the largest entry first, so that no square under- or overflows.
+        vectors = vectors / vectors.abs().amax(1, keepdim=True)
+        lengths = vectors.norm(dim=1, keepdim=True)
+        if not lengths.isfinite().all():
+            zero = (~lengths[:, 0].isfinite()).nonzero()[0].item()
+            raise ValueError(f"directions must not be zero, got zeros in row {zero}")
+        return Directions(vectors / lengths)
+
+    return sweep(model, inputs, site, make, targets, options)
+
+
+def ablate_groups(
+    model: nn.Module,
+    inputs: Inputs,
+    site: str,
+    groups: Iterable[Sequence[int] | Tensor] | Tensor,
+    keep: bool = False,
+    value: float | str | Tensor = 0.0,
+    targets: Tensor | None = None,
+    *,
+    output: Output | None = None,
+    dim: int | None = None,
+    per_sample: bool = False,
+    max_memory: int | None = None,
+    progress: bool = True,
+    path: str | None = None,
+) -> AblationResult:
+    """What each group of a site's units does: sets all of a group to a value, one at a time.
+
+    `groups` are the indices of each group's units, or a boolean tensor `[a, d]`; with `keep` all
+    other units are set instead, so that the group is left alone. The other arguments, the result
+    and the errors are those of `ablate_units`; `path="fused"` is for single units.
+
+    Source: N1, its clusters switched on and off, by activations instead of weights.
+
+    Example:
+        >>> import torch, modfast
+        >>> model = modfast.models.MLP([8, 6, 6, 3])
+        >>> result = modfast.ablate_groups(model, torch.randn(20, 8), "act2", [[0, 1, 2], [3, 4]])
+        >>> result.labels
+        ('group 0', 'group 1')
+    """
+    options = Options(output, dim, per_sample, _memory(max_memory), progress, path)
+    mean = _mean(model, inputs, site, value, options)
+    listed = groups if isinstance(groups, Tensor) else list(groups)
+
+    def make(activations: Tensor) -> Changes:
+        mask = _masks(listed, activations.shape[-1]).to(activations.device)
+        values = _values(value if mean is None else mean, activations)
+        return Groups(~mask if keep else mask, values)
+
+    return sweep(model, inputs, site, make, targets, options)
+
+
+def _memory(max_memory: int | None) -> int | None:
+    return None if max_memory is None else checks.count("max_memory", max_memory)
+
+
+def _mean(
+    model: nn.Module, inputs: Inputs, site: str, value: object, options: Options
+) -> Tensor | None:
+    if not isinstance(value, str):
+        return None
+    if value != "mean":
+        raise ValueError(f"value must be a number, a tensor or 'mean', got {value!r}")
+    return mean_of_site(model, inputs, site, options)
+
+
+def _values(value: Any, activations: Tensor) -> Tensor:
+    """One value for each unit."""
+    d = activations.shape[-1]
+    if not isinstance(value, Tensor):
+        return activations.new_full((d,), checks.finite_number("value", value))
+    if value.shape not in ((), (d,)):
+        raise ValueError(f"value must have shape [] or [{d}], got {list(value.shape)}")
+    checks.finite("value", value)
+    return value.detach().to(activations).expand(d)
+
+
+def _indices(argument: str, units: Sequence[int] | Tensor, d: int) -> Tensor:
+    index = torch.as_tensor(units)
+    if index.numel() == 0:
+        raise ValueError(f"{argument} must not be empty")
+    if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:
+        raise TypeError(f"{argument} must be a list of integers, got {units!r}")
+    index = index.long()
+    outside = index[(index < 0) | (index >= d)]
+    if len(outside):
+        raise ValueError(f"{argument} must be from 0 to {d - 1}, got {outside[0].item()}")
+    return index
+
+
+def _masks(groups: Tensor | list[Any], d: int) -> Tensor:
+    if isinstance(groups, Tensor):
+        if groups.dtype != torch.bool or groups.dim() != 2 or groups.shape[1] != d:
+            raise ValueError(
+                f"groups must be lists of units or a boolean tensor [a, {d}], "
+                f"got {_kind(groups)} of shape {tuple(groups.shape)}"
+            )
+        found = groups
+    else:
+        found = torch.zeros(len(groups), d, dtype=torch.bool)
+        for i, group in enumerate(groups):
+            found[i, _indices(f"groups[{i}]", group, d).cpu()] = True
+    if len(found) == 0:
+        raise ValueError("groups must not be empty")
+    return found
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
