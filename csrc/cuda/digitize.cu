@@ -87,7 +87,7 @@ Tensor digitize_edges(const Tensor& x, const Tensor& edges) {
              wide, codes.mutable_data_ptr());
     });
   });
-  return codes;
+  return {codes};
 }
 
 }  // namespace

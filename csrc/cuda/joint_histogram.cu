@@ -111,7 +111,7 @@ Tensor joint_histogram(const Tensor& x_codes, const Tensor& y_codes, int64_t bin
         count_one_by_one(op, x, y, true, out, device.stream());
       }
   }
-  return counts;
+  return {counts};
 }
 
 template <class T, class U>

@@ -36,15 +36,15 @@ int up_to(int64_t n) {
 SideColumns make_columns(const char* op, const Tensor& beside, const Sides& sides,
                          cudaStream_t stream) {
   const int64_t stride = (sides.x.n + kColumnPad - 1) / kColumnPad * kColumnPad;
-  const int32_t type = code_dtype(sides.x.wide || sides.y.wide);
-  SideColumns columns{empty_beside(beside, {sides.x.d, stride}, type),
-                      empty_beside(beside, {sides.y.d, stride}, type), sides, stride};
-  transpose(op, sides.x, nullptr, columns.wide(), stride, columns.x, stream);
-  set_y(op, columns, nullptr, stream);
-  return columns;
+  const bool wide = sides.x.wide || sides.y.wide;
+  const Tensor x = empty_beside(beside, {sides.x.d, stride}, code_dtype(wide));
+  const Tensor y = empty_beside(beside, {sides.y.d, stride}, code_dtype(wide));
+  transpose(op, sides.x, nullptr, wide, stride, x, stream);
+  transpose(op, sides.y, nullptr, wide, stride, y, stream);
+  return {x, y, sides, stride};
 }
 
-void set_y(const char* op, SideColumns& columns, const int64_t* order, cudaStream_t stream) {
+void set_y(const char* op, const SideColumns& columns, const int64_t* order, cudaStream_t stream) {
   transpose(op, columns.sides.y, order, columns.wide(), columns.stride, columns.y, stream);
 }
 

@@ -30,7 +30,7 @@ struct SideColumns {
 SideColumns make_columns(const char* op, const Tensor& beside, const Sides& sides,
                          cudaStream_t stream);
 // Replaces the columns of y by its rows in another order, an array of n indices on the device.
-void set_y(const char* op, SideColumns& columns, const int64_t* order, cudaStream_t stream);
+void set_y(const char* op, const SideColumns& columns, const int64_t* order, cudaStream_t stream);
 
 // f(Code{}) for the columns' type.
 template <class F>

@@ -36,7 +36,6 @@ HOOKED = [
     "-fsanitize=bounds,alignment",
     "-fno-strict-aliasing",
     "-ffp-contract=off",
-    "-fno-elide-constructors",  # or `return result;` is a line that never runs
     "-Wno-unknown-pragmas",
 ]
 TORCH_FOLDER = Path(torch.__file__).parent
