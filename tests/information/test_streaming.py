@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from modfast import JointHistogram, joint_histogram, mutual_information
 
@@ -79,7 +80,10 @@ def test_ranks_add_up(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(count_on_rank, (port, str(tmp_path)), nprocs=2)
+    # Started as programs: a child that unpickles a function could not import this file.
+    command = [sys.executable, __file__, str(port), str(tmp_path)]
+    ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
     x, y = values()
     for rank in range(2):
         counts, information = torch.load(tmp_path / f"{rank}.pt")
@@ -122,3 +126,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="state must have keys"):
         histogram.load_state_dict({"counts": x})
     assert not histogram.counts.any()
+
+
+if __name__ == "__main__":
+    count_on_rank(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])
