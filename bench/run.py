@@ -1,9 +1,10 @@
 """Runs the benchmarks: checks each answer, times peers side by side, prints and keeps the ratios.
 
-    python bench/run.py [WORD ...] [--threads N] [--keep]
+    python bench/run.py [WORD ...] [--modules NAME ...] [--threads N] [--keep NAME]
 
-WORDs choose cases by name. Every number is a ratio of two times taken in one run (see compare.py).
---keep writes bench/results/cpu.json and bench/results/cpu.md.
+WORDs choose cases by name, --modules whole files of them (information is bench_information.py).
+Every number is a ratio of two times taken in one run (see compare.py). --keep writes
+bench/results/NAME.json and NAME.md.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--keep", action="store_true")
+    modules = {module.__name__.removeprefix("bench_"): module for module in MODULES}
+    parser.add_argument("--modules", nargs="+", choices=modules, default=list(modules))
+    parser.add_argument("--keep", metavar="NAME")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -89,8 +92,8 @@ def main() -> None:
     head.append("|---|---|---|---|---|---|")
     print("\n".join(head), flush=True)
     lines, record = list(head), []
-    for module in MODULES:
-        for case in module.cases():
+    for name in arguments.modules:
+        for case in modules[name].cases():
             if arguments.words and not any(word in case.name for word in arguments.words):
                 continue
             timings = compare(case)
@@ -102,9 +105,9 @@ def main() -> None:
     if arguments.keep:
         RESULTS.mkdir(exist_ok=True)
         report = {"machine": facts, "cases": record}
-        (RESULTS / "cpu.json").write_text(json.dumps(report, indent=1) + "\n")
+        (RESULTS / f"{arguments.keep}.json").write_text(json.dumps(report, indent=1) + "\n")
         told = ", ".join(f"{key} {value}" for key, value in facts.items())
-        (RESULTS / "cpu.md").write_text("\n".join([told, "", *lines]) + "\n")
+        (RESULTS / f"{arguments.keep}.md").write_text("\n".join([told, "", *lines]) + "\n")
 
 
 if __name__ == "__main__":

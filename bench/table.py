@@ -1,14 +1,15 @@
-"""Prints the README's table from bench/results/cpu.json: python bench/table.py."""
+"""Prints a table of the README from kept results: python bench/table.py NAME."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 
 def main() -> None:
     """One row for each comparison with another implementation."""
-    report = json.loads((Path(__file__).parent / "results" / "cpu.json").read_text())
+    report = json.loads((Path(__file__).parent / "results" / f"{sys.argv[1]}.json").read_text())
     machine = report["machine"]
     print(
         f"Times of others over modfast's, medians of one run on {machine['threads']} threads of a "

@@ -130,8 +130,8 @@ def modularity_measures(
     return ModularityMeasures(c1, c2, c3, chosen_pairs)
 
 
-_Parts: TypeAlias = dict[str, tuple[Tensor, Tensor]]
-"""By site, the indices of units in the module and of those outside it."""
+_Parts: TypeAlias = dict[str, Tensor]
+"""By site, the indices of units in the module."""
 _Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
 
@@ -197,9 +197,7 @@ def _tables(
     A table of all units of one group with all of another is, over the samples, a product of `sums`:
     how many units of each group lie in each bin, `[groups, n, bins]`.
     """
-    inside = {
-        site: sums(each, [parts[site][0] for parts in modules]) for site, each in units.items()
-    }
+    inside = {site: sums(each, [parts[site] for parts in modules]) for site, each in units.items()}
     whole = {}
     for first in dict.fromkeys(first for first, _ in pairs):
         every = torch.arange(units[first].shape[1], device=units[first].device)
@@ -220,9 +218,7 @@ def _notebook(
     entropies = []
     for parts in modules:
         each = {
-            site: notebook.entropy(
-                f"activations[{site!r}]", sites[site][:, parts[site][0]], binning
-            )
+            site: notebook.entropy(f"activations[{site!r}]", sites[site][:, parts[site]], binning)
             for site in {second for _, second in pairs}
         }
         entropies.append(torch.stack([each[second] for _, second in pairs]))
@@ -240,8 +236,10 @@ def _each(
     found = []
     for parts in modules:
         for first, second in pairs:
-            x, y = sites[second].index_select(1, parts[second][0]), sites[first]
-            for group in (y, *(y.index_select(1, units) for units in parts[first])):
+            x, y = sites[second].index_select(1, parts[second]), sites[first]
+            outside = torch.ones(y.shape[1], dtype=torch.bool, device=y.device)
+            outside[parts[first]] = False
+            for group in (y, y.index_select(1, parts[first]), y[:, outside]):
                 value = torch.as_tensor(estimate(x, group))
                 if value.numel() != 1:
                     raise ValueError(
@@ -302,19 +300,18 @@ def _parts(module: Module, sites: dict[str, Tensor], pairs: _Pairs) -> _Parts:
             )
         if units.dtype.is_floating_point or units.dtype == torch.bool:
             raise TypeError(f"module[{site!r}] must be integer unit indices, got {units.dtype}")
-        units = units.long().cpu()
-        low, high = (int(bound) for bound in units.aminmax())
+        chosen = units.tolist()
+        low, high = min(chosen), max(chosen)
         if low < 0 or high >= d:
             wrong = low if low < 0 else high
             raise ValueError(f"module[{site!r}] must have units from 0 to {d - 1}, got {wrong}")
-        times = units.bincount(minlength=d)
-        if int(times.max()) > 1:
-            raise ValueError(f"module[{site!r}] must not repeat units, got {int(times.argmax())}")
-        others = (times == 0).nonzero()[:, 0]
-        if len(others) == 0 and any(site == first for first, _ in pairs):
+        if len(set(chosen)) < len(chosen):
+            twice = next(unit for unit in chosen if chosen.count(unit) > 1)
+            raise ValueError(f"module[{site!r}] must not repeat units, got {twice}")
+        if len(chosen) == d and any(site == first for first, _ in pairs):
             raise ValueError(
                 f"module[{site!r}] must leave out some unit of the first site of a pair, "
                 f"got all {d}"
             )
-        parts[site] = units.to(device), others.to(device)
+        parts[site] = units.to(device, torch.int64)
     return parts
