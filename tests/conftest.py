@@ -40,8 +40,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(scope="session")
 def simt(pytestconfig: pytest.Config) -> harness.Machine:
     """The CUDA kernels, built for the host under the checker of tests/simt."""
-    if harness.compiler() is None or not harness.CSRC.exists():
-        pytest.skip("no g++, or csrc does not lie beside the tests")
+    if why := harness.missing():
+        pytest.skip(why)
     if _extension.library is None:
         pytest.skip("modfast's library is not built")
     return harness.Machine(harness.build_operators(pytestconfig.cache.mkdir("simt")))

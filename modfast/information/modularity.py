@@ -134,6 +134,9 @@ _Parts: TypeAlias = dict[str, Tensor]
 """By site, the indices of units in the module."""
 _Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
+_CELLS = 2**22
+"""Numbers held at a time for a site: more samples are taken in parts."""
+
 
 def _binned(
     sites: dict[str, Tensor], modules: list[_Parts], pairs: _Pairs, binning: Binning
@@ -147,10 +150,6 @@ def _binned(
         part = {site: each[start : start + rows] for site, each in codes.items()}
         tables = tables + _tables(part, modules, pairs, count)
     return Terms.of_counts(tables).mutual
-
-
-_CELLS = 2**22
-"""Numbers held at a time for a site: more samples are taken in parts."""
 
 
 def _counts(bins: int, codes: Tensor, groups: list[Tensor]) -> Tensor:

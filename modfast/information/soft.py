@@ -127,7 +127,7 @@ def _soft_terms(
     if pairing == "aligned":
         joint = wx.flatten(0, 1).T @ wy.flatten(0, 1)
     elif pairing == "all":
-        joint = pooled(wx, wy)
+        joint = wx.sum(1).T @ wy.sum(1)
     else:
         joint = wx.flatten(1).T @ wy.flatten(1)
         joint = joint.unflatten(0, wx.shape[1:]).unflatten(2, wy.shape[1:]).transpose(1, 2)
@@ -139,11 +139,6 @@ def information(joint: Tensor) -> tuple[Tensor, Tensor]:
     p = joint / joint.sum((-2, -1), keepdim=True)
     x_entropy, y_entropy = _entropy(p.sum(-1)), _entropy(p.sum(-2))
     return x_entropy, x_entropy + y_entropy - _entropy(p.flatten(-2))
-
-
-def pooled(wx: Tensor, wy: Tensor) -> Tensor:
-    """Joint sums of weights of every column of x with every column of y: `[bins, bins]`."""
-    return wx.sum(1).T @ wy.sum(1)
 
 
 def weights(

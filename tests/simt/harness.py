@@ -54,6 +54,13 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
+def missing() -> str | None:
+    """What is not here that a build needs; None if all is."""
+    if compiler() is None or not CSRC.exists():
+        return "no g++, or csrc does not lie beside the tests"
+    return None
+
+
 def build(name: str, units: dict[Path, list[str]], folder: Path) -> Path:
     """A library of `units` (source -> flags) and the machine; made anew when a source changes."""
     machine = {source: [*COMMON, "-O2"] for source in sorted((HERE / "machine").glob("*.cpp"))}

@@ -29,8 +29,8 @@ CORRECT = kernels("correct.cu")
 
 @pytest.fixture(scope="module")
 def cases(pytestconfig: pytest.Config) -> ctypes.CDLL:
-    if harness.compiler() is None or not harness.CSRC.exists():
-        pytest.skip("no g++, or csrc does not lie beside the tests")
+    if why := harness.missing():
+        pytest.skip(why)
     flags = [*harness.HOOKED, f"-I{harness.CSRC}"]
     units = dict.fromkeys(sorted(SELFTEST.glob("*.c*")), flags)
     library = harness.load(harness.build("selftest", units, pytestconfig.cache.mkdir("simt")))
