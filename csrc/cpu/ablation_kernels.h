@@ -5,6 +5,31 @@
 template <class T>
 constexpr int kBlock = 2 * kLanes<T>;
 
+// Samples whose log(1 + G) are taken together, of the product, where no change of theirs has a larger range
+// than kJoinedRange, so that the product does not overflow.
+constexpr int kJoined = 8;
+constexpr int kJoinedRange = 10;
+
+// sum p g, sum p x (x + g) and sum p (log p - mean log p) (x + g), one sample or ablation a lane.
+template <class T>
+struct Moments {
+  Lanes<T> excess, second, first;
+};
+
+template <class T, class P, class W, class R>
+MODFAST_LANE Moments<T> ablation_moments(int64_t n_classes, Lanes<T> mean, const P& p, const W& centered,
+                                         const R& changes) {
+  Moments<T> sums{};
+  for (int64_t c = 0; c < n_classes; ++c) {
+    const Lanes<T> x = changes(c) - mean;
+    const Excess<T> e = exp_excess<T>(x);
+    sums.excess += p(c) * e.beyond;
+    sums.second += (p(c) * x) * e.moved;
+    sums.first += centered(c) * e.moved;
+  }
+  return sums;
+}
+
 template <class T>
 struct Found {
   AblationTerms<Lanes<T>> terms;
@@ -16,21 +41,13 @@ struct Found {
 // `range` and whose mean is `mean`; is_target(c) and before_target(c) masks, only asked for with
 // `targets`.
 template <class T, class P, class W, class L, class R, class Y, class B>
-MODFAST_LANE Found<T> ablation_terms(int64_t n_classes, Lanes<T> range, Lanes<T> mean, bool targets, const P& p,
-                                     const W& centered, const L& log_p, const R& changes,
-                                     const Y& is_target, const B& before_target) {
+MODFAST_LANE void ablation_terms(int64_t n_classes, Lanes<T> range, Lanes<T> mean, bool targets, const P& p,
+                                 const W& centered, const L& log_p, const R& changes, const Y& is_target,
+                                 const B& before_target, Found<T>& found) {
   using V = Lanes<T>;
-  V excess{}, second{}, first{};
-  for (int64_t c = 0; c < n_classes; ++c) {
-    const V x = changes(c) - mean;
-    const V g = exp_excess<T>(x);
-    const V moved = x + g;
-    excess += p(c) * g;
-    second += (p(c) * x) * moved;
-    first += centered(c) * moved;
-  }
-  const V share = 1 / (1 + excess);
-  Found<T> found{near_terms<V>(mean, share, second, first, log1p_up<T>(excess, share)), V{}, V{}};
+  const Moments<T> sums = ablation_moments<T>(n_classes, mean, p, centered, changes);
+  const V share = 1 / (1 + sums.excess);
+  found.terms = near_terms<V>(mean, share, sums.second, sums.first, log1p_up<T>(sums.excess, share));
   const Mask<T> far = range > T(kFar);
   if (any(far)) {
     V largest = log_p(0) + changes(0), entropy{};
@@ -68,7 +85,6 @@ MODFAST_LANE Found<T> ablation_terms(int64_t n_classes, Lanes<T> range, Lanes<T>
     found.loss = found.terms.log_sum - own;
     found.correct = wrong ? V{} : splat(T(1));
   }
-  return found;
 }
 
 // What all ablations share of the samples of blocks [begin, end): p, p (log p - mean log p) and log p,
@@ -121,6 +137,31 @@ MODFAST_LANE void add_lanes(double* sums, Lanes<T> values) {
   for (int l = 0; l < kLanes<T>; ++l) sums[l] += out[l];
 }
 
+// The terms of several samples together: one logarithm for all, and few additions in double.
+template <class T>
+struct Joined {
+  using V = Lanes<T>;
+  V excess{}, second{}, first{};  // excess: the product of all 1 + G, less 1
+  int n = 0;
+
+  MODFAST_LANE void add(const Moments<T>& sums) {
+    const V share = 1 / (1 + sums.excess);
+    excess += sums.excess + excess * sums.excess;
+    second += sums.second * share;
+    first += sums.first * share;
+    ++n;
+  }
+
+  MODFAST_LANE void flush(double (&sums)[kMostTerms][kLanes<T>]) {
+    const V log = log1p_up<T>(excess, 1 / (1 + excess));
+    const V after = second - log;
+    add_lanes<T>(sums[0], first + after);
+    add_lanes<T>(sums[1], larger(after, V{}));  // only rounding goes below 0
+    add_lanes<T>(sums[2], log);
+    *this = Joined{};
+  }
+};
+
 // Samples [tile.begin, tile.end) of the ablations of one block: a lane is an ablation.
 template <class T>
 void sweep_logits(const AblationSweep& sweep, SampleTile tile, int64_t block) {
@@ -138,6 +179,7 @@ void sweep_logits(const AblationSweep& sweep, SampleTile tile, int64_t block) {
   }
   const V span = high - low;
   double sums[kMostTerms][n_lanes] = {};
+  Joined<T> joined;
   for (int64_t i = tile.begin; i < tile.end; ++i) {
     const T* p = prepared + i / kBlock<T> * 3 * n_classes * kBlock<T> + i % kBlock<T>;
     const T* centered = p + n_classes * kBlock<T>;
@@ -151,16 +193,23 @@ void sweep_logits(const AblationSweep& sweep, SampleTile tile, int64_t block) {
     }
     V mean{};
     for (int64_t c = 0; c < n_classes; ++c) mean += p[c * kBlock<T>] * load_lanes(updates + c * n_lanes);
+    const auto p_of = [&](int64_t c) { return p[c * kBlock<T>]; };
+    const auto centered_of = [&](int64_t c) { return centered[c * kBlock<T>]; };
+    const auto changes = [&](int64_t c) { return scales * load_lanes(updates + c * n_lanes); };
+    const V range = larger(scales, -scales) * span;
+    if (!sweep.has_targets() && !any(range > T(kJoinedRange))) {
+      joined.add(ablation_moments<T>(n_classes, scales * mean, p_of, centered_of, changes));
+      if (joined.n == kJoined) joined.flush(sums);
+      continue;
+    }
     const int64_t target = sweep.has_targets() ? sweep.targets[i] : -1;
     const Mask<T> none{};
-    const Found<T> found = ablation_terms<T>(
-        n_classes, larger(scales, -scales) * span, scales * mean, sweep.has_targets(),
-        [&](int64_t c) { return p[c * kBlock<T>]; },
-        [&](int64_t c) { return centered[c * kBlock<T>]; },
-        [&](int64_t c) { return log_p[c * kBlock<T>]; },
-        [&](int64_t c) { return scales * load_lanes(updates + c * n_lanes); },
+    Found<T> found;
+    ablation_terms<T>(
+        n_classes, range, scales * mean, sweep.has_targets(), p_of, centered_of,
+        [&](int64_t c) { return log_p[c * kBlock<T>]; }, changes,
         [&](int64_t c) { return c == target ? ~none : none; },
-        [&](int64_t c) { return c < target ? ~none : none; });
+        [&](int64_t c) { return c < target ? ~none : none; }, found);
     add_lanes<T>(sums[0], found.terms.entropy_difference);
     add_lanes<T>(sums[1], found.terms.kl_ablated_original);
     add_lanes<T>(sums[2], found.terms.kl_original_ablated);
@@ -174,6 +223,7 @@ void sweep_logits(const AblationSweep& sweep, SampleTile tile, int64_t block) {
       }
     }
   }
+  joined.flush(sums);
   for (int k = 0; k < sweep.n_terms; ++k) {
     for (int64_t l = 0; l < n; ++l) tile.terms[k * sweep.term_stride + first + l] = sums[k][l];
   }
@@ -303,10 +353,11 @@ void sweep_hidden(const AblationSweep& sweep, SampleTile tile, int64_t begin, in
             target[l] = i < tile.end ? sweep.targets[i] : -1;
           }
         }
-        const Found<T> f = ablation_terms<T>(
+        Found<T> f;
+        ablation_terms<T>(
             n_classes, high - low, mean, sweep.has_targets(), at(p), at(centered), at(log_p), change,
             [&](int64_t c) { return target == static_cast<int32_t>(c); },
-            [&](int64_t c) { return target > static_cast<int32_t>(c); });
+            [&](int64_t c) { return target > static_cast<int32_t>(c); }, f);
         const Mask<T> here = target >= 0;
         const V parts[kMostTerms] = {f.terms.entropy_difference, f.terms.kl_ablated_original,
                                      f.terms.kl_original_ablated, here ? f.loss : V{},

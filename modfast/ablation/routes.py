@@ -16,12 +16,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from modfast.ablation.chain import Chain
+from modfast.clusters.weights import has_weight, input_first
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Follower:
+    """A linear layer that takes the site as it is, so that a unit changes its outputs by rank 1."""
+
+    weight: Tensor
+    """`[m, d]`."""
+    output: Tensor
+    """`[..., m]`."""
+
+    def changed(self, scales: Tensor, updates: Tensor) -> Tensor:
+        """Its outputs after changes by scales `[n, a]` times updates `[a, m]`: `[a, ..., m]`."""
+        before = self.output.flatten(0, -2)
+        after = torch.addcmul(before, scales.T[..., None], updates[:, None])
+        return after.reshape(-1, *self.output.shape)
 
 
 @dataclass(frozen=True)
@@ -31,9 +49,11 @@ class Start:
     site: Tensor
     output: Any
     """Of the whole model."""
-    resume: Callable[[Tensor], Any]
-    """The model's output for another value of the site; it may be batched by torch.vmap."""
+    resume: Callable[..., Any]
+    """The model's output for another value of the site, and with a `follower` perhaps one of that;
+    it may be batched by torch.vmap."""
     chain: Chain | None = None
+    follower: Follower | None = None
     by_channel: Callable[[Tensor], Tensor] | None = None
     """What follows a site `[n, channels, h, w]` and takes each channel for itself, ..."""
     resume_after: Callable[[Tensor], Any] | None = None
@@ -126,11 +146,14 @@ class Hooks:
         if recording.watch.changed():
             recording = self._record(args, kwargs, copies=True)
 
-        def resume(site: Tensor) -> Any:
-            with _forwards(recording.replays(self.site, site)):
+        def resume(site: Tensor, followed: Tensor | None = None) -> Any:
+            values = {self.site: site}
+            if followed is not None:
+                values[recording.followers[0][0]] = followed
+            with _forwards(recording.replays(values)):
                 return self.model(*args, **kwargs)
 
-        return Start(recording.value, recording.output, resume)
+        return Start(recording.value, recording.output, resume, follower=recording.follower())
 
     def _record(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], copies: bool) -> _Recording:
         recording = _Recording(self.site, copies)
@@ -175,12 +198,15 @@ class _Recording:
         self.value: Any = None
         self.output: Any = None
         self.n_calls = 0
+        self.followers: list[tuple[nn.Module, Any]] = []
 
     def recorder(self, module: nn.Module) -> Callable[..., Any]:
         forward = module.forward
 
         def record(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
+            if self.n_calls and args and args[0] is self.value:
+                self.followers.append((module, self.watch.keep(output)))
             if module is self.site:
                 self.n_calls += 1
                 self.value = self.watch.keep(copied(output) if self.copies else output)
@@ -191,9 +217,25 @@ class _Recording:
 
         return record
 
-    def replays(self, site: nn.Module, value: Tensor) -> dict[nn.Module, Callable[..., Any]]:
+    def follower(self) -> Follower | None:
+        """The one module that took the site's own output, if it is a linear layer."""
+        if len(self.followers) != 1:
+            return None
+        module, output = self.followers[0]
+        conv1d = has_weight(module) and input_first(module)  # transformers'
+        weight = module.weight if type(module) is nn.Linear or conv1d else None
+        if not isinstance(weight, Tensor) or weight.dim() != 2:
+            return None
+        if not weight.dtype == output.dtype == self.value.dtype:
+            return None
+        matrix = weight.detach().T if conv1d else weight.detach()
+        return Follower(matrix, output)
+
+    def replays(self, values: Mapping[nn.Module, Tensor]) -> dict[nn.Module, Callable[..., Any]]:
         found = {module: self._replay(module, kept) for module, kept in self.finished.items()}
-        return found | {site: lambda *args, **kwargs: value}
+        return found | {
+            module: lambda *args, value=value, **kwargs: value for module, value in values.items()
+        }
 
     def _replay(self, module: nn.Module, kept: list[Any]) -> Callable[..., Any]:
         # A module that is called again after the site runs then.

@@ -15,7 +15,7 @@ from modfast.ablation.batches import Batch, Inputs, is_stream, read_batches
 from modfast.ablation.changes import Changes, Groups, Units
 from modfast.ablation.memory import PeakMemory
 from modfast.ablation.result import AblationResult, class_shares
-from modfast.ablation.routes import Start
+from modfast.ablation.routes import Follower, Start
 from modfast.ablation.trace import find_route
 from modfast.progress import bar
 from modfast.reference import ACTIVATIONS, ablation_terms, class_sums
@@ -59,9 +59,10 @@ class Place:
     @property
     def is_chain(self) -> bool:
         """Whether rank-1 operators can run what follows."""
-        last = self.dim in (-1, self.start.site.dim() - 1)
         chain = self.start.chain
-        return last and self.output is None and chain is not None and chain.takes(self.start.site)
+        if chain is None or self.output is not None or not self.features_last:
+            return False
+        return chain.takes(self.start.site)
 
     def logits(self) -> Tensor:
         """Of the whole model: `[..., c]`."""
@@ -74,9 +75,19 @@ class Place:
         checks.finite("the model's logits", logits)
         return logits
 
-    def resume(self, site: Tensor) -> Tensor:
-        """The logits for another value of the site."""
-        return pick(self.start.resume(site.movedim(-1, self.dim)), self.output)
+    def resume(self, site: Tensor, *followed: Tensor) -> Tensor:
+        """The logits for another value of the site, and perhaps of the layer that follows it."""
+        return pick(self.start.resume(site.movedim(-1, self.dim), *followed), self.output)
+
+    @property
+    def follower(self) -> Follower | None:
+        """The linear layer that takes the site's features, if there is one."""
+        return self.start.follower if self.features_last else None
+
+    @property
+    def features_last(self) -> bool:
+        """Whether the features are the last dimension, as linear layers take them."""
+        return self.dim in (-1, self.start.site.dim() - 1)
 
 
 def pick(output: Any, chosen: Output | None) -> Tensor:
@@ -220,10 +231,15 @@ def _batched(
 ) -> tuple[Tensor, Tensor]:
     place, changes = _after_channels(place, changes)
     site = place.site
-    resume: Callable[[Tensor], Tensor] = vmap(place.resume)
+    follower = place.follower
+    resume: Callable[..., Tensor] = vmap(place.resume)
 
     def run(chosen: slice) -> tuple[Tensor, Tensor]:
-        ablated = resume(changes.apply(site, chosen)).reshape(-1, *logits.shape)
+        values = [changes.apply(site, chosen)]
+        if follower is not None:
+            rank_one = changes.rank_one(site.flatten(0, -2), None, follower.weight, chosen)
+            values += [] if rank_one is None else [follower.changed(*rank_one)]
+        ablated = resume(*values).reshape(-1, *logits.shape)
         terms = ablation_terms(logits, ablated, targets).movedim(1, -1)
         classes = class_sums(terms[-1], targets, logits.shape[1])
         return (terms if options.per_sample else terms.sum(1)), classes
@@ -259,8 +275,8 @@ def _after_channels(place: Place, changes: Changes) -> tuple[Place, Changes]:
     return Place(later, place.dim, place.output), replace(changes, value=value)
 
 
-def _one_by_one(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda values: torch.stack([function(value) for value in values])
+def _one_by_one(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *values: torch.stack([function(*each) for each in zip(*values, strict=True)])
 
 
 @dataclass

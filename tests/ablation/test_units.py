@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,20 @@ def test_units_equal_the_notebooks_way(
     assert each.kl_ablated_original.shape == (50, n_units)
     torch.testing.assert_close(each.kl_ablated_original.sum(0), result.kl_ablated_original)
     torch.testing.assert_close(each.entropy_difference.sum(0), result.entropy_difference)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("site", ["act1", "act2"])
+def test_a_network_trained_on_mnist(mnist_root: Path, path: str, site: str) -> None:
+    data = modfast.data.load("mnist", mnist_root)
+    torch.manual_seed(0)
+    model, x = MLP([784, 128, 128, 10]), data.test_x[:64]
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    modfast.fit(model, data.train, 1, optimizer=optimizer, seed=0, progress=False)
+    expected = unit_terms(copy.deepcopy(model).double(), x.double(), site, range(128))
+    oracle.assert_equal(ablate_units(model, x, site, path=path), expected, 1e-5)
+    exact = ablate_units(model.double(), x.double(), site, path=path)
+    oracle.assert_equal(exact, expected, 1e-12)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -348,6 +363,38 @@ def test_what_comes_before_the_site_runs_once() -> None:
     calls.clear()
     ablate_units(model, x, "conv2", path="split", max_memory=1)
     assert len(calls) == 1
+
+
+class Residual(nn.Module):
+    """A block whose inner activations go two ways, of which one is a linear layer."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 6)
+        self.out, self.how = nn.Linear(6, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.act(self.up(x))
+        down = self.down(inner)
+        if self.how == "in place":
+            down = down.relu_()
+        if self.how == "twice":
+            down = down + self.down(inner).tanh()
+        return self.out(inner * down)
+
+
+@pytest.mark.parametrize("path", ["split", "hooks"])
+@pytest.mark.parametrize("how", ["once", "twice", "in place"])
+def test_a_linear_layer_is_not_all_that_follows(path: str, how: str) -> None:
+    torch.manual_seed(0)
+    model, x = Residual(how).double(), torch.randn(3, 5, 4).double()
+    result = ablate_units(model, x, "act", path=path)
+    oracle.assert_equal(result, channels(model, x, "act", 6), 1e-12)
+    directions = torch.eye(6).double()
+    for changes in (ablate_directions, ablate_groups):
+        each = directions if changes is ablate_directions else directions.bool()
+        found = changes(model, x, "act", each, path=path)
+        torch.testing.assert_close(found.kl_ablated_original, result.kl_ablated_original)
 
 
 @pytest.mark.parametrize("path", ["split", "hooks", None])
