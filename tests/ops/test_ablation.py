@@ -13,8 +13,9 @@ DTYPES = [torch.float32, torch.float64]
 # Relative to the samples' absolute terms.
 CLOSE = {torch.float32: 3e-6, torch.float64: 1e-13}
 # n, ablations, classes, hidden units: one of each, odd sizes, several tiles, nothing.
-SHAPES = [(1, 1, 2, 1), (5, 3, 1, 4), (64, 128, 10, 32), (601, 37, 11, 19), (3, 33, 70, 5)]
-EMPTY = [(0, 4, 3, 2), (4, 0, 3, 2)]
+SHAPES = [(1, 1, 2, 1), (5, 3, 1, 4), (19, 70, 10, 18), (3, 33, 70, 5), (2, 5, 1100, 3)]
+LARGE = [(64, 128, 10, 32), (601, 37, 11, 19), (2, 3, 50_257, 6)]
+EMPTY = [(0, 4, 3, 2), (4, 0, 3, 2), (4, 0, 12, 2), (0, 4, 12, 2), (4, 3, 2, 0), (4, 3, 12, 0)]
 ACTIVATIONS = sorted(reference.ACTIVATIONS)
 
 
@@ -61,11 +62,17 @@ def check(found: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor], dtype: tor
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES + EMPTY)
+@pytest.mark.parametrize("shape", SHAPES + LARGE + EMPTY)
 @pytest.mark.parametrize("with_targets", [True, False])
 def test_logits_match_reference(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, with_targets: bool, device: torch.device
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    with_targets: bool,
+    device: torch.device,
+    small: bool,
 ) -> None:
+    if small and shape in LARGE:
+        pytest.skip("takes long here")
     x = example(shape, dtype, device)
     targets = x["targets"] if with_targets else None
     arguments = x["logits"], x["scales"], x["jumps"], targets
@@ -75,11 +82,17 @@ def test_logits_match_reference(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES + EMPTY)
+@pytest.mark.parametrize("shape", SHAPES + LARGE + EMPTY)
 @pytest.mark.parametrize("with_targets", [True, False])
 def test_hidden_matches_reference(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, with_targets: bool, device: torch.device
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    with_targets: bool,
+    device: torch.device,
+    small: bool,
 ) -> None:
+    if small and shape in LARGE:
+        pytest.skip("takes long here")
     x = example(shape, dtype, device)
     targets = x["targets"] if with_targets else None
     arguments = (
@@ -110,10 +123,10 @@ def test_every_activation(activation: str, dtype: torch.dtype, device: torch.dev
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_simd_level(simd: str, dtype: torch.dtype) -> None:
     cpu = torch.device("cpu")
-    for shape in SHAPES:
+    for shape in SHAPES + LARGE:
         for with_targets in (True, False):
-            test_logits_match_reference(shape, dtype, with_targets, cpu)
-            test_hidden_matches_reference(shape, dtype, with_targets, cpu)
+            test_logits_match_reference(shape, dtype, with_targets, cpu, False)
+            test_hidden_matches_reference(shape, dtype, with_targets, cpu, False)
     for activation in ACTIVATIONS:
         test_every_activation(activation, dtype, cpu)
 
