@@ -11,7 +11,8 @@ namespace modfast {
 
 // Fills in shares and entropies, a sample a team.
 template <class T, int kTeam>
-__global__ void __launch_bounds__(kThreads) prepare_samples(const __grid_constant__ Sweep<T> sweep) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    prepare_samples(const __grid_constant__ Sweep<T> sweep) {
   constexpr int kTeams = kThreads / kTeam;
   const TeamClasses<kTeam> classes{sweep.n_classes};
   for (int64_t n = int64_t{blockIdx.x} * kTeams + threadIdx.x / kTeam; n < sweep.n_samples;
@@ -72,12 +73,13 @@ struct LogitUpdates {
   template <int kClasses>
   __device__ __forceinline__ void fill(const Sweep<T>& sweep, const Corner& corner,
                                        Changes<T, kClasses>& changes) const {
+    const int last = static_cast<int>(sweep.n_classes) - 1;
 #pragma unroll
     for (int a = 0; a < 2; ++a) {
       const T* update = updates + corner.a(a) * sweep.n_classes;
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) {
-        const T u = update[c < sweep.n_classes ? c : sweep.n_classes - 1];
+        const T u = update[c < last ? c : last];
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           changes[n][a][c] = sweep.scales[corner.n(n) * sweep.n_ablations + corner.a(a)] * u;

@@ -28,14 +28,16 @@ struct Exponent<float> {
   using Bits = uint32_t;
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr int digits = 23, bias = 127, terms = 6;
+  static constexpr int digits = 23, bias = 127, order = 7;
+  static constexpr double last = 1.0 / 5040.0;  // 1 / order!
 };
 template <>
 struct Exponent<double> {
   using Bits = uint64_t;
   static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
   static constexpr double shift = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr int digits = 52, bias = 1023, terms = 12;
+  static constexpr int digits = 52, bias = 1023, order = 13;
+  static constexpr double last = 1.0 / 6227020800.0;
 };
 
 // e^x - 1 - x for |x| <= kFar, to 20 units in the last place: with x = k ln2 + f it is
@@ -49,11 +51,12 @@ __device__ __forceinline__ T exp_excess(T x) {
   const T f = (x - k * E::ln2_high) - k * E::ln2_low;
   // The lowest bits of `shifted` are k.
   const T power = bit_cast<T>((bit_cast<Bits>(shifted) << E::digits) + (Bits{E::bias} << E::digits));
-  // 1/2 + f/6 + f^2/24 + ...
-  T sum = 1;
+  // 1/2! + f/3! + f^2/4! + ...
+  double coefficient = E::last;
+  T sum = T(coefficient);
 #pragma unroll
-  for (int i = E::terms + 1; i > 2; --i) sum = sum * f * (T(1) / i) + 1;
-  const T rest = f * f * (sum * T(0.5));
+  for (int i = E::order; i > 2; --i) sum = sum * f + T(coefficient *= i);
+  const T rest = f * f * sum;
   return power * rest + ((power - 1) * (1 + f) - k * (E::ln2_high + E::ln2_low));
 }
 
@@ -126,6 +129,7 @@ struct Sweep {
   __device__ __forceinline__ int64_t target(int64_t n) const {
     return targets != nullptr ? __ldg(targets + n) : -1;
   }
+  __device__ __forceinline__ bool is_class(int64_t c) const { return c >= 0 && c < n_classes; }
 };
 
 template <class T>
@@ -136,6 +140,8 @@ struct Found {
 // The classes are all this thread's.
 template <int n>
 struct OwnClasses {
+  using Index = int;
+
   template <class F>
   __device__ __forceinline__ void each(const F& f) const {
 #pragma unroll
@@ -168,6 +174,7 @@ struct Largest {
 // The classes are shared by a team, some threads of a warp or a whole block.
 template <int kTeam>
 struct TeamClasses {
+  using Index = int64_t;
   static constexpr int kLanes = kTeam < 32 ? kTeam : 32;
   int64_t n;
 
@@ -213,17 +220,18 @@ template <int kAblations, class T, class Classes, class Change>
 __device__ __forceinline__ void ablation_terms(const Sweep<T>& sweep, int64_t n, const Classes& classes,
                                                const Change& change, Found<T> (&found)[kAblations]) {
   constexpr int K = kAblations;
+  using Index = typename Classes::Index;
   const Share<T>* shares = sweep.shares + n * sweep.stride;
   const T entropy = sweep.entropies[n];
-  const int64_t target = sweep.target(n);
-  const bool known = target >= 0 && target < sweep.n_classes;
+  const bool known = sweep.is_class(sweep.target(n));
+  const Index target = known ? static_cast<Index>(sweep.target(n)) : -1;
   T mean[K] = {}, ends[2 * K];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     ends[k] = change(0, k);
     ends[K + k] = -ends[k];
   }
-  classes.each([&](int64_t c) {
+  classes.each([&](Index c) {
     const T p = shares[c].p;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
@@ -235,29 +243,28 @@ __device__ __forceinline__ void ablation_terms(const Sweep<T>& sweep, int64_t n,
   });
   classes.merge(mean, Sum{});
   classes.merge(ends, Largest{});
-  T own[K] = {};
-  if (known) {
+  T own[K];
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      own[k] = classes.template at<T>(target, [&](int64_t c) { return shares[c].log_p + change(c, k); });
-    }
+  for (int k = 0; k < K; ++k) {
+    own[k] = known ? classes.template at<T>(target, [&](Index c) { return shares[c].log_p + change(c, k); })
+                   : T(INFINITY);
   }
-  T sums[4 * K] = {};  // excess, second, first, and how many classes come before the target
-  classes.each([&](int64_t c) {
+  T sums[4 * K] = {};  // excess, second, first, and whether a class comes before the target
+  bool wrong[K] = {};
+  classes.each([&](Index c) {
     const Share<T> share = shares[c];
     const T centered = share.p * (share.log_p + entropy);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      const T r = change(c, k), x = r - mean[k], g = exp_excess(x), moved = x + g;
+      const T r = change(c, k), x = r - mean[k], g = exp_excess(x), moved = x + g, w = share.log_p + r;
       sums[k] += share.p * g;
       sums[K + k] += share.p * x * moved;
       sums[2 * K + k] += centered * moved;
-      if (known) {
-        const T w = share.log_p + r;
-        sums[3 * K + k] += w > own[k] || (w == own[k] && c < target) ? 1 : 0;
-      }
+      wrong[k] |= c < target ? w >= own[k] : w > own[k];
     }
   });
+#pragma unroll
+  for (int k = 0; k < K; ++k) sums[3 * K + k] = wrong[k] ? 1 : 0;
   classes.merge(sums, Sum{});
 #pragma unroll
   for (int k = 0; k < K; ++k) {
@@ -266,10 +273,10 @@ __device__ __forceinline__ void ablation_terms(const Sweep<T>& sweep, int64_t n,
         near_terms<T>(mean[k], share, sums[K + k], sums[2 * K + k], std::log1p(sums[k]));
     if (ends[k] + ends[K + k] > kFar) {
       T largest[1] = {shares[0].log_p + change(0, k)};
-      classes.each([&](int64_t c) { largest[0] = larger(largest[0], shares[c].log_p + change(c, k)); });
+      classes.each([&](Index c) { largest[0] = larger(largest[0], shares[c].log_p + change(c, k)); });
       classes.merge(largest, Largest{});
       T parts[3] = {};  // total, before, after
-      classes.each([&](int64_t c) {
+      classes.each([&](Index c) {
         const T log_p = shares[c].log_p, w = log_p + change(c, k) - largest[0];
         const T e = c < sweep.n_classes ? std::exp(w) : T(0);
         parts[0] += e;

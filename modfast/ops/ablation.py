@@ -76,7 +76,8 @@ def ablation_sweep(
         TypeError: dtypes other than those above.
         ValueError: shapes or devices that do not match, a tensor that requires a gradient: there
             is none.
-        RuntimeError: targets outside of the classes.
+        RuntimeError: targets outside of the classes, on the CPU. A GPU is not waited for: there
+            their losses, and the sums of these, are NaN.
 
     Source: N0, its ablations of units and directions.
 
