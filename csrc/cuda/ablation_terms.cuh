@@ -67,10 +67,10 @@ __device__ __forceinline__ T sigmoid(T x) {
   return (x < 0 ? e : T(1)) / (1 + e);
 }
 
+// All but ReLU, which is not needed by itself.
 template <class T>
 __device__ __forceinline__ T activate(Activation kind, T x) {
   switch (kind) {
-    case Activation::relu: return larger(x, T(0));
     case Activation::tanh: return std::tanh(x);
     case Activation::sigmoid: return sigmoid(x);
     case Activation::silu: return x * sigmoid(x);
