@@ -30,7 +30,12 @@ from gpu_report import ROOT, judge, machine, missed, save
 from gpu_run import Outcome, Run, say
 
 # Each has `gpu_cases(device)`; to add an operator, add its module.
-MODULES = ("bench_clusterability", "bench_modularity", "bench_information_gpu")
+MODULES = (
+    "bench_clusterability",
+    "bench_modularity",
+    "bench_information_gpu",
+    "bench_ablation_gpu",
+)
 # Seconds; for `bench` each module, for `sanitizer` each tool. Together more than a run has, but no
 # two stages should need all of theirs.
 LIMITS = {"build": 180, "tests": 300, "ceilings": 60, "bench": 90, "sanitizer": 150}

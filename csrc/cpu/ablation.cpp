@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "../abi.h"
+#include "../sweeps.h"
 #include "simd.h"
 
 #define MODFAST_KERNELS "ablation_kernels.h"
@@ -32,28 +32,9 @@ constexpr int64_t kGrain = int64_t{1} << 16;
 
 int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-void check_matrix(const char* op, const char* name, const Tensor& tensor, int64_t rows,
-                  int64_t cols, const Tensor& logits) {
-  MODFAST_CHECK(tensor.dim() == 2 && tensor.is_contiguous(), op, name,
-                " must be contiguous and of 2 dimensions");
-  MODFAST_CHECK(tensor.size(0) == rows && tensor.size(1) == cols, op, name, " must have shape [", rows,
-                ", ", cols, "], got [", tensor.size(0), ", ", tensor.size(1), "]");
-  MODFAST_CHECK(tensor.scalar_type() == logits.scalar_type(), op, name, " must be ",
-                torch::headeronly::toString(logits.scalar_type()) == std::string("Float") ? "float32" : "float64",
-                ", as logits, got ", torch::headeronly::toString(tensor.scalar_type()));
-  MODFAST_CHECK(same_device(tensor, logits), op, name, " must be on the device of logits");
-}
-
 AblationSweep read_sweep(const char* op, const Tensor& logits, const Tensor& scales,
                          const std::optional<Tensor>& targets, bool per_sample) {
-  const Dtype dtype = float_dtype(logits, op, "logits", 0);
-  MODFAST_CHECK(dtype == Dtype::float32 || dtype == Dtype::float64, op,
-                "logits must be float32 or float64");
-  MODFAST_CHECK(logits.dim() == 2 && scales.dim() == 2, op,
-                "logits and scales must have 2 dimensions");
-  check_matrix(op, "logits", logits, logits.size(0), logits.size(1), logits);
-  check_matrix(op, "scales", scales, logits.size(0), scales.size(1), logits);
-  MODFAST_CHECK(logits.size(1) > 0, op, "logits must have at least one class");
+  check_sweep(op, logits, scales, targets);
   AblationSweep sweep{};
   sweep.logits = logits.data_ptr();
   sweep.scales = scales.data_ptr();
@@ -63,10 +44,6 @@ AblationSweep read_sweep(const char* op, const Tensor& logits, const Tensor& sca
   sweep.per_sample = per_sample;
   sweep.n_terms = targets ? 5 : 3;
   if (targets) {
-    MODFAST_CHECK(targets->scalar_type() == ScalarType::Long && targets->dim() == 1 &&
-                      targets->is_contiguous() && targets->size(0) == sweep.n_samples &&
-                      same_device(*targets, logits),
-                  op, "targets must be int64 of shape [", sweep.n_samples, "], contiguous, beside logits");
     sweep.targets = static_cast<const int64_t*>(targets->data_ptr());
     for (int64_t i = 0; i < sweep.n_samples; ++i) {
       MODFAST_CHECK(sweep.targets[i] >= 0 && sweep.targets[i] < sweep.n_classes, op, "targets[", i,
@@ -255,17 +232,9 @@ std::tuple<Tensor, Tensor> ablation_sweep_hidden(const Tensor& logits, const Ten
                                                  std::optional<Tensor> targets, bool per_sample) {
   constexpr const char* op = "ablation_sweep_hidden";
   AblationSweep sweep = read_sweep(op, logits, scales, targets, per_sample);
-  MODFAST_CHECK(hidden.dim() == 2, op, "hidden must have 2 dimensions");
+  check_hidden(op, logits, hidden, scales, updates, weight);
   sweep.n_hidden = hidden.size(1);
-  check_matrix(op, "hidden", hidden, sweep.n_samples, sweep.n_hidden, logits);
-  check_matrix(op, "updates", updates, sweep.n_ablations, sweep.n_hidden, logits);
-  check_matrix(op, "weight", weight, sweep.n_classes, sweep.n_hidden, logits);
-  int kind = 0;
-  while (kind < kNumActivations && activation != kActivations[kind]) ++kind;
-  MODFAST_CHECK(kind < kNumActivations, op,
-                "activation must be one of identity, relu, tanh, sigmoid, silu, gelu, gelu_tanh, got '",
-                activation, "'");
-  sweep.activation = static_cast<Activation>(kind);
+  sweep.activation = read_activation(op, activation);
   sweep.hidden = hidden.data_ptr();
   sweep.updates = updates.data_ptr();
   sweep.term_stride = sweep.n_ablations * (per_sample ? sweep.n_samples : 1);

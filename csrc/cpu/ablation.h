@@ -5,8 +5,6 @@
 
 namespace modfast {
 
-constexpr int kMostTerms = 5;
-
 // Row-major matrices of one element type, float or double.
 struct AblationSweep {
   const void* logits;      // [n_samples, n_classes]

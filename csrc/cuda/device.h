@@ -25,6 +25,10 @@ class OnDevice {
   }
 
   cudaStream_t stream() const { return stream_; }
+  // out = a bᵀ, on the stream
+  void multiply(const char*, const Tensor& a, const Tensor& b, const Tensor& out) const {
+    multiply_into(a, b, out);
+  }
 
  private:
   static int32_t checked_index(const char* op, const Tensor& tensor) {

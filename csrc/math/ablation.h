@@ -16,6 +16,9 @@ namespace modfast {
 // The range of a sample's changes from which on e^x is no longer taken of them as they are.
 constexpr int kFar = 64;
 
+// Entropy, both divergences and, with targets, loss and correctness.
+constexpr int kMostTerms = 5;
+
 template <class V>
 struct AblationTerms {
   V entropy_difference;

@@ -76,7 +76,8 @@ def ablation_sweep(
         TypeError: dtypes other than those above.
         ValueError: shapes or devices that do not match, a tensor that requires a gradient: there
             is none.
-        RuntimeError: targets outside of the classes.
+        RuntimeError: targets outside of the classes, on the CPU. A GPU is not waited for: there
+            their losses, and the sums of these, are NaN.
 
     Source: N0, its ablations of units and directions.
 
@@ -124,7 +125,8 @@ def ablation_sweep_hidden(
         per_sample: keep the terms of each sample apart.
 
     Returns:
-        What `ablation_sweep` does.
+        What `ablation_sweep` does. On a GPU, with more than 10 classes, products with the weight
+        are torch's, as exact as `torch.set_float32_matmul_precision` says.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `ablation_sweep`; ValueError for an unknown

@@ -103,6 +103,17 @@ class OnDevice {
     MODFAST_CHECK(tensor.is_cpu(), op, "tensors must be on the CPU, where the kernels run here");
   }
   cudaStream_t stream() const { return nullptr; }
+  // torch's product, of which the machine only knows by this what it reads and writes.
+  void multiply(const char* op, const Tensor& a, const Tensor& b, const Tensor& out) const {
+    const auto check = [&](const Tensor& x, simt::Access kind) {
+      MODFAST_CHECK(simt::host_access(x.data_ptr(), x.numel() * x.element_size(), kind), op,
+                    simt::take_report());
+    };
+    check(a, simt::Access::read);
+    check(b, simt::Access::read);
+    check(out, simt::Access::write);
+    multiply_into(a, b, out);
+  }
 };
 
 }  // namespace modfast
