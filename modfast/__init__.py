@@ -10,6 +10,7 @@ Binned information              mutual_information, entropy, joint_entropy, cond
 ... of modules                  modularity_measures
 What a unit or direction does   ablate_units, ablate_directions, ablate_groups, AblationResult
 The direction that counts most  max_information_direction, DirectionResult
+What a unit responds to         max_activating, TopActivations, label_purity, LabelPurity
 Networks, data, activations     models, data, capture
 The compiled library            has_ops, and `python -m modfast info`
 """
@@ -27,6 +28,7 @@ from modfast.ablation import (
     max_information_direction,
 )
 from modfast.clusters import Clusters, clusterability
+from modfast.features import LabelPurity, TopActivations, label_purity, max_activating
 from modfast.information import (
     JointHistogram,
     JointInformation,
@@ -57,9 +59,11 @@ __all__ = [
     "History",
     "JointHistogram",
     "JointInformation",
+    "LabelPurity",
     "Modularity",
     "ModularityMeasures",
     "PairwiseInformation",
+    "TopActivations",
     "ablate_directions",
     "ablate_groups",
     "ablate_units",
@@ -74,6 +78,8 @@ __all__ = [
     "has_ops",
     "joint_entropy",
     "joint_histogram",
+    "label_purity",
+    "max_activating",
     "max_information_direction",
     "models",
     "modularity_measures",

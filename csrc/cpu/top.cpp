@@ -22,7 +22,7 @@ constexpr int64_t kPartUnits = 32;
 // Candidates that are sorted at a time, at least: the fewer, the less `least` lags behind.
 constexpr int64_t kLeastRoom = 8;
 // Values that are not worth waking a thread for: reading them takes some 0.1 ms.
-constexpr int64_t kGrain = int64_t{1} << 19;
+constexpr int64_t kGrain = int64_t{1} << 17;
 
 template <class T>
 void flush(TopUnits& units, int64_t unit) {
