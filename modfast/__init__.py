@@ -11,6 +11,7 @@ Binned information              mutual_information, entropy, joint_entropy, cond
 What a unit or direction does   ablate_units, ablate_directions, ablate_groups, AblationResult
 The direction that counts most  max_information_direction, DirectionResult
 What a unit responds to         max_activating, TopActivations, label_purity, LabelPurity
+Which edges a behavior needs    attribute_edges, EdgeScores, discover_circuit, EdgeCircuit
 Networks, data, activations     models, data, capture
 The compiled library            has_ops, and `python -m modfast info`
 """
@@ -26,6 +27,13 @@ from modfast.ablation import (
     ablate_units,
     evaluate_clusters,
     max_information_direction,
+)
+from modfast.circuits import (
+    CircuitEvaluation,
+    EdgeCircuit,
+    EdgeScores,
+    attribute_edges,
+    discover_circuit,
 )
 from modfast.clusters import Clusters, clusterability
 from modfast.features import LabelPurity, TopActivations, label_purity, max_activating
@@ -52,10 +60,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AblationResult",
+    "CircuitEvaluation",
     "ClusterEvaluation",
     "ClusterabilityLoss",
     "Clusters",
     "DirectionResult",
+    "EdgeCircuit",
+    "EdgeScores",
     "History",
     "JointHistogram",
     "JointInformation",
@@ -67,11 +78,13 @@ __all__ = [
     "ablate_directions",
     "ablate_groups",
     "ablate_units",
+    "attribute_edges",
     "capture",
     "clusterability",
     "conditional_entropy",
     "data",
     "digitize",
+    "discover_circuit",
     "entropy",
     "evaluate_clusters",
     "fit",

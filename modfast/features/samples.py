@@ -40,8 +40,8 @@ class Samples:
 def in_order(data: Data, batch_size: int | None, share: tuple[int, int] = (0, 1)) -> Samples:
     """The samples of `data` in the order of their indices, each once.
 
-    Of (part, of) = `share`, every `of`-th batch from batch `part` on; a DataLoader's sampler already
-    says which samples are this process's.
+    Of (part, of) = `share`, every `of`-th batch from batch `part` on; of a DataLoader its sampler
+    already says which samples are this process's.
 
     Raises:
         TypeError: data of another kind.

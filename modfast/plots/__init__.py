@@ -7,6 +7,7 @@ ImportError, naming the extra, where it is missing.
 
 from modfast.plots.ablation import ablation_lines, cluster_evaluation, direction_search
 from modfast.plots.clusters import bipartite, weight_matrix
+from modfast.plots.edges import edge_circuit, edge_scores
 from modfast.plots.features import label_purity, top_inputs
 from modfast.plots.information import (
     joint_information,
@@ -21,6 +22,8 @@ __all__ = [
     "bipartite",
     "cluster_evaluation",
     "direction_search",
+    "edge_circuit",
+    "edge_scores",
     "history",
     "joint_information",
     "label_purity",

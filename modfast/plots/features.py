@@ -41,8 +41,7 @@ def top_inputs(
         TypeError: inputs that are no tensors; units or `n_samples` that are no integers.
         ValueError: units out of range, or none.
     """
-    d, k = top.indices.shape
-    shown = min(checks.count("n_samples", n_samples), k)
+    shown = min(checks.count("n_samples", n_samples), top.indices.shape[1])
     chosen = _chosen(top, units)
     samples = [[_sample(inputs, int(i)) for i in top.indices[unit, :shown]] for unit in chosen]
     require_plotly()
