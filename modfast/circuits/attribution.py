@@ -167,7 +167,7 @@ def _exact(
         receivers = range(network.n_nodes(layer.name))
         for receiver in bar(receivers, f"edges into {layer.name}", progress):
             rows = (labels == receiver).nonzero()[:, 0]
-            values = removals.values(whole.outputs[level], rows, removals.changes(rows))
-            columns.append(values - base)
+            into = removals.into(rows, whole.outputs[level])
+            columns.append(into.values(into.changes) - base)
         found.append(torch.stack(columns, 1))
     return found

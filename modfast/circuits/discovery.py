@@ -11,7 +11,7 @@ from modfast import checks
 from modfast.circuits.edges import EdgeCircuit
 from modfast.circuits.metric import MetricLike, make_metric
 from modfast.circuits.network import Groups, checked_inputs, read_network
-from modfast.circuits.removal import MAX_MEMORY, Removals, Step
+from modfast.circuits.removal import MAX_MEMORY, Receiver, Removals, Step
 from modfast.progress import bar
 from modfast.sites import in_mode
 
@@ -88,7 +88,8 @@ def discover_circuit(
             receivers = range(network.n_nodes(layer.name))
             for receiver in bar(receivers, f"edges into {layer.name}", progress):
                 rows = (network.nodes[layer.name] == receiver).nonzero()[:, 0]
-                kept, value = _judge(removals, z, rows, value, tau)
+                kept, removed, value = _judge(removals.into(rows, z), value, tau)
+                z[:, rows] += removed
                 columns.append(kept)
             mask = torch.stack(columns, 1)
             masks[network.pairs[level]] = mask.cpu()
@@ -97,21 +98,16 @@ def discover_circuit(
     return EdgeCircuit({pair: masks[pair] for pair in network.pairs}, cpu)
 
 
-def _judge(
-    removals: Removals, z: Tensor, rows: Tensor, value: Tensor, tau: float
-) -> tuple[Tensor, Tensor]:
-    """Which senders' edges to the units `rows` stay, bool `[s]`, and the metric without the others.
-
-    Their removal is added to `z`.
-    """
-    changes = removals.changes(rows)
+def _judge(into: Receiver, value: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Which senders' edges stay, bool `[s]`; what the others' removal adds; the metric then."""
+    changes = into.changes
     removed = torch.zeros_like(changes[0])
-    kept = torch.ones(len(changes), dtype=torch.bool, device=z.device)
+    kept = torch.ones(len(changes), dtype=torch.bool, device=changes.device)
     begin, size, guess = 0, _FEWEST, True
     while begin < len(changes):
         block = changes[begin : begin + size]
         tried = removed + (block.cumsum(0) if guess else block)
-        values = removals.values(z, rows, tried)
+        values = into.values(tried)
         before = torch.cat([value[None], values[:-1]]) if guess else value
         dropped = values - before < tau
         against = (dropped != guess).nonzero()
@@ -123,5 +119,4 @@ def _judge(
         begin += n
         size = max(_FEWEST, size // 2) if len(against) else min(2 * size, _MOST)
         guess = bool(dropped[n - 1])
-    z[:, rows] += removed
-    return kept, value
+    return kept, removed, value

@@ -92,22 +92,50 @@ class Removals:
             max(1, max_memory // size),
         )
 
-    def changes(self, rows: Tensor) -> Tensor:
-        """What removing the edges of each sender adds to the units `rows`: `[s, n, rows, ...]`."""
+    def into(self, rows: Tensor, z: Tensor) -> Receiver:
+        """Into the units `rows` of the layer, whose pre-activations are `z` `[n, ...]`."""
         weight = self.layer.weight[rows]
         n_senders = int(self.columns.max()) + 1
+        linear = self.layer.linear
         if isinstance(self.layer.module, nn.Linear):
             each = self.change.T[:, :, None] * weight.T[:, None, :]
-            return each.new_zeros(n_senders, *each.shape[1:]).index_add_(0, self.columns, each)
-        chosen = [(self.columns == sender).nonzero()[:, 0] for sender in range(n_senders)]
-        linear = self.layer.linear
-        return torch.stack([linear(self.change[:, c], weight[:, c]) for c in chosen])
+            changes = each.new_zeros(n_senders, *each.shape[1:]).index_add_(0, self.columns, each)
+        else:
+            chosen = [(self.columns == sender).nonzero()[:, 0] for sender in range(n_senders)]
+            changes = torch.stack([linear(self.change[:, c], weight[:, c]) for c in chosen])
+        return Receiver(self, rows, z, changes)
 
-    def values(self, z: Tensor, rows: Tensor, changes: Tensor) -> Tensor:
-        """The metric for each of several changes `[b, n, rows, ...]` of the units `rows`: `[b]`."""
-        found = []
-        for part in changes.split(self.most):
-            changed = z.expand(len(part), *z.shape).clone()
-            changed[:, :, rows] += part
-            found.append(self.metric(follow(self.layer, changed, self.rest)))
+
+class Receiver:
+    """Removals of edges into some units of a layer, which are one node.
+
+    `changes` `[s, n, rows, ...]` is what removing the edges of each sender adds to the units.
+    """
+
+    def __init__(self, removals: Removals, rows: Tensor, z: Tensor, changes: Tensor) -> None:
+        self.removals, self.rows, self.z, self.changes = removals, rows, z, changes
+        if removals.rest:
+            # Of the next layer only what these units bring to it runs again.
+            step = removals.rest[0]
+            h = removals.layer.after(z.clone())
+            self.columns = torch.isin(step.layer.senders, rows).nonzero()[:, 0]
+            self.weight = step.weight[:, self.columns]
+            self.brought = h[:, self.columns]
+            self.next_z = step(h[None])
+
+    def values(self, changes: Tensor) -> Tensor:
+        """The metric for each of several changes `[b, n, rows, ...]` of the units: `[b]`."""
+        found = [self._values(part) for part in changes.split(self.removals.most)]
         return torch.cat(found)
+
+    def _values(self, changes: Tensor) -> Tensor:
+        layer, rest = self.removals.layer, self.removals.rest
+        z = self.z.expand(len(changes), *self.z.shape).clone()
+        z[:, :, self.rows] += changes
+        if rest:
+            h = layer.after(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+            moved = h[:, :, self.columns] - self.brought
+            layer, rest = rest[0].layer, rest[1:]
+            z = layer.linear(moved.flatten(0, 1), self.weight).unflatten(0, z.shape[:2])
+            z = z + self.next_z
+        return self.removals.metric(follow(layer, z, rest))

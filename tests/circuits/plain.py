@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Plain:
 
     def full(self, value: bool = True) -> Masks:
         n = [int(labels.max()) + 1 for labels in self.labels]
-        return [torch.full((s, r), value) for s, r in zip(n, n[1:], strict=False)]
+        return [torch.full((s, r), value) for s, r in pairwise(n)]
 
     def carried(self, level: int, h: Tensor, s: int, r: int) -> Tensor:
         """What unit s brings to unit r."""
