@@ -64,13 +64,14 @@ def attribute_edges(
         nodes: by layer, or "input", what its nodes are: lists of units, a `Clusters` of which the
             rows count, or "one" for all in one node. Units in no list are nodes of their own.
         steps: of "eap-ig".
-        max_memory: bytes that one batch of "exact" may take; one run is the least.
+        max_memory: bytes that one batch of "exact" may take, one run being the least; besides, all
+            that the edges into one node carry lies in memory.
         progress: show a progress bar for "exact", where standard error is a terminal.
 
     Raises:
         TypeError: arguments of a wrong type.
         ValueError: a model that is no such chain; inputs that differ in shape, are empty or not
-            finite; targets out of range; nodes that overlap or are of an unknown layer (the nearest
+            finite, logits or a metric that are not; targets out of range; nodes that overlap or are of an unknown layer (the nearest
             are listed); metric="kl" with "eap".
 
     Source: Nanda, "Attribution Patching", 2023; Syed, Rager and Conmy, "Attribution Patching

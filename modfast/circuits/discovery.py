@@ -54,7 +54,8 @@ def discover_circuit(
             without targets); "loss", the mean cross-entropy (the default with targets); or a
             function of logits `[n, c]` that gives one number.
         nodes: by layer, or "input": lists of units, a `Clusters`, or "one".
-        max_memory: bytes that one batch may take; one run is the least.
+        max_memory: bytes that one batch may take, one run being the least; besides, all that the
+            edges into one node carry lies in memory.
         progress: show a progress bar, where standard error is a terminal.
 
     Raises:

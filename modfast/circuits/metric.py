@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from modfast import checks
 from modfast.scores import check_targets
 
 MetricLike: TypeAlias = str | Callable[[Tensor], Tensor] | None
@@ -45,6 +46,7 @@ class Metric:
         if not isinstance(found, Tensor) or found.numel() != 1:
             what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found)
             raise TypeError(f"metric must return one number as a tensor, got {what}")
+        checks.finite("metric", found)
         return found.reshape(()).double()
 
 

@@ -91,7 +91,7 @@ class Network:
         return int(self.nodes[name].max()) + 1
 
     def run(self, x: Tensor) -> Pass:
-        """Runs the whole network."""
+        """Runs the whole network; ValueError for logits that are not finite."""
         h = self.before(x)
         inputs, outputs = [], []
         for layer in self.layers:
@@ -99,6 +99,7 @@ class Network:
             outputs.append(layer.linear(h, layer.weight) + layer.constant)
             # A copy, since what follows may work in place.
             h = layer.after(outputs[-1].clone())
+        checks.finite("the model's logits", h)
         return Pass(inputs, outputs, h)
 
     def columns(self, level: int) -> Tensor:

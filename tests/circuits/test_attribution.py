@@ -256,6 +256,7 @@ def test_bad_input() -> None:
     refuses("metric='loss' needs targets", *x, metric="loss")
     refuses("metric must be 'kl', 'loss' or a function", *x, metric="nll")
     refuses("metric must return one number", *x, metric=lambda z: z, error=TypeError)
+    refuses("metric must be finite, got 1 of 1", *x, metric=lambda z: z.sum() / 0)
     refuses("metric must be differentiable", *x, metric=lambda z: z.argmax(1).sum())
     refuses("corrupted must be as clean", x[0], x[1, :8], y)
     refuses("corrupted must be as clean", x[0], x[1].double(), y)
@@ -273,3 +274,6 @@ def test_bad_input() -> None:
     refuses(r"nodes\['fc1'\] must be clusters of 4", *x, y, nodes={"fc1": clusters})
     x[0, 0, 0] = torch.nan
     refuses("clean must be finite", *x, y)
+    with torch.no_grad():
+        model.fc1.weight[0, 0] = torch.nan
+    refuses("the model's logits must be finite", *torch.randn(2, 9, 6), y)
