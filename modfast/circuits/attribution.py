@@ -71,8 +71,8 @@ def attribute_edges(
     Raises:
         TypeError: arguments of a wrong type.
         ValueError: a model that is no such chain; inputs that differ in shape, are empty or not
-            finite, logits or a metric that are not; targets out of range; nodes that overlap or are of an unknown layer (the nearest
-            are listed); metric="kl" with "eap".
+            finite, logits or a metric that are not; targets out of range; nodes that overlap or are
+            of an unknown layer (the nearest are listed); metric="kl" with "eap".
 
     Source: Nanda, "Attribution Patching", 2023; Syed, Rager and Conmy, "Attribution Patching
         Outperforms Automated Circuit Discovery", 2023; Hanna, Pezzelle and Belinkov, "Have Faith in
