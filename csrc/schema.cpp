@@ -39,4 +39,7 @@ STABLE_TORCH_LIBRARY(modfast, m) {
   m.def(
       "permuted_information(Tensor x_codes, Tensor y_codes, int bins_x, int bins_y,"
       " Tensor permutations, Tensor observed) -> (Tensor at_least, Tensor mean, Tensor m2)");
+  m.def(
+      "update_top_(Tensor(a!) top_values, Tensor(b!) top_indices, Tensor values, int first)"
+      " -> Tensor");
 }

@@ -10,6 +10,8 @@ Binned information              mutual_information, entropy, joint_entropy, cond
 ... of modules                  modularity_measures
 What a unit or direction does   ablate_units, ablate_directions, ablate_groups, AblationResult
 The direction that counts most  max_information_direction, DirectionResult
+What a unit responds to         max_activating, TopActivations, label_purity, LabelPurity
+Which edges a behavior needs    attribute_edges, EdgeScores, discover_circuit, EdgeCircuit
 Networks, data, activations     models, data, capture
 The compiled library            has_ops, and `python -m modfast info`
 """
@@ -26,7 +28,15 @@ from modfast.ablation import (
     evaluate_clusters,
     max_information_direction,
 )
+from modfast.circuits import (
+    CircuitEvaluation,
+    EdgeCircuit,
+    EdgeScores,
+    attribute_edges,
+    discover_circuit,
+)
 from modfast.clusters import Clusters, clusterability
+from modfast.features import LabelPurity, TopActivations, label_purity, max_activating
 from modfast.information import (
     JointHistogram,
     JointInformation,
@@ -50,30 +60,39 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AblationResult",
+    "CircuitEvaluation",
     "ClusterEvaluation",
     "ClusterabilityLoss",
     "Clusters",
     "DirectionResult",
+    "EdgeCircuit",
+    "EdgeScores",
     "History",
     "JointHistogram",
     "JointInformation",
+    "LabelPurity",
     "Modularity",
     "ModularityMeasures",
     "PairwiseInformation",
+    "TopActivations",
     "ablate_directions",
     "ablate_groups",
     "ablate_units",
+    "attribute_edges",
     "capture",
     "clusterability",
     "conditional_entropy",
     "data",
     "digitize",
+    "discover_circuit",
     "entropy",
     "evaluate_clusters",
     "fit",
     "has_ops",
     "joint_entropy",
     "joint_histogram",
+    "label_purity",
+    "max_activating",
     "max_information_direction",
     "models",
     "modularity_measures",

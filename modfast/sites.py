@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from modfast import checks
 
-__all__ = ["capture", "in_mode", "match_names", "nearest", "resolve_modules"]
+__all__ = [
+    "capture",
+    "check_batch_first",
+    "in_mode",
+    "match_names",
+    "nearest",
+    "resolve_modules",
+    "unit_dim",
+    "watching",
+]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -204,58 +213,115 @@ def capture(
     tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     for name, tensor in tensors.items():
         checks.finite(name, tensor)
-    batches = _row_slices(tensors, batch_size)
     outputs: dict[str, list[Tensor]] = {name: [] for name in modules}
-    with ExitStack() as stack:
-        stack.enter_context(in_mode(model, training=False))
-        stack.enter_context(torch.no_grad())
-        for name, module in modules.items():
-            hook = partial(_keep_output, name, outputs[name])
-            stack.enter_context(module.register_forward_hook(hook))
-        for n_passes, rows in enumerate(batches, start=1):
+
+    def keep(name: str, output: Tensor) -> None:
+        # A copy, because the modules that follow may work in place.
+        outputs[name].append(output.clone())
+
+    with watching(model, modules, keep) as run:
+        for rows in _row_slices(tensors, batch_size):
             values = [
                 value[rows] if rows and isinstance(value, Tensor) else value
                 for value in entries.values()
             ]
             if isinstance(inputs, Mapping):
-                model(**dict(zip(inputs, values, strict=True)))
+                run(**dict(zip(inputs, values, strict=True)))
             else:
-                model(*values)
-            for name, parts in outputs.items():
-                _check_pass(name, parts, n_passes, rows)
+                run(*values)
+            if rows is not None:
+                for name, parts in outputs.items():
+                    check_batch_first(name, parts[-1], rows.stop - rows.start, "with batch_size, ")
     # One part is left as it is: it may be a scalar, which cannot be concatenated.
     return {name: torch.cat(parts) if parts[1:] else parts[0] for name, parts in outputs.items()}
 
 
-def _keep_output(
-    name: str, parts: list[Tensor], module: nn.Module, args: object, output: object
-) -> None:
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"sites={name!r}: the {type(module).__name__} returned a {type(output).__name__}, not "
-            "a tensor; name a module inside or after it that returns one"
-        )
-    # A copy, because the modules that follow may work in place.
-    parts.append(output.detach().clone())
+@contextmanager
+def watching(
+    model: nn.Module, modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]
+) -> Iterator[Callable[..., None]]:
+    """Shows the outputs of some modules, in a ``with`` block that leaves the model as it was.
+
+    The block gets a function that runs the model once, in eval mode and without gradients, on the
+    arguments that it is given. It raises TypeError where a module returns no tensor, and ValueError
+    where one is not called, or several times.
+
+    Args:
+        model: The model.
+        modules: Some of its modules by name, as :func:`resolve_modules` gives them.
+        see: Is called with the name and the output of each. It must not keep the output: what
+            follows may work on it in place.
+
+    Example:
+        >>> import torch
+        >>> from modfast.models import MLP
+        >>> from modfast.sites import watching
+        >>> model = MLP([8, 5, 3])
+        >>> with watching(model, {"fc1": model.fc1}, lambda name, x: print(name, x.shape)) as run:
+        ...     run(torch.zeros(2, 8))
+        fc1 torch.Size([2, 5])
+    """
+    n_calls = dict.fromkeys(modules, 0)
+
+    def hook(name: str, module: nn.Module, args: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"sites={name!r}: the {type(module).__name__} returned a {type(output).__name__}, "
+                "not a tensor; name a module inside or after it that returns one"
+            )
+        n_calls[name] += 1
+        if n_calls[name] == 1:
+            see(name, output.detach())
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        n_calls.update(dict.fromkeys(modules, 0))
+        model(*args, **kwargs)
+        for name, n in n_calls.items():
+            if n == 0:
+                raise ValueError(
+                    f"sites={name!r}: the model never called this module (a module whose weights "
+                    "or forward method another one uses directly is not called)"
+                )
+            if n > 1:
+                raise ValueError(
+                    f"sites={name!r}: called {n} times in one pass, so it has no one output"
+                )
+
+    with ExitStack() as stack:
+        stack.enter_context(in_mode(model, training=False))
+        stack.enter_context(torch.no_grad())
+        for name, module in modules.items():
+            stack.enter_context(module.register_forward_hook(partial(hook, name)))
+        yield run
 
 
-def _check_pass(name: str, parts: list[Tensor], n_passes: int, rows: slice | None) -> None:
-    # Every earlier pass left exactly one part.
-    n_calls = len(parts) - (n_passes - 1)
-    if n_calls == 0:
+def check_batch_first(name: str, output: Tensor, n_rows: int, why: str = "") -> None:
+    """Refuses a site's output that has not one row for each of the input's.
+
+    Raises:
+        ValueError: It has another number of rows.
+    """
+    if output.shape[:1] != (n_rows,):
         raise ValueError(
-            f"sites={name!r}: the model never called this module (a module whose weights or "
-            "forward method another one uses directly is not called)"
+            f"sites={name!r}: {why}outputs must be batch-first; {n_rows} rows gave shape "
+            f"{list(output.shape)}"
         )
-    if n_calls > 1:
-        raise ValueError(
-            f"sites={name!r}: called {n_calls} times in one pass, so it has no one output"
-        )
-    if rows is not None and parts[-1].shape[:1] != (rows.stop - rows.start,):
-        raise ValueError(
-            f"sites={name!r}: with batch_size, outputs must be batch-first; "
-            f"{rows.stop - rows.start} rows gave shape {list(parts[-1].shape)}"
-        )
+
+
+def unit_dim(output: Tensor, module: nn.Module | None = None) -> int:
+    """The dimension of a site's units.
+
+    The last of its output ``[n, ..., d]``; of one with four dimensions or more, and of a Conv1d's,
+    dimension 1, the channels.
+
+    Example:
+        >>> import torch
+        >>> from modfast.sites import unit_dim
+        >>> unit_dim(torch.zeros(5, 16, 8, 8)), unit_dim(torch.zeros(5, 12, 64))
+        (1, 2)
+    """
+    channels = output.dim() > 3 or (output.dim() == 3 and isinstance(module, nn.Conv1d))
+    return 1 if channels else output.dim() - 1
 
 
 def _check_patterns(patterns: object, argument: str) -> None:

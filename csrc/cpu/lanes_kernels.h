@@ -74,6 +74,22 @@ MODFAST_LANE bool any(M mask) {
 #endif
 }
 
+// A bit for each lane of a mask.
+template <class T>
+MODFAST_LANE uint32_t bits(Mask<T> mask) {
+#if MODFAST_SIMD_BITS == 512
+  return sizeof(T) == 4 ? _mm512_movepi32_mask((__m512i)mask) : _mm512_movepi64_mask((__m512i)mask);
+#elif MODFAST_SIMD_BITS == 256
+  return sizeof(T) == 4 ? _mm256_movemask_ps((__m256)mask) : _mm256_movemask_pd((__m256d)mask);
+#elif defined(__x86_64__)
+  return sizeof(T) == 4 ? _mm_movemask_ps((__m128)mask) : _mm_movemask_pd((__m128d)mask);
+#else
+  uint32_t found = 0;
+  for (int l = 0; l < kLanes<T>; ++l) found |= static_cast<uint32_t>(mask[l] & 1) << l;
+  return found;
+#endif
+}
+
 template <class T, int... lane>
 MODFAST_LANE Lanes<T> zip_low(Lanes<T> a, Lanes<T> b, std::integer_sequence<int, lane...>) {
   return __builtin_shufflevector(a, b, (lane / 2 + lane % 2 * kLanes<T>)...);

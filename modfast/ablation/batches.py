@@ -30,16 +30,16 @@ def is_stream(inputs: object) -> bool:
 
 
 def read_batches(
-    inputs: Inputs, targets: Tensor | None, device: torch.device | None
+    inputs: Inputs, targets: Tensor | None, device: torch.device | None, finite: bool = True
 ) -> Iterator[Batch]:
-    """Checked batches on a device.
+    """Checked batches on a device; without `finite`, NaN and infinite inputs are let through.
 
     Raises:
         TypeError: inputs of another kind.
         ValueError: inputs that are not finite, no batches, targets beside a DataLoader.
     """
     if not is_stream(inputs):
-        yield _batch("inputs", inputs, targets, device)
+        yield _batch("inputs", inputs, targets, device, finite)
         return
     if targets is not None:
         raise ValueError("targets must come with the batches, as pairs, where inputs is a stream")
@@ -48,13 +48,18 @@ def read_batches(
         empty = False
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2
         x, y = checks.pair("a batch of inputs", batch) if pair else (batch, None)
-        yield _batch("a batch of inputs", tuple(x) if isinstance(x, list) else x, y, device)
+        x = tuple(x) if isinstance(x, list) else x
+        yield _batch("a batch of inputs", x, y, device, finite)
     if empty:
         raise ValueError("inputs must not be empty, got no batches")
 
 
 def _batch(
-    argument: str, inputs: object, targets: Tensor | None, device: torch.device | None
+    argument: str,
+    inputs: object,
+    targets: Tensor | None,
+    device: torch.device | None,
+    finite: bool,
 ) -> Batch:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
@@ -73,7 +78,8 @@ def _batch(
         if isinstance(tensor, Tensor):
             if tensor.dim() and len(tensor) == 0:
                 raise ValueError(f"{argument} must not be empty, got shape {tuple(tensor.shape)}")
-            checks.finite(argument, tensor)
+            if finite:
+                checks.finite(argument, tensor)
     if targets is not None and not isinstance(targets, Tensor):
         raise TypeError(f"targets must be a tensor, got {type(targets).__name__}")
     if device is None:

@@ -65,7 +65,11 @@ _MODULES: dict[type[nn.Module], str] = {
 
 
 # Of these a channel's outputs hang on that channel alone.
-_POOLS = (nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_BY_CHANNEL = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d),
+    *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    *(nn.LeakyReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.Softplus, nn.Hardtanh, nn.Mish),
+)
 _POOL_FUNCTIONS = (
     functional.max_pool2d,
     functional.avg_pool2d,
@@ -83,16 +87,22 @@ def by_channel(model: nn.Module, site: fx.Node) -> list[fx.Node]:
         # Nothing may come in between, which might work on the site in place.
         if user is not node.next or user.args[:1] != (node,) or len(user.all_input_nodes) != 1:
             break
-        step = _step(model, user)
-        pools = user.op == "call_function" and user.target in _POOL_FUNCTIONS
-        if user.op == "call_module":
-            module = model.get_submodule(str(user.target))
-            pools = type(module) in _POOLS and not _is_changed(module)
-        if not pools and not isinstance(step, str):
+        if not takes_channels_apart(model, user):
             break
         found.append(user)
         node = user
     return found
+
+
+def takes_channels_apart(model: nn.Module, node: fx.Node) -> bool:
+    """Whether each channel of what a node returns hangs on that channel of its input alone."""
+    if node.op == "call_function" and node.target in _POOL_FUNCTIONS:
+        return True
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        if type(module) in _BY_CHANNEL:
+            return not is_changed(module)
+    return isinstance(_step(model, node), str)
 
 
 def read_chain(model: nn.Module, graph: fx.Graph) -> Chain | None:
@@ -152,14 +162,15 @@ def _options(node: fx.Node) -> dict[str, Any]:
     return {name: value for name, value in node.kwargs.items() if name != "inplace"}
 
 
-def _is_changed(module: nn.Module) -> bool:
+def is_changed(module: nn.Module) -> bool:
+    """Whether a module computes something else than its class does."""
     hooks = module._forward_hooks or module._forward_pre_hooks
     return bool(hooks) or "forward" in module.__dict__
 
 
 def _module_step(module: nn.Module) -> str | nn.Linear | None:
     # A subclass or a parametrization may compute something else.
-    if _is_changed(module):
+    if is_changed(module):
         return None
     if type(module) is nn.Linear:
         return module

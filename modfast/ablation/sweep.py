@@ -20,7 +20,7 @@ from modfast.ablation.trace import find_route
 from modfast.progress import bar
 from modfast.reference import ACTIVATIONS, ablation_terms, class_sums
 from modfast.scores import check_targets
-from modfast.sites import in_mode
+from modfast.sites import in_mode, unit_dim
 
 Output = Callable[[Any], Tensor]
 MAX_MEMORY = 2**28
@@ -113,11 +113,7 @@ def begin(model: nn.Module, site: str, batch: Batch, options: Options) -> Place:
         raise TypeError(f"site={site!r}: must be a floating tensor [n, ..., features], got {what}")
     dim = options.dim
     if dim is None:
-        channels = value.dim() > 3
-        if value.dim() == 3:
-            module = dict(model.named_modules(remove_duplicate=False)).get(site)
-            channels = isinstance(module, nn.Conv1d)
-        dim = 1 if channels else value.dim() - 1
+        dim = unit_dim(value, dict(model.named_modules(remove_duplicate=False)).get(site))
     if not -value.dim() <= dim < value.dim():
         raise ValueError(f"dim must be a dimension of the site, {tuple(value.shape)}, got {dim}")
     return Place(start, dim, options.output)

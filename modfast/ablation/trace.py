@@ -113,7 +113,9 @@ def _traced(
         if not nodes:
             return [node.name for node in graph.nodes if node.op != "output"]
         split = _cut(model, graph, nodes[0], list(parameters), defaults)
-        return split if _same(split.start(args, kwargs).output, model(*args, **kwargs)) else None
+        return (
+            split if same_output(split.start(args, kwargs).output, model(*args, **kwargs)) else None
+        )
     except ValueError as error:
         if "times in one pass" in str(error):
             raise
@@ -174,7 +176,7 @@ def _middle(
     return fx.GraphModule(model, by_channel), fx.GraphModule(model, rest)
 
 
-def _same(a: Any, b: Any) -> bool:
+def same_output(a: Any, b: Any) -> bool:
     """Whether the traced model computes what the model does."""
     for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True):
         if isinstance(x, Tensor) and not torch.allclose(x, y, rtol=1e-3, atol=1e-4, equal_nan=True):

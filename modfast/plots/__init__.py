@@ -7,6 +7,8 @@ ImportError, naming the extra, where it is missing.
 
 from modfast.plots.ablation import ablation_lines, cluster_evaluation, direction_search
 from modfast.plots.clusters import bipartite, weight_matrix
+from modfast.plots.edges import edge_circuit, edge_scores
+from modfast.plots.features import label_purity, top_inputs
 from modfast.plots.information import (
     joint_information,
     modularity_measures,
@@ -20,10 +22,14 @@ __all__ = [
     "bipartite",
     "cluster_evaluation",
     "direction_search",
+    "edge_circuit",
+    "edge_scores",
     "history",
     "joint_information",
+    "label_purity",
     "modularity_measures",
     "pairwise_information",
     "require_plotly",
+    "top_inputs",
     "weight_matrix",
 ]

@@ -1,0 +1,243 @@
+"""Scores of edges, and circuits made of some of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from modfast import checks
+from modfast.circuits.metric import make_metric
+from modfast.circuits.network import Network, Pass, checked_inputs, read_network
+from modfast.circuits.removal import Step, follow
+from modfast.files import replacing
+from modfast.scores import scores as accuracies
+from modfast.sites import in_mode
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_FORMAT = 1
+Pair = tuple[str, str]
+
+
+class Edge(NamedTuple):
+    """An edge between two nodes, each a layer and the node's number there; and its score."""
+
+    sender: tuple[str, int]
+    receiver: tuple[str, int]
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeScores:
+    """How far the metric rises when one edge is corrupted, for all edges; of `attribute_edges`.
+
+    Example:
+        >>> import torch
+        >>> nodes = {"input": torch.arange(1), "fc": torch.arange(2)}
+        >>> scores = EdgeScores({("input", "fc"): torch.tensor([[0.5, -2.0]])}, nodes, "eap", 0.0)
+        >>> scores.top(1)
+        [Edge(sender=('input', 0), receiver=('fc', 1), score=-2.0)]
+    """
+
+    scores: Mapping[Pair, Tensor]
+    """By (layer, next layer): float64 `[senders, receivers]`, on the CPU."""
+    nodes: Mapping[str, Tensor]
+    """The node of each unit of the input and of each layer: int64 `[units]`."""
+    method: str
+    """One of "eap", "eap-ig" and "exact"."""
+    value: float
+    """The metric of the clean run."""
+
+    def top(self, k: int = 10) -> list[Edge]:
+        """The k edges of the largest score by absolute value, largest first.
+
+        Raises:
+            TypeError, ValueError: `k` is no integer from 1 to the number of edges.
+        """
+        flat, places = self._flat()
+        found = []
+        for place in self._largest("k", k).tolist():
+            (sender, receiver), s, r = places(place)
+            found.append(Edge((sender, s), (receiver, r), float(flat[place])))
+        return found
+
+    def circuit(self, n_edges: int) -> EdgeCircuit:
+        """The circuit of the `n_edges` edges of the largest score by absolute value.
+
+        Raises:
+            TypeError, ValueError: `n_edges` is no integer from 1 to the number of edges.
+
+        Source: Syed, Rager and Conmy, 2023.
+        """
+        flat, _ = self._flat()
+        kept = torch.zeros(len(flat), dtype=torch.bool)
+        kept[self._largest("n_edges", n_edges)] = True
+        parts = kept.split([each.numel() for each in self.scores.values()])
+        return EdgeCircuit(
+            {
+                pair: part.view_as(self.scores[pair])
+                for pair, part in zip(self.scores, parts, strict=True)
+            },
+            self.nodes,
+        )
+
+    def plot(self) -> Figure:
+        """A heat map for each pair of layers."""
+        from modfast.plots import edge_scores
+
+        return edge_scores(self)
+
+    def _flat(self) -> tuple[Tensor, Any]:
+        sizes = [each.numel() for each in self.scores.values()]
+
+        def place(i: int) -> tuple[Pair, int, int]:
+            for pair, size in zip(self.scores, sizes, strict=True):
+                if i < size:
+                    return (pair, *divmod(i, self.scores[pair].shape[1]))
+                i -= size
+            raise AssertionError
+
+        return torch.cat([each.flatten() for each in self.scores.values()]), place
+
+    def _largest(self, argument: str, k: int) -> Tensor:
+        flat, _ = self._flat()
+        if checks.count(argument, k) > len(flat):
+            raise ValueError(f"{argument} must be at most {len(flat)}, the edges, got {k}")
+        return flat.abs().sort(descending=True, stable=True).indices[:k]
+
+
+@dataclass(frozen=True)
+class CircuitEvaluation:
+    """What a circuit alone can do, the other edges carrying corrupted activations; in nats.
+
+    Example:
+        >>> CircuitEvaluation(kl=0.1, corrupted_kl=0.4).faithfulness
+        0.75
+    """
+
+    kl: float
+    """The mean over samples of KL(p | q), p of the whole network and q of the circuit."""
+    corrupted_kl: float
+    """The same for no edges at all, which is the corrupted run."""
+    loss: float | None = None
+    """The mean cross-entropy of the circuit, with targets."""
+    accuracy: float | None = None
+    """Of the circuit, with targets."""
+    whole_loss: float | None = None
+    """Of the whole network, with targets."""
+    whole_accuracy: float | None = None
+    """Of the whole network, with targets."""
+
+    @property
+    def faithfulness(self) -> float:
+        """1 - kl / corrupted_kl: 1 for the whole network, 0 for no edges at all."""
+        return 1 - self.kl / self.corrupted_kl if self.corrupted_kl else float(self.kl == 0)
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeCircuit:
+    """Some edges of a network; of `discover_circuit` or `EdgeScores.circuit`.
+
+    Example:
+        >>> import torch
+        >>> nodes = {"input": torch.arange(1), "fc": torch.arange(2)}
+        >>> circuit = EdgeCircuit({("input", "fc"): torch.tensor([[True, False]])}, nodes)
+        >>> circuit.n_edges, circuit.n_total
+        (1, 2)
+    """
+
+    masks: Mapping[Pair, Tensor]
+    """By (layer, next layer): bool `[senders, receivers]`, on the CPU."""
+    nodes: Mapping[str, Tensor]
+    """The node of each unit of the input and of each layer: int64 `[units]`."""
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges the circuit has."""
+        return sum(int(mask.sum()) for mask in self.masks.values())
+
+    @property
+    def n_total(self) -> int:
+        """How many the network has."""
+        return sum(mask.numel() for mask in self.masks.values())
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module, clean: Tensor, corrupted: Tensor) -> Tensor:
+        """The logits `[n, c]` of the circuit alone; arguments and errors as in `evaluate`."""
+        return self._run(model, clean, corrupted)[0]
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: nn.Module, clean: Tensor, corrupted: Tensor, targets: Tensor | None = None
+    ) -> CircuitEvaluation:
+        """How faithful the circuit alone is to the whole network.
+
+        Each of its edges carries what the circuit makes of the clean inputs, each other edge what
+        it carries when the whole network runs on the corrupted ones.
+
+        Raises:
+            TypeError, ValueError: as `attribute_edges`; a model of other layers or sizes.
+        """
+        found, whole, other = self._run(model, clean, corrupted)
+        kl = make_metric("kl", whole.logits, targets)
+        measured: dict[str, float] = {}
+        if targets is not None:
+            loss = make_metric("loss", whole.logits, targets)
+            for name, logits in (("", found), ("whole_", whole.logits)):
+                measured[f"{name}loss"] = float(loss(logits))
+                measured[f"{name}accuracy"] = float(accuracies(logits, targets)[0])
+        return CircuitEvaluation(float(kl(found)), float(kl(other.logits)), **measured)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the circuit to a file."""
+        state = {"format": _FORMAT, "masks": dict(self.masks), "nodes": dict(self.nodes)}
+        with replacing(Path(path)) as temporary:
+            torch.save(state, temporary)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> EdgeCircuit:
+        """Reads a circuit that `save` wrote.
+
+        Raises:
+            ValueError: the file is none.
+        """
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            raise ValueError(f"{path} is not a modfast circuit of format {_FORMAT}")
+        return cls(state["masks"], state["nodes"])
+
+    def plot(self) -> Figure:
+        """The circuit's edges as lines between nodes, a column for each layer."""
+        from modfast.plots import edge_circuit
+
+        return edge_circuit(self)
+
+    def _run(self, model: nn.Module, clean: Tensor, corrupted: Tensor) -> tuple[Tensor, Pass, Pass]:
+        checked_inputs(clean, corrupted)
+        with in_mode(model, training=False):
+            network = self._fit(read_network(model, clean))
+            whole, other = network.run(clean), network.run(corrupted)
+            steps = [
+                Step.masked(network, level, self.masks[pair], other)
+                for level, pair in enumerate(network.pairs)
+            ]
+            first, *rest = steps
+            z = first(whole.inputs[0][None])
+            return follow(first.layer, z, rest)[0], whole, other
+
+    def _fit(self, network: Network) -> Network:
+        """The network with this circuit's nodes."""
+        own = {name: len(labels) for name, labels in self.nodes.items()}
+        there = {name: len(labels) for name, labels in network.nodes.items()}
+        if own != there:
+            raise ValueError(f"model must have the circuit's layers and units, {own}, got {there}")
+        device = network.layers[0].weight.device
+        nodes = {name: labels.to(device) for name, labels in self.nodes.items()}
+        return Network(network.before, network.layers, nodes)

@@ -1,0 +1,74 @@
+"""What a circuit is judged by: a number that a network's logits give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from modfast import checks
+from modfast.scores import check_targets
+
+MetricLike: TypeAlias = str | Callable[[Tensor], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number for logits `[n, c]`, or several for `[..., n, c]`; float64, in nats.
+
+    "kl": the mean over samples of KL(p | q) = sum p log(p / q), p being the whole network's class
+    probabilities. "loss": the mean of -log q(target). Else the given function.
+    """
+
+    kind: str
+    log_p: Tensor
+    targets: Tensor | None = None
+    function: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """One number for each `[n, c]`."""
+        if self.function is not None:
+            rows = [self._value(each) for each in logits.reshape(-1, *logits.shape[-2:])]
+            return torch.stack(rows).reshape(logits.shape[:-2])
+        log_q = logits.double().log_softmax(-1)
+        if self.kind == "kl":
+            return (self.log_p.exp() * (self.log_p - log_q)).sum(-1).mean(-1)
+        assert self.targets is not None
+        chosen = self.targets.expand(log_q.shape[:-1])
+        return -log_q.gather(-1, chosen[..., None])[..., 0].mean(-1)
+
+    def _value(self, logits: Tensor) -> Tensor:
+        assert self.function is not None
+        found = self.function(logits)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found)
+            raise TypeError(f"metric must return one number as a tensor, got {what}")
+        checks.finite("metric", found)
+        return found.reshape(()).double()
+
+
+def make_metric(metric: MetricLike, logits: Tensor, targets: Tensor | None) -> Metric:
+    """By default the loss where there are targets, and else the divergence.
+
+    Raises:
+        TypeError, ValueError: targets that are not one class for each sample; an unknown metric,
+            the loss without targets.
+    """
+    log_p = logits.detach().double().log_softmax(-1)
+    if targets is not None:
+        if not isinstance(targets, Tensor):
+            raise TypeError(f"targets must be a tensor, got {type(targets).__name__}")
+        check_targets("targets", targets, *logits.shape)
+        if targets.is_floating_point():
+            raise TypeError(f"targets must be int64 classes, got {targets.dtype}")
+    if callable(metric):
+        return Metric("callable", log_p, targets, metric)
+    kind = ("kl" if targets is None else "loss") if metric is None else metric
+    if kind not in ("kl", "loss"):
+        raise ValueError(f"metric must be 'kl', 'loss' or a function of logits, got {metric!r}")
+    if kind == "loss" and targets is None:
+        raise ValueError("metric='loss' needs targets")
+    return Metric(kind, log_p, targets)

@@ -1,0 +1,163 @@
+"""What does a unit respond to?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from modfast import checks
+from modfast.features import LabelPurity, TopActivations
+from modfast.plots.style import NETWORK_COLORS, require_plotly, styled
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_UNITS = 8
+
+
+def top_inputs(
+    top: TopActivations,
+    inputs: Any,
+    units: Sequence[int] | Tensor | None = None,
+    n_samples: int = 10,
+) -> Figure:
+    """The inputs that activate some units most, a row for each unit, strongest first.
+
+    Images `[h, w]`, `[1, h, w]` or `[3, h, w]` lie side by side; other inputs are heat strips, one
+    below the other.
+
+    Args:
+        top: of `modfast.max_activating`, for one site.
+        inputs: the data set's inputs, a tensor `[n, ...]`, or anything whose items are inputs or
+            pairs of an input and a target.
+        units: by default the first eight that are not dead.
+        n_samples: of each unit, at most k.
+
+    Raises:
+        TypeError: inputs that are no tensors; units or `n_samples` that are no integers.
+        ValueError: units out of range, or none.
+    """
+    shown = min(checks.count("n_samples", n_samples), top.indices.shape[1])
+    chosen = _chosen(top, units)
+    samples = [[_sample(inputs, int(i)) for i in top.indices[unit, :shown]] for unit in chosen]
+    require_plotly()
+    from plotly import graph_objects
+
+    image = _is_image(samples[0][0])
+    rows = [_row(row, image) for row in samples]
+    mosaic = torch.cat(rows, -2)[..., :-1, :]
+    row_pixels = rows[0].shape[-2]
+    per_row = 70 if image else 12 * shown
+    title = f"Inputs that activate units most, strongest {'left' if image else 'on top'}"
+    figure = styled(graph_objects.Figure(), title, 100 + per_row * len(chosen))
+    if mosaic.dim() == 3:
+        low, high = mosaic.nan_to_num().amin(), mosaic.nan_to_num().amax()
+        scaled = (mosaic - low) / (high - low).clamp(min=1e-12) * 255
+        figure.add_image(z=scaled.nan_to_num(255).movedim(0, -1).byte().numpy())
+    else:
+        figure.add_heatmap(
+            z=mosaic.numpy(), colorscale="Greys", showscale=False, hovertemplate="%{z:.3g}"
+        )
+        figure.update_yaxes(autorange="reversed")
+    names = [f"unit {unit}<br>{float(top.values[unit, 0]):.3g}" for unit in chosen]
+    middles = [row_pixels * i + (row_pixels - 1) / 2 for i in range(len(chosen))]
+    figure.update_yaxes(tickvals=middles, ticktext=names, showgrid=False, showline=False)
+    figure.update_xaxes(visible=False)
+    if image:
+        figure.update_yaxes(scaleanchor="x", constrain="domain")
+        figure.update_xaxes(constrain="domain")
+    return figure
+
+
+def _chosen(top: TopActivations, units: Sequence[int] | Tensor | None) -> list[int]:
+    if units is None:
+        alive = (~top.dead).nonzero()[:_UNITS, 0].tolist()
+        return alive or list(range(min(_UNITS, len(top.indices))))
+    chosen = torch.as_tensor(units)
+    if chosen.numel() == 0:
+        raise ValueError("units must not be empty")
+    if chosen.dim() != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
+        raise TypeError(f"units must be a list of integers, got {units!r}")
+    outside = chosen[(chosen < 0) | (chosen >= len(top.indices))]
+    if len(outside):
+        raise ValueError(f"units must be from 0 to {len(top.indices) - 1}, got {outside[0].item()}")
+    found: list[int] = chosen.tolist()
+    return found
+
+
+def _sample(inputs: Any, index: int) -> Tensor:
+    if not 0 <= index < len(inputs):
+        raise ValueError(f"inputs must be the data set's, got {len(inputs)}, without {index}")
+    item = inputs[index]
+    item = item[0] if isinstance(item, (tuple, list)) else item
+    if not isinstance(item, Tensor):
+        raise TypeError(f"inputs must be tensors, got {type(item).__name__}")
+    item = item.detach().cpu().float()
+    return item[0] if item.dim() == 3 and len(item) == 1 else item
+
+
+def _is_image(sample: Tensor) -> bool:
+    return sample.dim() == 2 or (sample.dim() == 3 and len(sample) == 3)
+
+
+def _row(samples: list[Tensor], image: bool) -> Tensor:
+    """A unit's samples side by side, or one below the other, with a gap after each and below."""
+    if not image:
+        strips = torch.stack([sample.flatten() for sample in samples])
+        return torch.nn.functional.pad(strips, (0, 0, 0, 1), value=torch.nan)
+    padded = [torch.nn.functional.pad(each, (0, 1, 0, 1), value=torch.nan) for each in samples]
+    return torch.cat(padded, -1)
+
+
+def label_purity(results: LabelPurity | Mapping[str, LabelPurity]) -> Figure:
+    """How many distinct labels the samples of each unit have: histogram and survival curve.
+
+    Several results, given by name, are overlaid.
+
+    Raises:
+        TypeError: other values.
+        ValueError: no results.
+    """
+    named = {"": results} if isinstance(results, LabelPurity) else dict(results)
+    if not named:
+        raise ValueError("results must hold at least one result")
+    for name, each in named.items():
+        if not isinstance(each, LabelPurity):
+            raise TypeError(f"results {name!r} must be a LabelPurity, got {type(each).__name__}")
+    require_plotly()
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(cols=2, horizontal_spacing=0.12)
+    told = ", ".join(f"{name} {each.score:.4f}".strip() for name, each in named.items())
+    styled(figure, f"Label purity: {told}", 320)
+    for color, (name, each) in zip(cycle(NETWORK_COLORS), named.items(), strict=False):
+        c = len(each.histogram)
+        look = {"name": name, "legendgroup": name}
+        figure.add_bar(
+            x=list(range(1, c + 1)),
+            y=each.histogram.numpy(),
+            marker_color=color,
+            showlegend=bool(name),
+            row=1,
+            col=1,
+            **look,
+        )
+        figure.add_scatter(
+            x=list(range(c + 1)),
+            y=each.survival.numpy(),
+            mode="lines",
+            line={"color": color, "width": 2, "shape": "hv"},
+            showlegend=False,
+            row=1,
+            col=2,
+            **look,
+        )
+    figure.update_xaxes(title_text="distinct labels", dtick=1, col=1)
+    figure.update_yaxes(title_text="units", col=1)
+    figure.update_xaxes(title_text="more distinct labels than", col=2)
+    figure.update_yaxes(title_text="share of units", range=[0, 1.02], col=2)
+    return figure

@@ -1,0 +1,279 @@
+"""attribute_edges against one whole forward pass per edge, and gradients taken by hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from circuits.networks import CNN, KINDS, NODES, mlp
+from circuits.plain import kl
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modfast import Clusters, EdgeScores, attribute_edges
+from modfast.models import MLP
+
+
+def metrics(model: nn.Module, clean: Tensor) -> dict[str, tuple[dict[str, Any], Any]]:
+    """By name: options of attribute_edges, and the same metric as a function that gives a float."""
+    targets = torch.arange(len(clean)) % 3
+    return {
+        "kl": ({"metric": "kl"}, kl(model.eval()(clean).detach())),
+        "loss": (
+            {"targets": targets},
+            lambda logits: float(functional.cross_entropy(logits, targets)),
+        ),
+        "function": (
+            {"metric": lambda logits: (logits[:, 0] - logits[:, 1] ** 2).mean()},
+            lambda logits: float((logits[:, 0] - logits[:, 1] ** 2).mean()),
+        ),
+    }
+
+
+def assert_close(scores: EdgeScores, wanted: list[Tensor], tolerance: float = 1e-12) -> None:
+    for (pair, found), expected in zip(scores.scores.items(), wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, msg=str(pair))
+
+
+@pytest.mark.parametrize("metric", ["kl", "loss", "function"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_is_one_forward_pass_for_each_edge(kind: str, metric: str) -> None:
+    make, nodes = KINDS[kind]
+    model, twin, clean, corrupted = make()
+    options, function = metrics(model, clean)[metric]
+    wanted = twin.exact(clean, corrupted, function)
+    assert max(float(each.abs().max()) for each in wanted) > 1e-4
+    for max_memory in (2**26, 1):  # all in one batch; one at a time
+        scores = attribute_edges(
+            model, clean, corrupted, method="exact", nodes=nodes, max_memory=max_memory, **options
+        )
+        assert_close(scores, wanted)
+        assert scores.value == pytest.approx(function(model(clean).detach()), abs=1e-12)
+
+
+@pytest.mark.parametrize("nodes", [None, NODES])
+@pytest.mark.parametrize("method", ["eap", "eap-ig"])
+def test_is_exact_for_a_linear_network_and_metric(method: str, nodes: Any) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 3)]
+    model = nn.Sequential(*layers).double()
+    names = dict(zip(("fc1", "fc2", "fc3"), "012", strict=True))
+    own = None if nodes is None else {names.get(name, name): x for name, x in nodes.items()}
+    clean, corrupted = torch.randn(2, 9, 6).double()
+    options = {"metric": lambda logits: (logits @ logits.new_tensor([1.0, -2, 3])).mean()}
+    exact = attribute_edges(model, clean, corrupted, method="exact", nodes=own, **options)
+    found = attribute_edges(model, clean, corrupted, method=method, nodes=own, **options)
+    assert_close(found, list(exact.scores.values()))
+
+
+def test_is_exact_for_a_linear_cnn() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), nn.AvgPool2d(2),
+        nn.Conv2d(3, 4, 2, dilation=2), nn.Flatten(), nn.Linear(16, 3),
+    ).double()  # fmt: skip
+    clean, corrupted = torch.randn(2, 5, 2, 8, 8).double()
+    options = {"metric": lambda logits: (logits @ logits.new_tensor([1.0, -2, 3])).mean()}
+    exact = attribute_edges(model, clean, corrupted, method="exact", **options)
+    found = attribute_edges(model, clean, corrupted, **options)
+    assert_close(found, list(exact.scores.values()))
+    assert [tuple(each.shape) for each in found.scores.values()] == [(2, 3), (3, 4), (4, 3)]
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_gradients_are_those_that_hooks_see(steps: int) -> None:
+    model, twin, clean, corrupted = mlp()
+    targets = torch.arange(9) % 3
+    inputs: list[list[Tensor]] = [[], []]
+    for x, seen in zip((clean, corrupted), inputs, strict=True):
+        handles = [
+            layer.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0]))
+            for layer in twin.layers
+        ]
+        model(x)
+        for handle in handles:
+            handle.remove()
+    wanted = [torch.zeros_like(layer.weight.T) for layer in twin.layers]
+    for i in range(1, steps + 1):
+        gradients: list[Tensor] = []
+        handles = [
+            layer.register_full_backward_hook(lambda m, a, g, to=gradients: to.insert(0, g[0]))
+            for layer in twin.layers
+        ]
+        x = corrupted + i / steps * (clean - corrupted)
+        functional.cross_entropy(model(x.requires_grad_()), targets).backward()
+        for handle in handles:
+            handle.remove()
+        for level, layer in enumerate(twin.layers):
+            change = inputs[1][level] - inputs[0][level]
+            slope = torch.einsum("ns,nr->sr", change, gradients[level]) / steps
+            wanted[level] = wanted[level] + slope * layer.weight.T
+    found = attribute_edges(model, clean, corrupted, targets, method="eap-ig", steps=steps)
+    assert_close(found, [each.detach() for each in wanted])
+    if steps == 1:
+        assert_close(attribute_edges(model, clean, corrupted, targets), list(found.scores.values()))
+
+
+def test_scores_of_groups_are_sums_of_those_of_units() -> None:
+    model, twin, clean, corrupted = KINDS["grouped"][0]()
+    targets = torch.arange(9) % 3
+    units = attribute_edges(model, clean, corrupted, targets)
+    groups = attribute_edges(model, clean, corrupted, targets, nodes=NODES)
+    for level, (found, each) in enumerate(
+        zip(groups.scores.values(), units.scores.values(), strict=True)
+    ):
+        senders, receivers = (functional.one_hot(x).double() for x in twin.labels[level:][:2])
+        torch.testing.assert_close(found, senders.T @ each @ receivers)
+    clusters = Clusters(rows=[0, 1, 0, 1, -1], cols=[0] * 6)
+    again = attribute_edges(model, clean, corrupted, targets, nodes={**NODES, "fc1": clusters})
+    assert_close(again, list(groups.scores.values()), 0)
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig"])
+def test_gradients_follow_exact_ablation_on_trained_digits(method: str) -> None:
+    pytest.importorskip("sklearn")
+    model, clean, corrupted, targets = trained_digits()
+    rows = torch.arange(len(targets))
+
+    def difference(logits: Tensor) -> Tensor:
+        """Between the classes of the clean and of the corrupted input, as in the papers."""
+        return (logits[rows, targets] - logits[rows, targets.roll(1)]).mean()
+
+    exact = attribute_edges(model, clean, corrupted, method="exact", metric=difference)
+    found = attribute_edges(model, clean, corrupted, method=method, metric=difference)
+    both = [torch.cat([x.flatten() for x in each.scores.values()]) for each in (exact, found)]
+    assert float(torch.stack(both).corrcoef()[0, 1]) > 0.97
+
+
+def trained_digits() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """A 64-16-16-10 MLP, and test images each of which is compared with another one."""
+    from modfast import data, fit
+
+    digits = data.load("digits")
+    torch.manual_seed(0)
+    model = MLP([64, 16, 16, 10])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    fit(model, digits.train, 10, optimizer=optimizer, seed=0, progress=False)
+    x, y = digits.test_x[:60], digits.test_y[:60]
+    return model, x, x.roll(1, 0), y
+
+
+def test_top_edges_and_their_circuit() -> None:
+    model, _, clean, corrupted = mlp()
+    scores = attribute_edges(model, clean, corrupted, torch.arange(9) % 3)
+    edges = scores.top(7)
+    sizes = [abs(edge.score) for edge in edges]
+    assert sizes == sorted(sizes, reverse=True)
+    for edge in edges:
+        pair = (edge.sender[0], edge.receiver[0])
+        assert float(scores.scores[pair][edge.sender[1], edge.receiver[1]]) == edge.score
+    smallest = torch.cat([each.flatten().abs() for each in scores.scores.values()]).sort().values
+    assert sizes[-1] == smallest[-7]
+    circuit = scores.circuit(7)
+    assert circuit.n_edges == 7
+    assert all(circuit.masks[e.sender[0], e.receiver[0]][e.sender[1], e.receiver[1]] for e in edges)
+    with pytest.raises(ValueError, match="k must be at most 62, the edges, got 63"):
+        scores.top(63)
+    with pytest.raises(ValueError, match="n_edges must be at least 1"):
+        scores.circuit(0)
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "exact"])
+def test_the_model_is_left_as_it_was(method: str) -> None:
+    model = CNN().train()
+    model.norm.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    attributes = set(model.__dict__)
+    x = torch.randn(2, 5, 2, 7, 7)
+    attribute_edges(model, *x, torch.arange(5) % 3, method=method)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert [model.training, model.norm.training] == [True, False]
+    assert set(model.__dict__) == attributes
+
+
+def test_figure_shows_the_scores() -> None:
+    pytest.importorskip("plotly")
+    model, _, clean, corrupted = mlp()
+    scores = attribute_edges(model, clean, corrupted, torch.arange(9) % 3)
+    for trace, values in zip(scores.plot().data, scores.scores.values(), strict=True):
+        torch.testing.assert_close(torch.tensor(trace.z), values)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(x + self.fc1(x))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.fc(x))
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_models_that_are_no_chain() -> None:
+    x = torch.randn(2, 9, 6)
+
+    def refuses(model: nn.Module, message: str, inputs: Tensor = x) -> None:
+        with pytest.raises(ValueError, match=message):
+            attribute_edges(model, *inputs, torch.arange(9) % 3)
+
+    refuses(Residual(), "model must be a chain of layers, got 'x', which .*'fc1'.* take")
+    refuses(Twice(), "model must use each layer once, got 'fc' twice")
+    refuses(Branching(), "that torch.fx can trace")
+    refuses(nn.Sequential(nn.Linear(6, 3), nn.Softmax(1)), "got '_1'")
+    refuses(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3)), "got '_0'")
+    refuses(nn.Sequential(nn.ReLU()), "got none")
+    refuses(nn.Sequential(nn.Linear(6, 3)), "dimensions to '0'", torch.randn(2, 9, 4, 6))
+    groups = nn.Sequential(nn.Conv1d(6, 6, 1, groups=2), nn.Flatten(), nn.Linear(24, 3))
+    refuses(groups, "groups=1, got '0'", torch.randn(2, 9, 6, 4))
+    refuses(nn.Sequential(nn.Conv1d(6, 3, 1)), r"logits \[n, classes\]", torch.randn(2, 9, 6, 4))
+
+
+def test_bad_input() -> None:
+    model, x = MLP([6, 4, 3]), torch.randn(2, 9, 6)
+    y = torch.arange(9) % 3
+
+    def refuses(message: str, *arguments: Any, error: type = ValueError, **options: Any) -> None:
+        with pytest.raises(error, match=message):
+            attribute_edges(model, *arguments, **options)
+
+    refuses("method must be one of .*, got 'acdc'", *x, y, method="acdc")
+    refuses("gradient zero at the clean run", *x)
+    refuses("metric='loss' needs targets", *x, metric="loss")
+    refuses("metric must be 'kl', 'loss' or a function", *x, metric="nll")
+    refuses("metric must return one number", *x, metric=lambda z: z, error=TypeError)
+    refuses("metric must be finite, got 1 of 1", *x, metric=lambda z: z.sum() / 0)
+    refuses("metric must be differentiable", *x, metric=lambda z: z.argmax(1).sum())
+    refuses("corrupted must be as clean", x[0], x[1, :8], y)
+    refuses("corrupted must be as clean", x[0], x[1].double(), y)
+    refuses("clean must not be empty", x[0, :0], x[1, :0], y[:0])
+    refuses("clean must be a tensor, got list", [1.0], x[1], y, error=TypeError)
+    refuses("targets must have classes from 0 to 2", *x, y + 1)
+    refuses("targets must have one target per sample", *x, y[1:])
+    refuses("targets must be int64 classes", *x, torch.rand(9, 3), error=TypeError)
+    refuses("steps must be at least 1", *x, y, method="eap-ig", steps=0)
+    refuses("nodes='fc3': no such layer; did you mean", *x, y, nodes={"fc3": [[0]]})
+    refuses(r"nodes\['fc1'\]: .*must not overlap", *x, y, nodes={"fc1": [[0], [0]]})
+    refuses(r"nodes\['fc1'\]: .*indices from 0 to 3, got 4", *x, y, nodes={"fc1": [[4]]})
+    refuses(r"nodes\['fc1'\] must be groups", *x, y, nodes={"fc1": "all"})
+    clusters = Clusters.equal(3, 6, 2)
+    refuses(r"nodes\['fc1'\] must be clusters of 4", *x, y, nodes={"fc1": clusters})
+    x[0, 0, 0] = torch.nan
+    refuses("clean must be finite", *x, y)
+    with torch.no_grad():
+        model.fc1.weight[0, 0] = torch.nan
+    refuses("the model's logits must be finite", *torch.randn(2, 9, 6), y)
