@@ -39,4 +39,7 @@ STABLE_TORCH_LIBRARY(modfast, m) {
   m.def(
       "permuted_information(Tensor x_codes, Tensor y_codes, int bins_x, int bins_y,"
       " Tensor permutations, Tensor observed) -> (Tensor at_least, Tensor mean, Tensor m2)");
+  m.def(
+      "prune_layer(Tensor inputs, Tensor[] weights, Tensor[] biases, Tensor targets, Tensor sizes,"
+      " Tensor order, Tensor? original, float threshold) -> (Tensor margins, Tensor losses)");
 }

@@ -1,0 +1,85 @@
+// The greedy pruning of one layer as its kernels see it.
+//
+// Samples stand in blocks of as many as a register has lanes; every array of a sample's numbers is
+// [block][number][lane]. Lanes past the last sample have inputs and losses of 0.
+#pragma once
+
+#include <vector>
+
+#include "../math/pruning.h"
+
+namespace modfast {
+
+// What is kept of each sample about the unit whose weights are being visited.
+enum PruningField : int {
+  kNow,     // its pre-activation, and the sample's loss
+  kLoss,
+  kMoved,   // both, if the weight that is on trial were zero
+  kNext,
+  kLow,     // where the series holds
+  kHigh,
+  kCenter,  // it is a polynomial in (pre-activation - center) * scale
+  kScale,
+  kSeries,  // the loss at the center, then kDegree coefficients
+  kPruningFields = kSeries + kDegree + 1,
+};
+
+// Nonzero entries of a matrix, line by line.
+template <class T>
+struct SparseLines {
+  std::vector<int64_t> begin;
+  std::vector<int32_t> index;
+  std::vector<T> value;
+};
+
+template <class T>
+struct PruningLayer {
+  int64_t n_out, n_in;
+  const T* bias;            // [n_out]
+  SparseLines<T> rows;      // by outputs; of the layers after the pruned one
+  std::vector<T> values;    // pre-activations, [block][unit][lane]
+};
+
+template <class T>
+struct Pruning {
+  int64_t n_samples, n_blocks;
+  const T* inputs;          // of the pruned layer, [n_samples, n_in]
+  const int64_t* targets;
+  std::vector<PruningLayer<T>> layers;  // the pruned one, then those after it; ReLU in between
+  SparseLines<T> readers;   // of the layer after the pruned one, by inputs
+  std::vector<T> fields;    // [block][field][lane]
+  // The inputs by column: blocks in which it is not all zero, and the lanes of these.
+  SparseLines<T> columns;   // begin, and in `index` the blocks; `value` is [entry][lane]
+  int64_t n_widest;         // units of the widest layer after the pruned one, or outputs of that
+
+  bool rectified() const { return layers.size() > 1; }
+};
+
+// Entries [begin, end) of a column: a tile, with memory of its own.
+template <class T>
+struct PruningTile {
+  int64_t begin, end;
+  int32_t* samples;  // room for those of the tile, and a block more
+  T* work;           // kPruningWork blocks for each unit of n_widest
+};
+constexpr int kPruningWork = 4;
+
+template <class T>
+struct PruningKernels {
+  int lanes;
+  void (*columns)(Pruning<T>&, int64_t, int64_t, T*);
+  void (*fill_row)(Pruning<T>&, int64_t, const T*, int64_t, int64_t);
+  void (*advance)(Pruning<T>&, size_t, int64_t, int64_t);
+  void (*settle)(Pruning<T>&, int64_t, bool, int64_t, int64_t);
+  double (*losses)(Pruning<T>&, int64_t, int64_t);
+  void (*open)(Pruning<T>&, int64_t, int64_t, int64_t);
+  double (*trial)(Pruning<T>&, int64_t, T, PruningTile<T>);
+  void (*commit)(Pruning<T>&, int64_t, int64_t);
+};
+
+struct BothPruningKernels {
+  PruningKernels<float> in_float;
+  PruningKernels<double> in_double;
+};
+
+}  // namespace modfast
