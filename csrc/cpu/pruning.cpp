@@ -37,23 +37,15 @@ const PruningKernels<T>& kernels_at_level() {
 
 int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-// The nonzero entries of a row-major matrix, by rows, or by columns.
+// weight [n_out, n_in] as [group][input][output of the group], zeros at the end.
 template <class T>
-SparseLines<T> sparse_lines(const T* matrix, int64_t n_rows, int64_t n_cols, bool by_columns) {
-  SparseLines<T> found;
-  found.begin.push_back(0);
-  const int64_t n_lines = by_columns ? n_cols : n_rows, n = by_columns ? n_rows : n_cols;
-  const int64_t line_stride = by_columns ? 1 : n_cols, stride = by_columns ? n_cols : 1;
-  for (int64_t line = 0; line < n_lines; ++line) {
-    for (int64_t i = 0; i < n; ++i) {
-      const T value = matrix[line * line_stride + i * stride];
-      if (value == T(0)) continue;
-      found.index.push_back(static_cast<int32_t>(i));
-      found.value.push_back(value);
-    }
-    found.begin.push_back(static_cast<int64_t>(found.index.size()));
+std::vector<T> pack(const T* weight, int64_t n_out, int64_t n_in, int64_t group) {
+  std::vector<T> packed(blocks_of(n_out, group) * group * n_in);
+  for (int64_t r = 0; r < n_out; ++r) {
+    T* to = packed.data() + r / group * group * n_in + r % group;
+    for (int64_t k = 0; k < n_in; ++k) to[k * group] = weight[r * n_in + k];
   }
-  return found;
+  return packed;
 }
 
 // What one group of samples is pruned on, and the rule.
@@ -80,14 +72,16 @@ class Pruner {
     p_.n_blocks = blocks_of(task.n_samples, lanes_);
     p_.inputs = task.inputs;
     p_.targets = task.targets;
-    p_.n_widest = sizes.size() == 1 ? sizes[0].first : 0;
     for (size_t m = 0; m < sizes.size(); ++m) {
       const auto [n_out, n_in] = sizes[m];
-      p_.layers.push_back({n_out, n_in, task.biases[m], {}, std::vector<T>(p_.n_blocks * n_out * lanes_)});
-      if (m > 0) p_.layers[m].rows = sparse_lines(task.weights[m], n_out, n_in, false);
-      if (m > 0) p_.n_widest = std::max(p_.n_widest, n_out);
+      MODFAST_CHECK(p_.n_blocks * n_out * lanes_ < std::numeric_limits<int32_t>::max(), kOp,
+                    "samples times units of a layer must be below 2^31");
+      p_.layers.push_back({n_out, n_in, task.biases[m], {}, {}, std::vector<T>(p_.n_blocks * n_out * lanes_)});
+      if (m == 0) continue;
+      p_.layers[m].packed = pack(task.weights[m], n_out, n_in, kernels_.group);
+      p_.n_widest = std::max(p_.n_widest, n_out);
     }
-    if (p_.rectified()) p_.readers = sparse_lines(task.weights[1], sizes[1].first, sizes[1].second, true);
+    find_effects(sizes);
     p_.fields.resize(p_.n_blocks * kPruningFields * lanes_);
     weights_.assign(task.weights[0], task.weights[0] + sizes[0].first * sizes[0].second);
     n_changes_.resize(sizes[0].first);
@@ -140,6 +134,29 @@ class Pruner {
     return sum;
   }
 
+  // From the last layer on back: which inputs of each layer have any effect, and on which outputs those of
+  // the first have one.
+  void find_effects(const std::vector<std::pair<int64_t, int64_t>>& sizes) {
+    std::vector<bool> counts(sizes.back().first, true);
+    for (size_t m = sizes.size(); m-- > 1;) {
+      const auto [n_out, n_in] = sizes[m];
+      std::vector<bool> before(n_in, false);
+      for (int64_t k = 0; k < n_in; ++k) {
+        for (int64_t r = 0; r < n_out; ++r) {
+          const T weight = task_.weights[m][r * n_in + k];
+          if (weight == T(0) || !counts[r]) continue;
+          before[k] = true;
+          if (m > 1) break;
+          p_.readers.index.push_back(static_cast<int32_t>(r));
+          p_.readers.value.push_back(weight);
+        }
+        if (m == 1) p_.readers.begin.push_back(static_cast<int64_t>(p_.readers.index.size()));
+        if (before[k]) p_.layers[m].inputs.push_back(static_cast<int32_t>(k));
+      }
+      counts = before;
+    }
+  }
+
   void read_columns() {
     const int64_t n_in = p_.layers[0].n_in, n_blocks = p_.n_blocks;
     std::vector<T> dense(n_blocks * n_in * lanes_);
@@ -147,7 +164,6 @@ class Pruner {
     SparseLines<T>& columns = p_.columns;
     columns.index.reserve(n_blocks * n_in);
     columns.value.reserve(n_blocks * n_in * lanes_);
-    columns.begin.push_back(0);
     for (int64_t j = 0; j < n_in; ++j) {
       for (int64_t b = 0; b < n_blocks; ++b) {
         const T* x = dense.data() + (b * n_in + j) * lanes_;
@@ -190,9 +206,8 @@ class Pruner {
 
   void visit(T& weight, int64_t row, int64_t column, double& margin) {
     const int64_t first = p_.columns.begin[column], n = p_.columns.begin[column + 1] - first;
-    const bool read = !p_.rectified() || p_.readers.begin[row] != p_.readers.begin[row + 1];
     double rise = 0.0;
-    const bool moves = weight != T(0) && read && n > 0;
+    const bool moves = weight != T(0) && n > 0 && (p_.is_last() || !p_.readers.empty(row));
     if (moves) {
       rise = sum_tiles(n, [&](int64_t begin, int64_t end) {
                const int64_t tile = begin / tile_blocks_;

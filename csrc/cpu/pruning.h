@@ -18,41 +18,46 @@ enum PruningField : int {
   kNext,
   kLow,     // where the series holds
   kHigh,
-  kCenter,  // it is a polynomial in (pre-activation - center) * scale
+  kCenter,  // it is a polynomial in q = (pre-activation - center) * scale
   kScale,
   kSeries,  // the loss at the center, then kDegree coefficients
   kPruningFields = kSeries + kDegree + 1,
 };
+// Of a unit of the last layer, which is a class, the loss is softplus(q) + kSeries throughout.
 
-// Nonzero entries of a matrix, line by line.
+// Entries of a matrix, line by line.
 template <class T>
 struct SparseLines {
-  std::vector<int64_t> begin;
+  std::vector<int64_t> begin{0};
   std::vector<int32_t> index;
   std::vector<T> value;
+
+  bool empty(int64_t line) const { return begin[line] == begin[line + 1]; }
 };
 
 template <class T>
 struct PruningLayer {
   int64_t n_out, n_in;
-  const T* bias;            // [n_out]
-  SparseLines<T> rows;      // by outputs; of the layers after the pruned one
-  std::vector<T> values;    // pre-activations, [block][unit][lane]
+  const T* bias;                  // [n_out]
+  std::vector<T> packed;          // weight, [group of outputs][input][output of the group]
+  std::vector<int32_t> inputs;    // those that have any effect
+  std::vector<T> values;          // pre-activations, [block][unit][lane]
 };
 
 template <class T>
 struct Pruning {
   int64_t n_samples, n_blocks;
-  const T* inputs;          // of the pruned layer, [n_samples, n_in]
+  const T* inputs;                      // of the pruned layer, [n_samples, n_in]
   const int64_t* targets;
   std::vector<PruningLayer<T>> layers;  // the pruned one, then those after it; ReLU in between
-  SparseLines<T> readers;   // of the layer after the pruned one, by inputs
-  std::vector<T> fields;    // [block][field][lane]
-  // The inputs by column: blocks in which it is not all zero, and the lanes of these.
-  SparseLines<T> columns;   // begin, and in `index` the blocks; `value` is [entry][lane]
-  int64_t n_widest;         // units of the widest layer after the pruned one, or outputs of that
+  // By units of the pruned layer, the weights of the next that have any effect.
+  SparseLines<T> readers;
+  std::vector<T> fields;                // [block][field][lane]
+  // By inputs of the pruned layer, the blocks where they are not all zero; `value` is [entry][lane].
+  SparseLines<T> columns;
+  int64_t n_widest;                     // outputs of the widest layer after the pruned one
 
-  bool rectified() const { return layers.size() > 1; }
+  bool is_last() const { return layers.size() == 1; }
 };
 
 // Entries [begin, end) of a column: a tile, with memory of its own.
@@ -60,13 +65,13 @@ template <class T>
 struct PruningTile {
   int64_t begin, end;
   int32_t* samples;  // room for those of the tile, and a block more
-  T* work;           // kPruningWork blocks for each unit of n_widest
+  T* work;           // [kPruningWork][n_widest][lane]
 };
 constexpr int kPruningWork = 4;
 
 template <class T>
 struct PruningKernels {
-  int lanes;
+  int lanes, group;
   void (*columns)(Pruning<T>&, int64_t, int64_t, T*);
   void (*fill_row)(Pruning<T>&, int64_t, const T*, int64_t, int64_t);
   void (*advance)(Pruning<T>&, size_t, int64_t, int64_t);

@@ -4,6 +4,11 @@
 template <class T>
 constexpr T kReach = sizeof(T) == sizeof(float) ? T(kReachFloat) : T(kReachDouble);
 
+// Outputs whose sums are kept in registers, two vectors of each.
+constexpr int kGroup = MODFAST_SIMD_BITS == 512 ? 10 : 5;
+
+constexpr int64_t groups_of(int64_t n) { return (n + kGroup - 1) / kGroup; }
+
 // Blocks [begin, end) of the inputs, column by column in each block: to [block][column][lane].
 template <class T>
 void pruning_columns(Pruning<T>& p, int64_t begin, int64_t end, T* to) {
@@ -43,13 +48,16 @@ void pruning_advance(Pruning<T>& p, size_t from, int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const T* before = p.layers[m - 1].values.data() + b * layer.n_in * n_lanes;
       T* after = layer.values.data() + b * layer.n_out * n_lanes;
-      for (int64_t r = 0; r < layer.n_out; ++r) {
-        Lanes<T> sum = splat(layer.bias[r]);
-        for (int64_t e = layer.rows.begin[r]; e < layer.rows.begin[r + 1]; ++e) {
-          const Lanes<T> h = load_lanes(before + layer.rows.index[e] * n_lanes);
-          sum += larger(h, Lanes<T>{}) * layer.rows.value[e];
+      for (int64_t g = 0; g < groups_of(layer.n_out); ++g) {
+        const T* packed = layer.packed.data() + g * kGroup * layer.n_in;
+        Lanes<T> sums[kGroup] = {};
+        for (const int32_t k : layer.inputs) {
+          const Lanes<T> h = larger(load_lanes(before + k * n_lanes), Lanes<T>{});
+#pragma GCC unroll 16
+          for (int r = 0; r < kGroup; ++r) sums[r] += h * packed[k * kGroup + r];
         }
-        store_lanes(after + r * n_lanes, sum);
+        const int64_t first = g * kGroup, n = layer.n_out - first < kGroup ? layer.n_out - first : kGroup;
+        for (int r = 0; r < n; ++r) store_lanes(after + (first + r) * n_lanes, sums[r] + layer.bias[first + r]);
       }
     }
   }
@@ -66,19 +74,29 @@ void pruning_settle(Pruning<T>& p, int64_t row, bool into_others, int64_t begin,
     T* place = own.values.data() + (b * own.n_out + row) * n_lanes;
     const Lanes<T> change = larger(now, Lanes<T>{}) - larger(load_lanes(place), Lanes<T>{});
     store_lanes(place, now);
-    if (!p.rectified() || !into_others) continue;
+    if (p.is_last() || !into_others) continue;
     T* next = p.layers[1].values.data() + b * p.layers[1].n_out * n_lanes;
     for (int64_t e = p.readers.begin[row]; e < p.readers.begin[row + 1]; ++e) {
       T* to = next + p.readers.index[e] * n_lanes;
       store_lanes(to, load_lanes(to) + change * p.readers.value[e]);
     }
   }
-  if (p.rectified() && into_others) pruning_advance(p, 1, begin, end);
+  if (!p.is_last() && into_others) pruning_advance(p, 1, begin, end);
 }
 
 template <class T>
 MODFAST_LANE Mask<T> is_class(Mask<T> targets, int64_t c) {
   return targets == static_cast<std::remove_reference_t<decltype(targets[0])>>(c);
+}
+
+// Those of a block's samples; -1 in lanes past the last.
+template <class T>
+MODFAST_LANE Mask<T> targets_of(const Pruning<T>& p, int64_t block) {
+  Mask<T> targets;
+  for (int64_t l = 0, i = block * kLanes<T>; l < kLanes<T>; ++l, ++i) {
+    targets[l] = i < p.n_samples ? p.targets[i] : -1;
+  }
+  return targets;
 }
 
 template <class T>
@@ -109,8 +127,7 @@ double pruning_losses(Pruning<T>& p, int64_t begin, int64_t end) {
   const PruningLayer<T>& last = p.layers.back();
   double sum = 0.0;
   for (int64_t b = begin; b < end; ++b) {
-    Mask<T> targets;
-    for (int64_t l = 0, i = b * n_lanes; l < n_lanes; ++l, ++i) targets[l] = i < p.n_samples ? p.targets[i] : -1;
+    const Mask<T> targets = targets_of(p, b);
     const Exponentials<T> found = exponentials<T>(last.values.data() + b * last.n_out * n_lanes, last.n_out,
                                                   targets, [](int64_t, Lanes<T>) {});
     const Lanes<T> loss = targets < 0 ? Lanes<T>{} : found.loss;
@@ -118,6 +135,38 @@ double pruning_losses(Pruning<T>& p, int64_t begin, int64_t end) {
     for (int l = 0; l < n_lanes; ++l) sum += loss[l];
   }
   return sum;
+}
+
+// log(1 + e^x)
+template <class T>
+MODFAST_LANE Lanes<T> softplus(Lanes<T> x) {
+  const Lanes<T> e = exp_down<T>(x < 0 ? x : -x);
+  return larger(x, Lanes<T>{}) + log1p_up<T>(e, 1 / (1 + e));
+}
+
+// Of a class as unit: the loss is softplus(t - o) + o - z_target, with o the log-sum-exp of the others'
+// logits z; softplus(o - t) if it is the target.
+template <class T>
+MODFAST_LANE void open_class(const Pruning<T>& p, int64_t row, int64_t b, T* block) {
+  constexpr int64_t n_lanes = kLanes<T>;
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  const int64_t n_classes = p.layers[0].n_out;
+  const Mask<T> targets = targets_of(p, b);
+  const auto z = [&](int64_t c) { return load_lanes(p.layers[0].values.data() + (b * n_classes + c) * n_lanes); };
+  Lanes<T> largest = splat(-infinity), total{}, own{};
+  for (int64_t c = 0; c < n_classes; ++c) largest = c == row ? largest : larger(largest, z(c));
+  for (int64_t c = 0; c < n_classes; ++c) {
+    if (c == row) continue;
+    total += exp_down<T>(z(c) - largest);
+    own = is_class<T>(targets, c) ? z(c) : own;
+  }
+  const Lanes<T> others = n_classes == 1 ? largest : largest + log_up<T>(total);
+  const Mask<T> is_target = is_class<T>(targets, row);
+  const Lanes<T> scale = is_target ? splat(T(-1)) : splat(T(1)), rest = is_target ? Lanes<T>{} : others - own;
+  store_lanes(block + kCenter * n_lanes, others);
+  store_lanes(block + kScale * n_lanes, scale);
+  store_lanes(block + kSeries * n_lanes, rest);
+  store_lanes(block + kLoss * n_lanes, softplus<T>((z(row) - others) * scale) + rest);
 }
 
 // Makes ready to visit weights of unit `row`, for blocks [begin, end): no series holds as yet. Lanes past
@@ -130,6 +179,10 @@ void pruning_open(Pruning<T>& p, int64_t row, int64_t begin, int64_t end) {
   for (int64_t b = begin; b < end; ++b) {
     T* block = p.fields.data() + b * kPruningFields * n_lanes;
     store_lanes(block + kNow * n_lanes, load_lanes(own.values.data() + (b * own.n_out + row) * n_lanes));
+    if (p.is_last()) {
+      open_class(p, row, b, block);
+      continue;
+    }
     const int64_t n = p.n_samples - b * n_lanes;
     for (int l = 0; l < n_lanes; ++l) {
       block[kLow * n_lanes + l] = l < n ? infinity : -infinity;
@@ -138,106 +191,120 @@ void pruning_open(Pruning<T>& p, int64_t row, int64_t begin, int64_t end) {
   }
 }
 
-// Where some samples' numbers lie in a layer's [block][unit][lane].
+#if MODFAST_SIMD_BITS == 512
+MODFAST_LANE Lanes<float> gather(const float* from, const int32_t* at) {
+  return _mm512_i32gather_ps(_mm512_loadu_si512(at), from, 4);
+}
+MODFAST_LANE Lanes<double> gather(const double* from, const int32_t* at) {
+  return _mm512_i32gather_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), from, 8);
+}
+#elif MODFAST_SIMD_BITS == 256
+MODFAST_LANE Lanes<float> gather(const float* from, const int32_t* at) {
+  return _mm256_i32gather_ps(from, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), 4);
+}
+MODFAST_LANE Lanes<double> gather(const double* from, const int32_t* at) {
+  return _mm256_i32gather_pd(from, _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)), 8);
+}
+#else
+template <class T>
+MODFAST_LANE Lanes<T> gather(const T* from, const int32_t* at) {
+  Lanes<T> found;
+  for (int l = 0; l < kLanes<T>; ++l) found[l] = from[at[l]];
+  return found;
+}
+#endif
+
+// Some samples' pre-activations in a layer.
 template <class T>
 class Places {
  public:
-  MODFAST_LANE Places(const int32_t* samples, bool whole, const std::vector<T>& values, int64_t n_units)
-      : values_(values.data()), whole_(whole) {
+  MODFAST_LANE Places(const int32_t* samples, const PruningLayer<T>& layer) : values_(layer.values.data()) {
     for (int l = 0; l < kLanes<T>; ++l) {
-      first_[l] = (samples[l] / kLanes<T> * n_units) * kLanes<T> + samples[l] % kLanes<T>;
+      first_[l] = samples[l] / kLanes<T> * static_cast<int32_t>(layer.n_out) * kLanes<T> + samples[l] % kLanes<T>;
     }
   }
 
   MODFAST_LANE Lanes<T> operator()(int64_t unit) const {
-    const T* values = values_ + unit * kLanes<T>;
-    if (whole_) return load_lanes(values + first_[0]);
-    Lanes<T> found;
-    for (int l = 0; l < kLanes<T>; ++l) found[l] = values[first_[l]];
-    return found;
+    return gather(values_ + unit * kLanes<T>, first_);
   }
 
  private:
   const T* values_;
-  bool whole_;
-  int64_t first_[kLanes<T>];
+  int32_t first_[kLanes<T>];
 };
 
-// What the logits of some samples are at a pre-activation, how they go on from there, and where.
+// Between which pre-activations of the unit no ReLU switches.
 template <class T>
-struct Slopes {
+struct Segment {
   Lanes<T> low, high;
 };
 
 // Of the samples, as many as lanes, whose unit `row` has pre-activation t: the logits to `logits` and
-// their slopes in t to `slopes`, [class][lane].
+// their slopes in t to `slopes`, [class][lane]. `work` has twice their room.
 template <class T>
-MODFAST_LANE Slopes<T> follow(const Pruning<T>& p, int64_t row, const int32_t* samples, bool whole,
-                              Lanes<T> t, T* logits, T* slopes, T* work) {
+MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* samples, Lanes<T> t, T* logits,
+                               T* slopes, T* work) {
   using V = Lanes<T>;
   constexpr int64_t n_lanes = kLanes<T>;
   constexpr T infinity = std::numeric_limits<T>::infinity();
   const V zero{};
-  V low = splat(-infinity), high = splat(infinity);
-  const V before = Places<T>(samples, whole, p.layers[0].values, p.layers[0].n_out)(row);
   // How much a layer's pre-activations change, and their slopes.
   T *change = logits, *slope = slopes, *next_change = work, *next_slope = work + p.n_widest * n_lanes;
-  const auto clear = [&](int64_t n) {
-    for (int64_t k = 0; k < n * n_lanes; k += n_lanes) {
-      store_lanes(change + k, zero);
-      store_lanes(slope + k, zero);
-    }
-  };
-  if (!p.rectified()) {
-    clear(p.layers[0].n_out);
-    store_lanes(change + row * n_lanes, t - before);
-    store_lanes(slope + row * n_lanes, splat(T(1)));
-  } else {
-    clear(p.layers[1].n_out);
-    const Mask<T> on = t > zero;
-    low = on ? zero : low;
-    high = on ? high : zero;
-    const V moved = larger(t, zero) - larger(before, zero), one = on ? splat(T(1)) : zero;
-    for (int64_t e = p.readers.begin[row]; e < p.readers.begin[row + 1]; ++e) {
-      const int64_t k = p.readers.index[e] * n_lanes;
-      store_lanes(change + k, moved * p.readers.value[e]);
-      store_lanes(slope + k, one * p.readers.value[e]);
-    }
+  for (int64_t k = 0; k < p.layers[1].n_out * n_lanes; k += n_lanes) {
+    store_lanes(change + k, zero);
+    store_lanes(slope + k, zero);
+  }
+  const Mask<T> is_on = t > zero;
+  V low = is_on ? zero : splat(-infinity), high = is_on ? splat(infinity) : zero;
+  const V before = Places<T>(samples, p.layers[0])(row);
+  const V moved = larger(t, zero) - larger(before, zero), one = is_on ? splat(T(1)) : zero;
+  const int32_t* readers = p.readers.index.data() + p.readers.begin[row];
+  const int64_t n_readers = p.readers.begin[row + 1] - p.readers.begin[row];
+  for (int64_t e = 0; e < n_readers; ++e) {
+    const T weight = p.readers.value[p.readers.begin[row] + e];
+    store_lanes(change + readers[e] * n_lanes, moved * weight);
+    store_lanes(slope + readers[e] * n_lanes, one * weight);
   }
   for (size_t m = 1; m + 1 < p.layers.size(); ++m) {
     const PruningLayer<T>&layer = p.layers[m], &next = p.layers[m + 1];
-    const Places<T> place(samples, whole, layer.values, layer.n_out);
-    // Through the ReLU. Of the first layer only the unit's readers have changed.
-    const int64_t first = m == 1 ? p.readers.begin[row] : 0;
-    const int64_t last = m == 1 ? p.readers.begin[row + 1] : layer.n_out;
-    for (int64_t e = first; e < last; ++e) {
-      const int64_t k = m == 1 ? p.readers.index[e] : e;
-      const V h = place(k), s = load_lanes(slope + k * n_lanes);
-      const V v = h + load_lanes(change + k * n_lanes);
-      const Mask<T> on = v > zero, moves = s != zero;
-      const V crossing = t - v / s;
-      const Mask<T> above = moves & ((s < zero) == on), below = moves & ~above;
+    const Places<T> place(samples, layer);
+    // Of the first layer only the unit's readers have changed.
+    const int32_t* units = m == 1 ? readers : next.inputs.data();
+    const int64_t n_units = m == 1 ? n_readers : static_cast<int64_t>(next.inputs.size());
+    for (int64_t e = 0; e < n_units; ++e) {
+      const int64_t k = units[e] * n_lanes;
+      const V h = place(units[e]), s = load_lanes(slope + k);
+      const V v = h + load_lanes(change + k), crossing = t - v / s;
+      const Mask<T> on = v > zero, moves = s != zero, above = moves & ((s < zero) == on);
       high = above ? smaller(high, crossing) : high;
-      low = below ? larger(low, crossing) : low;
-      store_lanes(change + k * n_lanes, larger(v, zero) - larger(h, zero));
-      store_lanes(slope + k * n_lanes, on ? s : zero);
+      low = moves & ~above ? larger(low, crossing) : low;
+      store_lanes(change + k, larger(v, zero) - larger(h, zero));
+      store_lanes(slope + k, on ? s : zero);
     }
-    for (int64_t r = 0; r < next.n_out; ++r) {
-      V changes{}, sum{};
-      for (int64_t e = next.rows.begin[r]; e < next.rows.begin[r + 1]; ++e) {
-        const int64_t k = next.rows.index[e] * n_lanes;
-        changes += load_lanes(change + k) * next.rows.value[e];
-        sum += load_lanes(slope + k) * next.rows.value[e];
+    for (int64_t g = 0; g < groups_of(next.n_out); ++g) {
+      const T* packed = next.packed.data() + g * kGroup * next.n_in;
+      V sums[kGroup][2] = {};
+      for (int64_t e = 0; e < n_units; ++e) {
+        const int64_t k = units[e];
+        const V c = load_lanes(change + k * n_lanes), s = load_lanes(slope + k * n_lanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < kGroup; ++r) {
+          sums[r][0] += c * packed[k * kGroup + r];
+          sums[r][1] += s * packed[k * kGroup + r];
+        }
       }
-      store_lanes(next_change + r * n_lanes, changes);
-      store_lanes(next_slope + r * n_lanes, sum);
+      const int64_t first = g * kGroup, n = next.n_out - first < kGroup ? next.n_out - first : kGroup;
+      for (int r = 0; r < n; ++r) {
+        store_lanes(next_change + (first + r) * n_lanes, sums[r][0]);
+        store_lanes(next_slope + (first + r) * n_lanes, sums[r][1]);
+      }
     }
     T *const free_change = change, *const free_slope = slope;
     change = next_change, slope = next_slope;
     next_change = free_change, next_slope = free_slope;
   }
   const PruningLayer<T>& last = p.layers.back();
-  const Places<T> place(samples, whole, last.values, last.n_out);
+  const Places<T> place(samples, last);
   for (int64_t c = 0; c < last.n_out; ++c) {
     store_lanes(logits + c * n_lanes, place(c) + load_lanes(change + c * n_lanes));
     store_lanes(slopes + c * n_lanes, load_lanes(slope + c * n_lanes));
@@ -264,7 +331,7 @@ MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples,
     targets[l] = p.targets[samples[l]];
   }
   T *logits = work, *slopes = logits + p.n_widest * n_lanes;
-  const Slopes<T> found = follow(p, row, samples, whole, t, logits, slopes, slopes + p.n_widest * n_lanes);
+  const Segment<T> found = follow(p, row, samples, t, logits, slopes, slopes + p.n_widest * n_lanes);
   const Exponentials<T> sums = exponentials<T>(logits, n_classes, targets, [&](int64_t c, V e) {
     store_lanes(logits + c * n_lanes, e);
   });
@@ -326,13 +393,35 @@ MODFAST_LANE void add_wide(Lanes<double> (&sums)[2], Lanes<float> v) {
   for (int h = 0; h < 2; ++h) sums[h] += __builtin_convertvector(halves[h], Lanes<double>);
 }
 
+MODFAST_LANE double total(const Lanes<double> (&sums)[2]) {
+  double sum = 0.0;
+  for (int l = 0; l < kLanes<double>; ++l) sum += sums[0][l] + sums[1][l];
+  return sum;
+}
+
+template <class T>
+double trial_of_class(Pruning<T>& p, T w, PruningTile<T> tile) {
+  constexpr int64_t n_lanes = kLanes<T>;
+  Lanes<double> sums[2] = {};
+  for (int64_t e = tile.begin; e < tile.end; ++e) {
+    T* block = p.fields.data() + p.columns.index[e] * (kPruningFields * n_lanes);
+    const auto field = [&](int k) { return load_lanes(block + k * n_lanes); };
+    const Lanes<T> moved = field(kNow) - load_lanes(p.columns.value.data() + e * n_lanes) * w;
+    const Lanes<T> value = softplus<T>((moved - field(kCenter)) * field(kScale)) + field(kSeries);
+    store_lanes(block + kMoved * n_lanes, moved);
+    store_lanes(block + kNext * n_lanes, value);
+    add_wide(sums, value - field(kLoss));
+  }
+  return total(sums);
+}
+
 // By how much the sum of losses rises if weight w of unit `row`, which reads a column of the inputs, is 0:
 // the part of the blocks in entries [begin, end) of that column, whose kMoved and kNext are set.
 template <class T>
 double pruning_trial(Pruning<T>& p, int64_t row, T w, PruningTile<T> tile) {
   using V = Lanes<T>;
   constexpr int64_t n_lanes = kLanes<T>;
-  const bool rectified = p.rectified();
+  if (p.is_last()) return trial_of_class(p, w, tile);
   const int32_t* blocks = p.columns.index.data();
   const T* inputs = p.columns.value.data();
   T* fields = p.fields.data();
@@ -344,7 +433,7 @@ double pruning_trial(Pruning<T>& p, int64_t row, T w, PruningTile<T> tile) {
     const V now = field(kNow), moved = now - load_lanes(inputs + e * n_lanes) * w;
     store_lanes(block + kMoved * n_lanes, moved);
     const V before = field(kLoss);
-    if (rectified && !any(larger(now, moved) > V{})) {  // off, and stays so
+    if (!any(larger(now, moved) > V{})) {  // off, and stays so
       store_lanes(block + kNext * n_lanes, before);
       continue;
     }
@@ -367,9 +456,7 @@ double pruning_trial(Pruning<T>& p, int64_t row, T w, PruningTile<T> tile) {
     const int n = n_outside - i < n_lanes ? static_cast<int>(n_outside - i) : n_lanes;
     add_wide(sums, build_series(p, row, tile.samples + i, n, tile.work));
   }
-  double sum = 0.0;
-  for (int l = 0; l < kLanes<double>; ++l) sum += sums[0][l] + sums[1][l];
-  return sum;
+  return total(sums);
 }
 
 // Makes what entries [begin, end) of a column were moved to what they are.
@@ -385,8 +472,8 @@ void pruning_commit(Pruning<T>& p, int64_t begin, int64_t end) {
 
 template <class T>
 constexpr PruningKernels<T> kernels_of = {
-    kLanes<T>,         pruning_columns<T>, pruning_fill_row<T>, pruning_advance<T>, pruning_settle<T>,
-    pruning_losses<T>, pruning_open<T>,    pruning_trial<T>,    pruning_commit<T>,
+    kLanes<T>,         kGroup,           pruning_columns<T>, pruning_fill_row<T>, pruning_advance<T>,
+    pruning_settle<T>, pruning_losses<T>, pruning_open<T>,    pruning_trial<T>,    pruning_commit<T>,
 };
 
 constexpr BothPruningKernels kernels = {kernels_of<float>, kernels_of<double>};
