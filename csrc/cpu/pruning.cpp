@@ -149,6 +149,8 @@ class Pruner {
           if (m > 1) break;
           p_.readers.index.push_back(static_cast<int32_t>(r));
           p_.readers.value.push_back(weight);
+          constexpr T most = std::numeric_limits<T>::max();
+          p_.inverses.push_back(std::clamp(1 / weight, -most, most));
         }
         if (m == 1) p_.readers.begin.push_back(static_cast<int64_t>(p_.readers.index.size()));
         if (before[k]) p_.layers[m].inputs.push_back(static_cast<int32_t>(k));

@@ -52,6 +52,7 @@ struct Pruning {
   std::vector<PruningLayer<T>> layers;  // the pruned one, then those after it; ReLU in between
   // By units of the pruned layer, the weights of the next that have any effect.
   SparseLines<T> readers;
+  std::vector<T> inverses;              // of their weights, finite
   std::vector<T> fields;                // [block][field][lane]
   // By inputs of the pruned layer, the blocks where they are not all zero; `value` is [entry][lane].
   SparseLines<T> columns;

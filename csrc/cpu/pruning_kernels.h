@@ -250,36 +250,59 @@ MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* 
   const V zero{};
   // How much a layer's pre-activations change, and their slopes.
   T *change = logits, *slope = slopes, *next_change = work, *next_slope = work + p.n_widest * n_lanes;
-  for (int64_t k = 0; k < p.layers[1].n_out * n_lanes; k += n_lanes) {
-    store_lanes(change + k, zero);
-    store_lanes(slope + k, zero);
-  }
   const Mask<T> is_on = t > zero;
-  V low = is_on ? zero : splat(-infinity), high = is_on ? splat(infinity) : zero;
   const V before = Places<T>(samples, p.layers[0])(row);
   const V moved = larger(t, zero) - larger(before, zero), one = is_on ? splat(T(1)) : zero;
-  const int32_t* readers = p.readers.index.data() + p.readers.begin[row];
-  const int64_t n_readers = p.readers.begin[row + 1] - p.readers.begin[row];
-  for (int64_t e = 0; e < n_readers; ++e) {
-    const T weight = p.readers.value[p.readers.begin[row] + e];
-    store_lanes(change + readers[e] * n_lanes, moved * weight);
-    store_lanes(slope + readers[e] * n_lanes, one * weight);
+  const int64_t first_reader = p.readers.begin[row], n_readers = p.readers.begin[row + 1] - first_reader;
+  const int32_t* readers = p.readers.index.data() + first_reader;
+  const T* weights = p.readers.value.data() + first_reader;
+  V low = splat(-infinity), high = splat(infinity);
+  if (p.layers.size() == 2) {
+    for (int64_t k = 0; k < p.layers[1].n_out * n_lanes; k += n_lanes) {
+      store_lanes(change + k, zero);
+      store_lanes(slope + k, zero);
+    }
+    for (int64_t e = 0; e < n_readers; ++e) {
+      store_lanes(change + readers[e] * n_lanes, moved * weights[e]);
+      store_lanes(slope + readers[e] * n_lanes, one * weights[e]);
+    }
+  } else {
+    // Of the first layer only the unit's readers change, all with t.
+    const T* inverses = p.inverses.data() + first_reader;
+    const Places<T> place(samples, p.layers[1]);
+    for (int64_t e = 0; e < n_readers; ++e) {
+      const int64_t k = readers[e] * n_lanes;
+      const V h = place(readers[e]), v = h + moved * weights[e], crossing = t - v * inverses[e];
+      const V lower = larger(low, crossing), upper = smaller(high, crossing);
+      if (weights[e] > T(0)) {
+        low = v > zero ? lower : low;
+        high = v > zero ? high : upper;
+      } else {
+        low = v > zero ? low : lower;
+        high = v > zero ? upper : high;
+      }
+      store_lanes(change + k, larger(v, zero) - larger(h, zero));
+      store_lanes(slope + k, v > zero ? one * weights[e] : zero);
+    }
   }
+  low = is_on ? larger(low, zero) : splat(-infinity);
+  high = is_on ? high : zero;
   for (size_t m = 1; m + 1 < p.layers.size(); ++m) {
-    const PruningLayer<T>&layer = p.layers[m], &next = p.layers[m + 1];
-    const Places<T> place(samples, layer);
-    // Of the first layer only the unit's readers have changed.
+    const PruningLayer<T>& next = p.layers[m + 1];
     const int32_t* units = m == 1 ? readers : next.inputs.data();
     const int64_t n_units = m == 1 ? n_readers : static_cast<int64_t>(next.inputs.size());
-    for (int64_t e = 0; e < n_units; ++e) {
-      const int64_t k = units[e] * n_lanes;
-      const V h = place(units[e]), s = load_lanes(slope + k);
-      const V v = h + load_lanes(change + k), crossing = t - v / s;
-      const Mask<T> on = v > zero, moves = s != zero, above = moves & ((s < zero) == on);
-      high = above ? smaller(high, crossing) : high;
-      low = moves & ~above ? larger(low, crossing) : low;
-      store_lanes(change + k, larger(v, zero) - larger(h, zero));
-      store_lanes(slope + k, on ? s : zero);
+    if (m > 1) {
+      const Places<T> place(samples, p.layers[m]);
+      for (int64_t e = 0; e < n_units; ++e) {
+        const int64_t k = units[e] * n_lanes;
+        const V h = place(units[e]), s = load_lanes(slope + k);
+        const V v = h + load_lanes(change + k), crossing = t - v / s;
+        const Mask<T> on = v > zero, moves = s != zero, above = moves & ((s < zero) == on);
+        high = above ? smaller(high, crossing) : high;
+        low = moves & ~above ? larger(low, crossing) : low;
+        store_lanes(change + k, larger(v, zero) - larger(h, zero));
+        store_lanes(slope + k, on ? s : zero);
+      }
     }
     for (int64_t g = 0; g < groups_of(next.n_out); ++g) {
       const T* packed = next.packed.data() + g * kGroup * next.n_in;
@@ -387,10 +410,15 @@ MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples,
 // sums += v, in double
 MODFAST_LANE void add_wide(Lanes<double> (&sums)[2], Lanes<double> v) { sums[0] += v; }
 MODFAST_LANE void add_wide(Lanes<double> (&sums)[2], Lanes<float> v) {
-  typedef float Half __attribute__((vector_size(kLaneBytes / 2)));
-  Half halves[2];
-  memcpy(halves, &v, sizeof(v));
-  for (int h = 0; h < 2; ++h) sums[h] += __builtin_convertvector(halves[h], Lanes<double>);
+#if MODFAST_SIMD_BITS == 512
+  sums[0] += _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+  sums[1] += _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+#elif MODFAST_SIMD_BITS == 256
+  sums[0] += _mm256_cvtps_pd(_mm256_castps256_ps128(v));
+  sums[1] += _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+#else
+  for (int l = 0; l < kLanes<float>; ++l) sums[l / kLanes<double>][l % kLanes<double>] += v[l];
+#endif
 }
 
 MODFAST_LANE double total(const Lanes<double> (&sums)[2]) {
