@@ -74,12 +74,14 @@ class Pruner {
     p_.targets = task.targets;
     for (size_t m = 0; m < sizes.size(); ++m) {
       const auto [n_out, n_in] = sizes[m];
-      MODFAST_CHECK(p_.n_blocks * n_out * lanes_ < std::numeric_limits<int32_t>::max(), kOp,
+      const int64_t stride = blocks_of(n_out, lanes_) * lanes_, n = p_.n_blocks * lanes_;
+      MODFAST_CHECK(n * stride < std::numeric_limits<int32_t>::max(), kOp,
                     "samples times units of a layer must be below 2^31");
-      p_.layers.push_back({n_out, n_in, task.biases[m], {}, {}, std::vector<T>(p_.n_blocks * n_out * lanes_)});
-      if (m == 0) continue;
-      p_.layers[m].packed = pack(task.weights[m], n_out, n_in, kernels_.group);
-      p_.n_widest = std::max(p_.n_widest, n_out);
+      std::vector<T> packed;
+      if (m > 0) packed = pack(task.weights[m], n_out, n_in, kernels_.group);
+      p_.layers.push_back({n_out, n_in, stride, task.biases[m], std::move(packed), {},
+                           std::vector<T>(n * (m == 0 ? n_out : stride))});
+      p_.n_widest = std::max(p_.n_widest, stride);
     }
     find_effects(sizes);
     p_.fields.resize(p_.n_blocks * kPruningFields * lanes_);
@@ -99,7 +101,7 @@ class Pruner {
       fill_row(row);
       take_over(row, false);
     }
-    tiles(p_.n_blocks, [&](int64_t begin, int64_t end) { kernels_.advance(p_, 0, begin, end); });
+    tiles(p_.n_blocks, [&](PruningTile<T> tile) { kernels_.advance(p_, 0, tile); });
     measure();
     *task_.losses = loss_;
     for (int64_t v = 0; v < task_.n_visits; ++v) {
@@ -111,11 +113,15 @@ class Pruner {
   }
 
  private:
-  // f(begin, end) over tiles of n blocks or entries.
+  // f(tile) over tiles of n blocks, or entries, from the `first` on.
   template <class F>
-  void tiles(int64_t n, const F& f) const {
-    const auto run = [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) f(i * tile_blocks_, std::min((i + 1) * tile_blocks_, n));
+  void tiles(int64_t n, const F& f, int64_t first = 0) {
+    const auto run = [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        f(PruningTile<T>{first + i * tile_blocks_, first + std::min((i + 1) * tile_blocks_, n),
+                         samples_.data() + i * (kTileSamples + lanes_),
+                         work_.data() + i * kPruningWork * p_.n_widest * lanes_});
+      }
     };
     const int64_t n_tiles = blocks_of(n, tile_blocks_);
     if (n_tiles < 2) {
@@ -125,19 +131,20 @@ class Pruner {
     }
   }
 
-  // The sum of f(begin, end) over tiles, added up in their order.
+  // The mean over samples of what f(tile) sums up, added tile by tile in their order.
   template <class F>
-  double sum_tiles(int64_t n, const F& f) {
-    tiles(n, [&](int64_t begin, int64_t end) { sums_[begin / tile_blocks_] = f(begin, end); });
+  double mean(int64_t n, const F& f, int64_t first = 0) {
+    tiles(n, [&](PruningTile<T> tile) { sums_[(tile.begin - first) / tile_blocks_] = f(tile); }, first);
     double sum = 0.0;
     for (int64_t i = 0; i < blocks_of(n, tile_blocks_); ++i) sum += sums_[i];
-    return sum;
+    return sum / static_cast<double>(p_.n_samples);
   }
 
   // From the last layer on back: which inputs of each layer have any effect, and on which outputs those of
   // the first have one.
   void find_effects(const std::vector<std::pair<int64_t, int64_t>>& sizes) {
     std::vector<bool> counts(sizes.back().first, true);
+    if (!p_.is_last()) p_.dense_readers.resize(p_.layers[1].n_in * p_.layers[1].stride);
     for (size_t m = sizes.size(); m-- > 1;) {
       const auto [n_out, n_in] = sizes[m];
       std::vector<bool> before(n_in, false);
@@ -149,6 +156,7 @@ class Pruner {
           if (m > 1) break;
           p_.readers.index.push_back(static_cast<int32_t>(r));
           p_.readers.value.push_back(weight);
+          p_.dense_readers[k * p_.layers[1].stride + r] = weight;
           constexpr T most = std::numeric_limits<T>::max();
           p_.inverses.push_back(std::clamp(1 / weight, -most, most));
         }
@@ -162,7 +170,7 @@ class Pruner {
   void read_columns() {
     const int64_t n_in = p_.layers[0].n_in, n_blocks = p_.n_blocks;
     std::vector<T> dense(n_blocks * n_in * lanes_);
-    tiles(n_blocks, [&](int64_t begin, int64_t end) { kernels_.columns(p_, begin, end, dense.data()); });
+    tiles(n_blocks, [&](PruningTile<T> tile) { kernels_.columns(p_, tile, dense.data()); });
     SparseLines<T>& columns = p_.columns;
     columns.index.reserve(n_blocks * n_in);
     columns.value.reserve(n_blocks * n_in * lanes_);
@@ -179,16 +187,15 @@ class Pruner {
 
   void fill_row(int64_t row) {
     const T* weights = weights_.data() + row * p_.layers[0].n_in;
-    tiles(p_.n_blocks, [&](int64_t begin, int64_t end) { kernels_.fill_row(p_, row, weights, begin, end); });
+    tiles(p_.n_blocks, [&](PruningTile<T> tile) { kernels_.fill_row(p_, row, weights, tile); });
   }
 
   void take_over(int64_t row, bool into_others) {
-    tiles(p_.n_blocks, [&](int64_t begin, int64_t end) { kernels_.settle(p_, row, into_others, begin, end); });
+    tiles(p_.n_blocks, [&](PruningTile<T> tile) { kernels_.settle(p_, row, into_others, tile); });
   }
 
   void measure() {
-    loss_ = sum_tiles(p_.n_blocks, [&](int64_t begin, int64_t end) { return kernels_.losses(p_, begin, end); }) /
-            static_cast<double>(p_.n_samples);
+    loss_ = mean(p_.n_blocks, [&](PruningTile<T> tile) { return kernels_.losses(p_, tile); });
   }
 
   void change_row(int64_t row) {
@@ -203,7 +210,7 @@ class Pruner {
     }
     changed_ = false;
     row_ = row;
-    tiles(p_.n_blocks, [&](int64_t begin, int64_t end) { kernels_.open(p_, row, begin, end); });
+    tiles(p_.n_blocks, [&](PruningTile<T> tile) { kernels_.open(p_, row, tile); });
   }
 
   void visit(T& weight, int64_t row, int64_t column, double& margin) {
@@ -211,20 +218,13 @@ class Pruner {
     double rise = 0.0;
     const bool moves = weight != T(0) && n > 0 && (p_.is_last() || !p_.readers.empty(row));
     if (moves) {
-      rise = sum_tiles(n, [&](int64_t begin, int64_t end) {
-               const int64_t tile = begin / tile_blocks_;
-               return kernels_.trial(p_, row, weight,
-                                     {first + begin, first + end,
-                                      samples_.data() + tile * (kTileSamples + lanes_),
-                                      work_.data() + tile * kPruningWork * p_.n_widest * lanes_});
-             }) /
-             static_cast<double>(p_.n_samples);
+      rise = mean(n, [&](PruningTile<T> tile) { return kernels_.trial(p_, row, weight, tile); }, first);
     }
     const double above = task_.original == nullptr ? 0.0 : loss_ - *task_.original;
     margin = above + rise - task_.threshold;
     if (margin > 0.0) return;
     if (moves) {
-      tiles(n, [&](int64_t begin, int64_t end) { kernels_.commit(p_, first + begin, first + end); });
+      tiles(n, [&](PruningTile<T> tile) { kernels_.commit(p_, tile); }, first);
       loss_ += rise;
       changed_ = true;
       ++n_changes_[row];

@@ -38,10 +38,12 @@ struct SparseLines {
 template <class T>
 struct PruningLayer {
   int64_t n_out, n_in;
-  const T* bias;                  // [n_out]
-  std::vector<T> packed;          // weight, [group of outputs][input][output of the group]
-  std::vector<int32_t> inputs;    // those that have any effect
-  std::vector<T> values;          // pre-activations, [block][unit][lane]
+  int64_t stride;               // n_out, rounded up to whole registers
+  const T* bias;                // [n_out]
+  std::vector<T> packed;        // weight, [group of outputs][input][output of the group]
+  std::vector<int32_t> inputs;  // those that have any effect
+  // Pre-activations: of the pruned layer [block][unit][lane], of others [sample][stride].
+  std::vector<T> values;
 };
 
 template <class T>
@@ -50,37 +52,38 @@ struct Pruning {
   const T* inputs;                      // of the pruned layer, [n_samples, n_in]
   const int64_t* targets;
   std::vector<PruningLayer<T>> layers;  // the pruned one, then those after it; ReLU in between
-  // By units of the pruned layer, the weights of the next that have any effect.
+  // By units of the pruned layer, the weights of the next that have any effect; also as [unit][stride].
   SparseLines<T> readers;
+  std::vector<T> dense_readers;
   std::vector<T> inverses;              // of their weights, finite
   std::vector<T> fields;                // [block][field][lane]
   // By inputs of the pruned layer, the blocks where they are not all zero; `value` is [entry][lane].
   SparseLines<T> columns;
-  int64_t n_widest;                     // outputs of the widest layer after the pruned one
+  int64_t n_widest;                     // stride of the widest layer
 
   bool is_last() const { return layers.size() == 1; }
 };
 
-// Entries [begin, end) of a column: a tile, with memory of its own.
+// Blocks, or entries of a column, [begin, end), with memory of its own.
 template <class T>
 struct PruningTile {
   int64_t begin, end;
   int32_t* samples;  // room for those of the tile, and a block more
-  T* work;           // [kPruningWork][n_widest][lane]
+  T* work;           // [kPruningWork][units of the widest layer][lane]
 };
-constexpr int kPruningWork = 4;
+constexpr int kPruningWork = 5;
 
 template <class T>
 struct PruningKernels {
   int lanes, group;
-  void (*columns)(Pruning<T>&, int64_t, int64_t, T*);
-  void (*fill_row)(Pruning<T>&, int64_t, const T*, int64_t, int64_t);
-  void (*advance)(Pruning<T>&, size_t, int64_t, int64_t);
-  void (*settle)(Pruning<T>&, int64_t, bool, int64_t, int64_t);
-  double (*losses)(Pruning<T>&, int64_t, int64_t);
-  void (*open)(Pruning<T>&, int64_t, int64_t, int64_t);
+  void (*columns)(Pruning<T>&, PruningTile<T>, T*);
+  void (*fill_row)(Pruning<T>&, int64_t, const T*, PruningTile<T>);
+  void (*advance)(Pruning<T>&, size_t, PruningTile<T>);
+  void (*settle)(Pruning<T>&, int64_t, bool, PruningTile<T>);
+  double (*losses)(Pruning<T>&, PruningTile<T>);
+  void (*open)(Pruning<T>&, int64_t, PruningTile<T>);
   double (*trial)(Pruning<T>&, int64_t, T, PruningTile<T>);
-  void (*commit)(Pruning<T>&, int64_t, int64_t);
+  void (*commit)(Pruning<T>&, PruningTile<T>);
 };
 
 struct BothPruningKernels {

@@ -9,45 +9,54 @@ constexpr int kGroup = MODFAST_SIMD_BITS == 512 ? 10 : 5;
 
 constexpr int64_t groups_of(int64_t n) { return (n + kGroup - 1) / kGroup; }
 
-// Blocks [begin, end) of the inputs, column by column in each block: to [block][column][lane].
+// The inputs of a tile's blocks, column by column in each block: to [block][column][lane].
 template <class T>
-void pruning_columns(Pruning<T>& p, int64_t begin, int64_t end, T* to) {
+void pruning_columns(Pruning<T>& p, PruningTile<T> tile, T* to) {
   constexpr int64_t n_lanes = kLanes<T>;
   const int64_t n_in = p.layers[0].n_in;
-  for (int64_t b = begin; b < end; ++b) {
+  for (int64_t b = tile.begin; b < tile.end; ++b) {
     const int64_t left = p.n_samples - b * n_lanes;
     transpose(p.inputs + b * n_lanes * n_in, left < n_lanes ? left : n_lanes, n_in, n_in, n_lanes,
               to + b * n_in * n_lanes);
   }
 }
 
-// The pre-activations of unit `row` of the pruned layer from its weights, for blocks [begin, end): to kNow.
+// The pre-activations of unit `row` of the pruned layer from its weights, for the blocks of a tile: to kNow.
 template <class T>
-void pruning_fill_row(Pruning<T>& p, int64_t row, const T* weights, int64_t begin, int64_t end) {
+void pruning_fill_row(Pruning<T>& p, int64_t row, const T* weights, PruningTile<T> tile) {
   constexpr int64_t n_lanes = kLanes<T>, stride = kPruningFields * n_lanes;
   const PruningLayer<T>& layer = p.layers[0];
   T* now = p.fields.data() + kNow * n_lanes;
-  for (int64_t b = begin; b < end; ++b) store_lanes(now + b * stride, splat(layer.bias[row]));
+  for (int64_t b = tile.begin; b < tile.end; ++b) store_lanes(now + b * stride, splat(layer.bias[row]));
   for (int64_t j = 0; j < layer.n_in; ++j) {
     if (weights[j] == T(0)) continue;
     for (int64_t e = p.columns.begin[j]; e < p.columns.begin[j + 1]; ++e) {
       const int64_t b = p.columns.index[e];
-      if (b < begin || b >= end) continue;
+      if (b < tile.begin || b >= tile.end) continue;
       T* to = now + b * stride;
       store_lanes(to, load_lanes(to) + load_lanes(p.columns.value.data() + e * n_lanes) * weights[j]);
     }
   }
 }
 
-// The pre-activations of layers after `from`, from those of `from`, for blocks [begin, end).
+// The pre-activations of a layer in a block, as [unit][lane]; `work` is room for them.
 template <class T>
-void pruning_advance(Pruning<T>& p, size_t from, int64_t begin, int64_t end) {
+MODFAST_LANE const T* values_of(const Pruning<T>& p, size_t m, int64_t b, T* work) {
+  const PruningLayer<T>& layer = p.layers[m];
+  if (m == 0) return layer.values.data() + b * layer.n_out * kLanes<T>;
+  transpose(layer.values.data() + b * kLanes<T> * layer.stride, kLanes<T>, layer.stride, layer.stride, kLanes<T>, work);
+  return work;
+}
+
+// The pre-activations of layers after `from`, from those of `from`, for the blocks of a tile.
+template <class T>
+void pruning_advance(Pruning<T>& p, size_t from, PruningTile<T> tile) {
   constexpr int64_t n_lanes = kLanes<T>;
   for (size_t m = from + 1; m < p.layers.size(); ++m) {
     PruningLayer<T>& layer = p.layers[m];
-    for (int64_t b = begin; b < end; ++b) {
-      const T* before = p.layers[m - 1].values.data() + b * layer.n_in * n_lanes;
-      T* after = layer.values.data() + b * layer.n_out * n_lanes;
+    for (int64_t b = tile.begin; b < tile.end; ++b) {
+      const T* before = values_of(p, m - 1, b, tile.work);
+      T* after = tile.work + p.n_widest * n_lanes;
       for (int64_t g = 0; g < groups_of(layer.n_out); ++g) {
         const T* packed = layer.packed.data() + g * kGroup * layer.n_in;
         Lanes<T> sums[kGroup] = {};
@@ -59,29 +68,34 @@ void pruning_advance(Pruning<T>& p, size_t from, int64_t begin, int64_t end) {
         const int64_t first = g * kGroup, n = layer.n_out - first < kGroup ? layer.n_out - first : kGroup;
         for (int r = 0; r < n; ++r) store_lanes(after + (first + r) * n_lanes, sums[r] + layer.bias[first + r]);
       }
+      transpose(after, layer.n_out, n_lanes, n_lanes, layer.stride, layer.values.data() + b * n_lanes * layer.stride);
     }
   }
 }
 
 // Takes kNow of unit `row` over into its layer's pre-activations and those of the layers after it, for
-// blocks [begin, end).
+// the blocks of a tile.
 template <class T>
-void pruning_settle(Pruning<T>& p, int64_t row, bool into_others, int64_t begin, int64_t end) {
+void pruning_settle(Pruning<T>& p, int64_t row, bool into_others, PruningTile<T> tile) {
   constexpr int64_t n_lanes = kLanes<T>;
   PruningLayer<T>& own = p.layers[0];
-  for (int64_t b = begin; b < end; ++b) {
+  for (int64_t b = tile.begin; b < tile.end; ++b) {
     const Lanes<T> now = load_lanes(p.fields.data() + (b * kPruningFields + kNow) * n_lanes);
     T* place = own.values.data() + (b * own.n_out + row) * n_lanes;
     const Lanes<T> change = larger(now, Lanes<T>{}) - larger(load_lanes(place), Lanes<T>{});
     store_lanes(place, now);
     if (p.is_last() || !into_others) continue;
-    T* next = p.layers[1].values.data() + b * p.layers[1].n_out * n_lanes;
-    for (int64_t e = p.readers.begin[row]; e < p.readers.begin[row + 1]; ++e) {
-      T* to = next + p.readers.index[e] * n_lanes;
-      store_lanes(to, load_lanes(to) + change * p.readers.value[e]);
+    const int64_t stride = p.layers[1].stride;
+    const T* weights = p.dense_readers.data() + row * stride;
+    T* next = p.layers[1].values.data() + b * n_lanes * stride;
+    for (int l = 0; l < n_lanes; ++l, next += stride) {
+      const T by = change[l];
+      for (int64_t k = 0; k < stride; k += n_lanes) {
+        store_lanes(next + k, load_lanes(next + k) + load_lanes(weights + k) * by);
+      }
     }
   }
-  if (!p.is_last() && into_others) pruning_advance(p, 1, begin, end);
+  if (!p.is_last() && into_others) pruning_advance(p, 1, tile);
 }
 
 template <class T>
@@ -120,16 +134,16 @@ MODFAST_LANE Exponentials<T> exponentials(const T* logits, int64_t n_classes, Ma
   return {total, log_up<T>(total) - own};
 }
 
-// The losses of blocks [begin, end) from their logits: to kLoss, and their sum.
+// The losses of the blocks of a tile from their logits: to kLoss, and their sum.
 template <class T>
-double pruning_losses(Pruning<T>& p, int64_t begin, int64_t end) {
+double pruning_losses(Pruning<T>& p, PruningTile<T> tile) {
   constexpr int64_t n_lanes = kLanes<T>;
   const PruningLayer<T>& last = p.layers.back();
   double sum = 0.0;
-  for (int64_t b = begin; b < end; ++b) {
+  for (int64_t b = tile.begin; b < tile.end; ++b) {
     const Mask<T> targets = targets_of(p, b);
-    const Exponentials<T> found = exponentials<T>(last.values.data() + b * last.n_out * n_lanes, last.n_out,
-                                                  targets, [](int64_t, Lanes<T>) {});
+    const T* logits = values_of(p, p.layers.size() - 1, b, tile.work);
+    const Exponentials<T> found = exponentials<T>(logits, last.n_out, targets, [](int64_t, Lanes<T>) {});
     const Lanes<T> loss = targets < 0 ? Lanes<T>{} : found.loss;
     store_lanes(p.fields.data() + (b * kPruningFields + kLoss) * n_lanes, loss);
     for (int l = 0; l < n_lanes; ++l) sum += loss[l];
@@ -169,14 +183,14 @@ MODFAST_LANE void open_class(const Pruning<T>& p, int64_t row, int64_t b, T* blo
   store_lanes(block + kLoss * n_lanes, softplus<T>((z(row) - others) * scale) + rest);
 }
 
-// Makes ready to visit weights of unit `row`, for blocks [begin, end): no series holds as yet. Lanes past
+// Makes ready to visit weights of unit `row`, for the blocks of a tile: no series holds as yet. Lanes past
 // the last sample keep the series of 0 that they got at first.
 template <class T>
-void pruning_open(Pruning<T>& p, int64_t row, int64_t begin, int64_t end) {
+void pruning_open(Pruning<T>& p, int64_t row, PruningTile<T> tile) {
   constexpr int64_t n_lanes = kLanes<T>;
   constexpr T infinity = std::numeric_limits<T>::infinity();
   const PruningLayer<T>& own = p.layers[0];
-  for (int64_t b = begin; b < end; ++b) {
+  for (int64_t b = tile.begin; b < tile.end; ++b) {
     T* block = p.fields.data() + b * kPruningFields * n_lanes;
     store_lanes(block + kNow * n_lanes, load_lanes(own.values.data() + (b * own.n_out + row) * n_lanes));
     if (p.is_last()) {
@@ -214,22 +228,23 @@ MODFAST_LANE Lanes<T> gather(const T* from, const int32_t* at) {
 }
 #endif
 
-// Some samples' pre-activations in a layer.
+// Some samples' pre-activations in a layer after the pruned one, of n of its units.
 template <class T>
 class Places {
  public:
-  MODFAST_LANE Places(const int32_t* samples, const PruningLayer<T>& layer) : values_(layer.values.data()) {
-    for (int l = 0; l < kLanes<T>; ++l) {
-      first_[l] = samples[l] / kLanes<T> * static_cast<int32_t>(layer.n_out) * kLanes<T> + samples[l] % kLanes<T>;
-    }
+  MODFAST_LANE Places(const int32_t* samples, const PruningLayer<T>& layer, int64_t n, T* work)
+      : values_(layer.values.data()), turned_(n * 4 > layer.n_out ? work : nullptr) {
+    for (int l = 0; l < kLanes<T>; ++l) first_[l] = samples[l] * static_cast<int32_t>(layer.stride);
+    if (turned_ == nullptr) return;
+    transpose_rows([&](int64_t l) { return values_ + first_[l]; }, kLanes<T>, layer.stride, kLanes<T>, work);
   }
 
   MODFAST_LANE Lanes<T> operator()(int64_t unit) const {
-    return gather(values_ + unit * kLanes<T>, first_);
+    return turned_ != nullptr ? load_lanes(turned_ + unit * kLanes<T>) : gather(values_ + unit, first_);
   }
 
  private:
-  const T* values_;
+  const T *values_, *turned_;
   int32_t first_[kLanes<T>];
 };
 
@@ -240,18 +255,19 @@ struct Segment {
 };
 
 // Of the samples, as many as lanes, whose unit `row` has pre-activation t: the logits to `logits` and
-// their slopes in t to `slopes`, [class][lane]. `work` has twice their room.
+// their slopes in t to `slopes`, [class][lane]. `before`: t as the layers' values have it. `work`: room
+// for three layers.
 template <class T>
-MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* samples, Lanes<T> t, T* logits,
-                               T* slopes, T* work) {
+MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* samples, Lanes<T> t,
+                               Lanes<T> before, T* logits, T* slopes, T* work) {
   using V = Lanes<T>;
   constexpr int64_t n_lanes = kLanes<T>;
   constexpr T infinity = std::numeric_limits<T>::infinity();
   const V zero{};
   // How much a layer's pre-activations change, and their slopes.
   T *change = logits, *slope = slopes, *next_change = work, *next_slope = work + p.n_widest * n_lanes;
+  T* const turned = next_slope + p.n_widest * n_lanes;
   const Mask<T> is_on = t > zero;
-  const V before = Places<T>(samples, p.layers[0])(row);
   const V moved = larger(t, zero) - larger(before, zero), one = is_on ? splat(T(1)) : zero;
   const int64_t first_reader = p.readers.begin[row], n_readers = p.readers.begin[row + 1] - first_reader;
   const int32_t* readers = p.readers.index.data() + first_reader;
@@ -269,7 +285,7 @@ MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* 
   } else {
     // Of the first layer only the unit's readers change, all with t.
     const T* inverses = p.inverses.data() + first_reader;
-    const Places<T> place(samples, p.layers[1]);
+    const Places<T> place(samples, p.layers[1], n_readers, turned);
     for (int64_t e = 0; e < n_readers; ++e) {
       const int64_t k = readers[e] * n_lanes;
       const V h = place(readers[e]), v = h + moved * weights[e], crossing = t - v * inverses[e];
@@ -292,7 +308,7 @@ MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* 
     const int32_t* units = m == 1 ? readers : next.inputs.data();
     const int64_t n_units = m == 1 ? n_readers : static_cast<int64_t>(next.inputs.size());
     if (m > 1) {
-      const Places<T> place(samples, p.layers[m]);
+      const Places<T> place(samples, p.layers[m], n_units, turned);
       for (int64_t e = 0; e < n_units; ++e) {
         const int64_t k = units[e] * n_lanes;
         const V h = place(units[e]), s = load_lanes(slope + k);
@@ -327,7 +343,7 @@ MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* 
     next_change = free_change, next_slope = free_slope;
   }
   const PruningLayer<T>& last = p.layers.back();
-  const Places<T> place(samples, last);
+  const Places<T> place(samples, last, last.n_out, turned);
   for (int64_t c = 0; c < last.n_out; ++c) {
     store_lanes(logits + c * n_lanes, place(c) + load_lanes(change + c * n_lanes));
     store_lanes(slopes + c * n_lanes, load_lanes(slope + c * n_lanes));
@@ -344,25 +360,28 @@ MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples,
   const int64_t n_classes = p.layers.back().n_out;
   for (int l = n; l < n_lanes; ++l) samples[l] = samples[0];
   const bool whole = n == n_lanes && samples[0] % n_lanes == 0 && samples[n - 1] == samples[0] + n - 1;
+  const PruningLayer<T>& own = p.layers[0];
   T* fields[n_lanes];
-  V t, before;
+  V t, loss, before;
   Mask<T> targets;
   for (int l = 0; l < n_lanes; ++l) {
     fields[l] = p.fields.data() + samples[l] / n_lanes * kPruningFields * n_lanes + samples[l] % n_lanes;
     t[l] = fields[l][kMoved * n_lanes];
-    before[l] = fields[l][kLoss * n_lanes];
+    loss[l] = fields[l][kLoss * n_lanes];
+    before[l] = own.values[(samples[l] / n_lanes * own.n_out + row) * n_lanes + samples[l] % n_lanes];
     targets[l] = p.targets[samples[l]];
   }
   T *logits = work, *slopes = logits + p.n_widest * n_lanes;
-  const Segment<T> found = follow(p, row, samples, t, logits, slopes, slopes + p.n_widest * n_lanes);
+  const Segment<T> found =
+      follow(p, row, samples, t, before, logits, slopes, slopes + p.n_widest * n_lanes);
   const Exponentials<T> sums = exponentials<T>(logits, n_classes, targets, [&](int64_t c, V e) {
     store_lanes(logits + c * n_lanes, e);
   });
 
-  V own{}, least = load_lanes(slopes), most = least;
+  V of_target{}, least = load_lanes(slopes), most = least;
   for (int64_t c = 0; c < n_classes; ++c) {
     const V s = load_lanes(slopes + c * n_lanes);
-    own = is_class<T>(targets, c) ? s : own;
+    of_target = is_class<T>(targets, c) ? s : of_target;
     least = smaller(least, s);
     most = larger(most, s);
   }
@@ -372,7 +391,7 @@ MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples,
   const V scale = flat ? V{} : range, inverse = flat ? V{} : 1 / range, share = 1 / sums.total;
   V mean{};
   for (int64_t c = 0; c < n_classes; ++c) {
-    const V r = (load_lanes(slopes + c * n_lanes) - own) * inverse;
+    const V r = (load_lanes(slopes + c * n_lanes) - of_target) * inverse;
     mean += load_lanes(logits + c * n_lanes) * r;
     store_lanes(slopes + c * n_lanes, r);
   }
@@ -395,7 +414,7 @@ MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples,
   results[kCenter] = t;
   results[kScale] = scale;
   for (int k = 0; k < kDegree; ++k) results[kSeries + 1 + k] = series[k];
-  V change = sums.loss - before;
+  V change = sums.loss - loss;
   for (int l = n; l < n_lanes; ++l) change[l] = 0;
   for (int k = kNext; k < kPruningFields; ++k) {
     if (whole) {
@@ -444,7 +463,7 @@ double trial_of_class(Pruning<T>& p, T w, PruningTile<T> tile) {
 }
 
 // By how much the sum of losses rises if weight w of unit `row`, which reads a column of the inputs, is 0:
-// the part of the blocks in entries [begin, end) of that column, whose kMoved and kNext are set.
+// the part of a tile of that column's entries, whose kMoved and kNext are set.
 template <class T>
 double pruning_trial(Pruning<T>& p, int64_t row, T w, PruningTile<T> tile) {
   using V = Lanes<T>;
@@ -487,11 +506,11 @@ double pruning_trial(Pruning<T>& p, int64_t row, T w, PruningTile<T> tile) {
   return total(sums);
 }
 
-// Makes what entries [begin, end) of a column were moved to what they are.
+// Makes what a tile of a column's entries was moved to what it is.
 template <class T>
-void pruning_commit(Pruning<T>& p, int64_t begin, int64_t end) {
+void pruning_commit(Pruning<T>& p, PruningTile<T> tile) {
   constexpr int64_t n_lanes = kLanes<T>;
-  for (int64_t e = begin; e < end; ++e) {
+  for (int64_t e = tile.begin; e < tile.end; ++e) {
     T* block = p.fields.data() + p.columns.index[e] * (kPruningFields * n_lanes);
     store_lanes(block + kNow * n_lanes, load_lanes(block + kMoved * n_lanes));
     store_lanes(block + kLoss * n_lanes, load_lanes(block + kNext * n_lanes));
