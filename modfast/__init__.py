@@ -10,6 +10,8 @@ Binned information              mutual_information, entropy, joint_entropy, cond
 ... of modules                  modularity_measures
 What a unit or direction does   ablate_units, ablate_directions, ablate_groups, AblationResult
 The direction that counts most  max_information_direction, DirectionResult
+The weights that a label needs  prune_circuit, Circuit, search_space_reduction
+... for each label, and how many effective_circuit_size, CircuitSizes
 Networks, data, activations     models, data, capture
 The compiled library            has_ops, and `python -m modfast info`
 """
@@ -25,6 +27,13 @@ from modfast.ablation import (
     ablate_units,
     evaluate_clusters,
     max_information_direction,
+)
+from modfast.circuits import (
+    Circuit,
+    CircuitSizes,
+    effective_circuit_size,
+    prune_circuit,
+    search_space_reduction,
 )
 from modfast.clusters import Clusters, clusterability
 from modfast.information import (
@@ -50,6 +59,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AblationResult",
+    "Circuit",
+    "CircuitSizes",
     "ClusterEvaluation",
     "ClusterabilityLoss",
     "Clusters",
@@ -68,6 +79,7 @@ __all__ = [
     "conditional_entropy",
     "data",
     "digitize",
+    "effective_circuit_size",
     "entropy",
     "evaluate_clusters",
     "fit",
@@ -79,6 +91,8 @@ __all__ = [
     "modularity_measures",
     "mutual_information",
     "pairwise_mutual_information",
+    "prune_circuit",
+    "search_space_reduction",
     "soft_conditional_entropy",
     "soft_mutual_information",
 ]

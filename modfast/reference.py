@@ -516,5 +516,5 @@ def prune_layer(
             losses.append(running)
         all_margins.append(margins)
         all_losses.append(losses)
-    shape, like = (len(sizes), len(order)), {"dtype": torch.float64, "device": inputs.device}
-    return torch.tensor(all_margins, **like).view(shape), torch.tensor(all_losses, **like)
+    found = torch.tensor(all_margins, dtype=torch.float64).view(len(sizes), len(order))
+    return found.to(inputs.device), torch.tensor(all_losses, dtype=torch.float64).to(inputs.device)

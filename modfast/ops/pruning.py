@@ -51,10 +51,10 @@ def prune_layer(
 ) -> tuple[Tensor, Tensor]:
     """Zeroes weights of a layer one by one, and puts back those that the loss needs.
 
-    The network is linear layers with ReLU in between, of which the first is pruned. Each of g groups
-    of samples is pruned by itself, on its own copy of the weights, which may differ. A weight stays
-    zero if the group's mean cross-entropy then is at most `threshold` above the running loss, which
-    becomes the new one, or above `original`.
+    The network is linear layers with ReLU in between, of which the first is pruned. Each of g
+    groups of samples is pruned by itself, on its own copy of the weights, which may differ. A
+    weight stays zero if the group's mean cross-entropy then is at most `threshold` above the
+    running loss, which becomes the new one, or above `original`.
 
     Args:
         inputs: of the pruned layer, `[n, d]`, group after group; float32 or float64, finite.
@@ -106,7 +106,8 @@ def prune_layer(
         raise ValueError(
             f"weights must not be empty and biases be as many, got {len(weights)} and {len(biases)}"
         )
-    width, wanted = inputs.shape[1], {"targets": (len(inputs),)}
+    width = inputs.shape[1]
+    wanted: dict[str, tuple[int, ...]] = {"targets": (len(inputs),)}
     for m, weight in enumerate(weights):
         n_out = weight.shape[1] if weight.dim() == 3 else 1
         wanted |= {f"weights[{m}]": (groups, n_out, width), f"biases[{m}]": (groups, n_out)}
