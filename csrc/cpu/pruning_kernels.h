@@ -175,7 +175,8 @@ MODFAST_LANE void open_class(const Pruning<T>& p, int64_t row, int64_t b, T* blo
     own = is_class<T>(targets, c) ? z(c) : own;
   }
   const Lanes<T> others = n_classes == 1 ? largest : largest + log_up<T>(total);
-  const Mask<T> is_target = is_class<T>(targets, row);
+  // Lanes past the last sample too: their loss does not count, but must be finite.
+  const Mask<T> is_target = is_class<T>(targets, row) | (targets < 0);
   const Lanes<T> scale = is_target ? splat(T(-1)) : splat(T(1)), rest = is_target ? Lanes<T>{} : others - own;
   store_lanes(block + kCenter * n_lanes, others);
   store_lanes(block + kScale * n_lanes, scale);
