@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,13 +13,13 @@ from modfast import ops, reference
 from modfast._extension import has_ops
 
 DTYPES = [torch.float32, torch.float64]
-# Of margins and losses of a few nats.
+# Relative to the largest logit, or absolute.
 CLOSE = {torch.float32: 2e-6, torch.float64: 1e-12}
 compiled = pytest.mark.skipif(not has_ops(), reason="modfast's library is not built")
 
 
 def example(seed: int, dtype: torch.dtype, scale: float = 1.0) -> dict[str, Any]:
-    """Groups of samples on networks of one to five layers, of odd sizes, half of them with biases."""
+    """Groups of samples on networks of one to five layers, of odd sizes, half with biases."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int) -> Tensor:
@@ -29,22 +30,37 @@ def example(seed: int, dtype: torch.dtype, scale: float = 1.0) -> dict[str, Any]
 
     depth, groups = 1 + seed % 5, 1 + seed % 3
     sizes = torch.tensor([number(1, 40) for _ in range(groups)])
-    widths = [number(1, 10), *(number(1, 20) for _ in range(depth))]
+    widths = [number(1, 8), *(number(1, 14) for _ in range(depth))]
     n, weights = int(sizes.sum()), []
-    for n_in, n_out in zip(widths, widths[1:], strict=False):
+    for n_in, n_out in pairwise(widths):
         weights.append(normal(groups, n_out, n_in))
         weights[-1][normal(groups, n_out, n_in) > scale] = 0  # as in a layer pruned before
     order = torch.randperm(widths[0] * widths[1], generator=generator)
     inputs = normal(n, widths[0])
     inputs[:, ::2].relu_()
-    return {
+    biases = [normal(groups, width) * (seed % 2) for width in widths[1:]]
+    found = {
         "inputs": inputs,
         "weights": weights,
-        "biases": [normal(groups, width) * (seed % 2) for width in widths[1:]],
+        "biases": biases,
         "targets": torch.randint(0, widths[-1], (n,), generator=generator),
         "sizes": sizes,
         "order": [torch.arange(len(order)), order, order[: len(order) // 2]][seed % 3],
     }
+    # What the network says, so that its weights are of use, but for some samples.
+    sure = torch.arange(n) % 5 > 0
+    found["targets"][sure] = logits(found).argmax(1)[sure]
+    return found
+
+
+def logits(x: dict[str, Any]) -> Tensor:
+    """Of the whole network, in float64."""
+    group = torch.arange(len(x["sizes"])).repeat_interleave(x["sizes"])
+    z = x["inputs"].double()
+    for i, (weight, bias) in enumerate(zip(x["weights"], x["biases"], strict=True)):
+        z = (weight.double()[group] @ (z.relu() if i else z)[..., None])[..., 0]
+        z += bias.double()[group]
+    return z
 
 
 def replayed(
@@ -91,8 +107,9 @@ def check(x: dict[str, Any], threshold: float, against: str, close: float) -> Te
     assert losses.shape == (groups, visits + 1)
     assert margins.dtype == losses.dtype == torch.float64
     wanted, before = replayed(x, margins, threshold, original)
-    torch.testing.assert_close(margins, wanted.double(), rtol=close, atol=close)
-    torch.testing.assert_close(losses[:, :-1], before.double(), rtol=close, atol=close)
+    close *= max(1.0, float(logits(x).abs().max()))
+    torch.testing.assert_close(margins, wanted.double(), rtol=0, atol=close)
+    torch.testing.assert_close(losses[:, :-1], before.double(), rtol=0, atol=close)
     return margins
 
 
@@ -101,15 +118,15 @@ def check(x: dict[str, Any], threshold: float, against: str, close: float) -> Te
 def test_random_networks(dtype: torch.dtype, against: str) -> None:
     kept = [
         check(example(seed, dtype), 10.0 ** -(seed % 4), against, CLOSE[dtype]) > 0
-        for seed in range(30)
+        for seed in range(20)
     ]
-    n = torch.cat([each.flatten() for each in kept])
-    assert 0.05 < n.double().mean() < 0.95  # both decisions are made
+    both = torch.cat([each.flatten() for each in kept])
+    assert min(both.sum(), (~both).sum()) > 50
 
 
 @pytest.mark.parametrize("against", ["running", "original"])
 def test_float64_decides_as_brute_force_to_the_end(against: str) -> None:
-    for seed in range(40, 60):
+    for seed in range(40, 55):
         x = example(seed, torch.float64)
         empty = x | {"order": x["order"][:0]}
         original = ops.prune_layer(**empty)[1][:, 0] if against == "original" else None
@@ -132,15 +149,13 @@ def test_weights_of_any_size(dtype: torch.dtype, scale: float) -> None:
     for seed in range(5):
         x = example(seed, dtype)
         x["weights"] = [weight * scale for weight in x["weights"]]
-        # Losses of large networks are large, and their digits with them.
-        size = max(1.0, scale ** len(x["weights"]) * 10)
-        check(x, 1e-2, "running", min(1.0, CLOSE[dtype] * size) if scale > 1 else CLOSE[dtype])
+        check(x, 1e-2, "running", CLOSE[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pre_activations_that_are_exactly_zero(dtype: torch.dtype) -> None:
     # Small integers: many units stand at the corner of a ReLU, before or while weights go.
-    for seed in range(20):
+    for seed in range(10):
         x = example(seed, dtype)
         x["inputs"] = x["inputs"].round()
         x["weights"] = [weight.round() for weight in x["weights"]]
@@ -151,7 +166,7 @@ def test_pre_activations_that_are_exactly_zero(dtype: torch.dtype) -> None:
 def large(n: int, dtype: torch.dtype) -> dict[str, Any]:
     torch.manual_seed(n)
     widths = (9, 33, 17, 10) if n < 9000 else (4, 7, 5, 3)
-    pairs = list(zip(widths, widths[1:], strict=False))
+    pairs = list(pairwise(widths))
     return {
         "inputs": torch.randn(n, widths[0], dtype=dtype),
         "weights": [torch.randn(1, b, a, dtype=dtype) / a**0.5 for a, b in pairs],
