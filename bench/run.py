@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_ablation
+import bench_circuits
 import bench_clusterability
 import bench_fit
 import bench_information
@@ -34,6 +35,7 @@ MODULES = (
     bench_fit,
     bench_information,
     bench_ablation,
+    bench_circuits,
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -74,6 +74,30 @@ MODFAST_LANE bool any(M mask) {
 #endif
 }
 
+// from[at[lane]]
+#if MODFAST_SIMD_BITS == 512
+MODFAST_LANE Lanes<float> gather(const float* from, const int32_t* at) {
+  return _mm512_i32gather_ps(_mm512_loadu_si512(at), from, 4);
+}
+MODFAST_LANE Lanes<double> gather(const double* from, const int32_t* at) {
+  return _mm512_i32gather_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), from, 8);
+}
+#elif MODFAST_SIMD_BITS == 256
+MODFAST_LANE Lanes<float> gather(const float* from, const int32_t* at) {
+  return _mm256_i32gather_ps(from, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), 4);
+}
+MODFAST_LANE Lanes<double> gather(const double* from, const int32_t* at) {
+  return _mm256_i32gather_pd(from, _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)), 8);
+}
+#else
+template <class T>
+MODFAST_LANE Lanes<T> gather(const T* from, const int32_t* at) {
+  Lanes<T> found;
+  for (int l = 0; l < kLanes<T>; ++l) found[l] = from[at[l]];
+  return found;
+}
+#endif
+
 template <class T, int... lane>
 MODFAST_LANE Lanes<T> zip_low(Lanes<T> a, Lanes<T> b, std::integer_sequence<int, lane...>) {
   return __builtin_shufflevector(a, b, (lane / 2 + lane % 2 * kLanes<T>)...);
