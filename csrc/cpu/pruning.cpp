@@ -84,6 +84,7 @@ class Pruner {
       p_.n_widest = std::max(p_.n_widest, stride);
     }
     find_effects(sizes);
+    p_.recent.resize(p_.n_blocks * lanes_ * kRecent * kRecentFields);
     p_.fields.resize(p_.n_blocks * kPruningFields * lanes_);
     weights_.assign(task.weights[0], task.weights[0] + sizes[0].first * sizes[0].second);
     n_changes_.resize(sizes[0].first);

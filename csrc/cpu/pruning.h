@@ -25,6 +25,10 @@ enum PruningField : int {
 };
 // Of a unit of the last layer, which is a class, the loss is softplus(q) + kSeries throughout.
 
+// Series that each sample had before: a pre-activation wanders to and fro, so that two of these save two
+// thirds of the series that would be made anew.
+constexpr int kRecent = 2, kRecentFields = kPruningFields - kLow;
+
 // Entries of a matrix, line by line.
 template <class T>
 struct SparseLines {
@@ -57,6 +61,7 @@ struct Pruning {
   std::vector<T> dense_readers;
   std::vector<T> inverses;              // of their weights, finite
   std::vector<T> fields;                // [block][field][lane]
+  std::vector<T> recent;                // [sample][kRecent][kRecentFields]
   // By inputs of the pruned layer, the blocks where they are not all zero; `value` is [entry][lane].
   SparseLines<T> columns;
   int64_t n_widest;                     // stride of the widest layer

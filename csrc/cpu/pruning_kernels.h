@@ -53,6 +53,8 @@ void pruning_open(Pruning<T>& p, int64_t row, PruningTile<T> tile) {
       continue;
     }
     const int64_t n = p.n_samples - b * n_lanes;
+    T* recent = p.recent.data() + b * n_lanes * kRecent * kRecentFields;
+    for (int r = 0; r < n_lanes * kRecent; ++r) recent[r * kRecentFields] = infinity;  // its kLow
     for (int l = 0; l < n_lanes; ++l) {
       block[kLow * n_lanes + l] = l < n ? infinity : -infinity;
       block[kHigh * n_lanes + l] = l < n ? -infinity : infinity;
@@ -197,7 +199,7 @@ MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples,
   V t, loss, before;
   Mask<T> targets;
   for (int l = 0; l < n_lanes; ++l) {
-    fields[l] = p.fields.data() + samples[l] / n_lanes * kPruningFields * n_lanes + samples[l] % n_lanes;
+    fields[l] = p.fields.data() + samples[l] / n_lanes * (kPruningFields * n_lanes) + samples[l] % n_lanes;
     t[l] = fields[l][kMoved * n_lanes];
     loss[l] = fields[l][kLoss * n_lanes];
     before[l] = own.values[(samples[l] / n_lanes * own.n_out + row) * n_lanes + samples[l] % n_lanes];
@@ -246,6 +248,11 @@ MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples,
   results[kCenter] = t;
   results[kScale] = scale;
   for (int k = 0; k < kDegree; ++k) results[kSeries + 1 + k] = series[k];
+  for (int l = 0; l < n; ++l) {
+    T* recent = p.recent.data() + int64_t{samples[l]} * (kRecent * kRecentFields);
+    memmove(recent + kRecentFields, recent, (kRecent - 1) * kRecentFields * sizeof(T));
+    for (int k = 0; k < kRecentFields; ++k) recent[k] = fields[l][(kLow + k) * n_lanes];
+  }
   V change = sums.loss - loss;
   for (int l = n; l < n_lanes; ++l) change[l] = 0;
   for (int k = kNext; k < kPruningFields; ++k) {
@@ -276,6 +283,42 @@ MODFAST_LANE double total(const Lanes<double> (&sums)[2]) {
   double sum = 0.0;
   for (int l = 0; l < kLanes<double>; ++l) sum += sums[0][l] + sums[1][l];
   return sum;
+}
+
+// Of n samples that a trial moves out of their series, those that it moves into one they had before get
+// that back, and add to the sums. The others come first then: how many.
+template <class T>
+MODFAST_LANE int64_t recall(Pruning<T>& p, int32_t* samples, int64_t n, Lanes<double> (&sums)[2]) {
+  constexpr int64_t n_lanes = kLanes<T>;
+  int64_t n_left = 0;
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t s = samples[i];
+    T* fields = p.fields.data() + s / n_lanes * kPruningFields * n_lanes + s % n_lanes;
+    const T t = fields[kMoved * n_lanes];
+    T* recent = p.recent.data() + s * (kRecent * kRecentFields);
+    int r = 0;
+    for (; r < kRecent; ++r, recent += kRecentFields) {
+      if (t >= recent[0] && t <= recent[kHigh - kLow]) break;
+    }
+    if (r == kRecent) {
+      samples[n_left++] = samples[i];
+      continue;
+    }
+    for (int k = 0; k < kRecentFields; ++k) {
+      const T current = fields[(kLow + k) * n_lanes];
+      fields[(kLow + k) * n_lanes] = recent[k];
+      recent[k] = current;
+    }
+    const T q = (t - fields[kCenter * n_lanes]) * fields[kScale * n_lanes];
+    T value = fields[(kSeries + kDegree) * n_lanes];
+#pragma GCC unroll 8
+    for (int k = kDegree - 1; k >= 0; --k) value = value * q + fields[(kSeries + k) * n_lanes];
+    fields[kNext * n_lanes] = value;
+    sum += value - fields[kLoss * n_lanes];
+  }
+  sums[0][0] += sum;
+  return n_left;
 }
 
 template <class T>
@@ -331,6 +374,7 @@ double pruning_trial(Pruning<T>& p, int64_t row, T w, PruningTile<T> tile) {
     store_lanes(block + kNext * n_lanes, value);
     add_wide(sums, value - before);
   }
+  n_outside = recall(p, tile.samples, n_outside, sums);
   for (int64_t i = 0; i < n_outside; i += n_lanes) {
     const int n = n_outside - i < n_lanes ? static_cast<int>(n_outside - i) : n_lanes;
     add_wide(sums, build_series(p, row, tile.samples + i, n, tile.work));
