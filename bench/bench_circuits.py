@@ -1,8 +1,9 @@
 """Greedy pruning of single weights against brute force, on MNIST, 784-64-64-10, one label.
 
-Brute force sets a weight to 0, runs the label's samples through the network, compares the loss and
-puts the weight back: in torch, for some of the weights; its time is scaled to all of them. modfast's
-time is that of the whole call, `modfast.prune_circuit`.
+Brute force sets a weight to 0, runs the label's samples through the network, takes the loss and
+puts the weight back: in torch, for some of the weights, and its time is scaled to all of them.
+modfast's time is that of the whole call, `modfast.prune_circuit`; for the last layer, whose trials
+take less than one forward pass, also that of the operator alone.
 
 Needs MNIST: set MODFAST_MNIST_ROOT to a folder that torchvision.datasets.MNIST takes.
 """
@@ -45,6 +46,7 @@ def cases() -> Iterator[Case]:
     x, y = data.test_x[own].flatten(1), data.test_y[own]
     for before, layer in TARGETS:
         yield layer_case(plain, before, layer, x, y)
+    yield alone_case(plain, x, y)
     yield labels_case({"plain": plain, "clustered": clustered}, *data.test)
 
 
@@ -97,9 +99,9 @@ def layer_case(plain: MLP, before: tuple[str, ...], layer: str, x: Tensor, y: Te
         margin = visit(exact, layer, index, x.double(), y) - found.threshold
         assert abs(margin - float(margins[index])) < 1e-6
         assert abs(margin) < 1e-6 or (margin > 0) != bool(gone[index])
-    name = f"pruning {layer}" + (f" after {', '.join(before)}" if before else " of the dense network")
+    place = f"after {', '.join(before)}" if before else "of the dense network"
     return Case(
-        f"{name}, {len(y)} samples",
+        f"pruning {layer} {place}, {len(y)} samples",
         {
             "modfast": lambda: modfast.prune_circuit(model, x, y, layer, progress=False),
             BRUTE: lambda: brute(model, layer, some.tolist(), x, y),
@@ -107,6 +109,28 @@ def layer_case(plain: MLP, before: tuple[str, ...], layer: str, x: Tensor, y: Te
         {BRUTE: TARGETS[before, layer]},
         rounds=7,
         parts={BRUTE: len(some) / n},
+    )
+
+
+def alone_case(model: MLP, x: Tensor, y: Tensor) -> Case:
+    """The last layer's trials, with its inputs given."""
+    hidden = model.act2(model.fc2(model.act1(model.fc1(x))))
+    weight = model.fc3.weight[None]
+    n = weight.numel()
+    arguments = (hidden, [weight], [weight.new_zeros(1, 10)], y, torch.tensor([len(y)]))
+    order = torch.arange(n)
+    found = modfast.prune_circuit(model, x, y, "fc3").margins["fc3.weight"].flatten()
+    assert torch.equal(modfast.ops.prune_layer(*arguments, order)[0][0], found)
+    some = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:VISITS].tolist()
+    return Case(
+        f"prune_layer alone, fc3, {len(y)} samples",
+        {
+            "modfast": lambda: modfast.ops.prune_layer(*arguments, order),
+            BRUTE: lambda: brute(model, "fc3", some, x, y),
+        },
+        {BRUTE: TARGETS[(), "fc3"]},
+        rounds=7,
+        parts={BRUTE: VISITS / n},
     )
 
 

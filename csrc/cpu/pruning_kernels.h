@@ -2,9 +2,6 @@
 #include "lanes_kernels.h"
 #include "pruning_layers_kernels.h"
 
-template <class T>
-constexpr T kReach = sizeof(T) == sizeof(float) ? T(kReachFloat) : T(kReachDouble);
-
 // log(1 + e^x)
 template <class T>
 MODFAST_LANE Lanes<T> softplus(Lanes<T> x) {
@@ -185,6 +182,16 @@ MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* 
   return {low, high};
 }
 
+// The largest |q| of a series of samples whose probability of classes other than the target is `wrong`.
+template <class T>
+MODFAST_LANE Lanes<T> series_reach(Lanes<T> wrong) {
+  constexpr T most = kMostSurety, least = T(0.4f) / T(5e6f);
+  const Lanes<T> surety = smaller(log_up<T>(T(0.4f) / larger(wrong, splat(least))), splat(most));
+  const Lanes<T> radius = smaller(surety, splat(T(kDegree + 1)));
+  const Lanes<T> growth = exp_down<T>((surety - radius - most) / T(kDegree + 1)) * T(kMostGrowth);
+  return larger(splat(SeriesReach<T>::any), radius * growth * SeriesReach<T>::of_radius);
+}
+
 // Makes the series of n samples, at most as many as lanes, around where the trial moves them. The change
 // of their losses. `samples` has room for as many as lanes.
 template <class T>
@@ -212,10 +219,11 @@ MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples,
     store_lanes(logits + c * n_lanes, e);
   });
 
-  V of_target{}, least = load_lanes(slopes), most = least;
+  V of_target{}, wrong{}, least = load_lanes(slopes), most = least;
   for (int64_t c = 0; c < n_classes; ++c) {
     const V s = load_lanes(slopes + c * n_lanes);
     of_target = is_class<T>(targets, c) ? s : of_target;
+    wrong += is_class<T>(targets, c) ? V{} : load_lanes(logits + c * n_lanes);
     least = smaller(least, s);
     most = larger(most, s);
   }
@@ -240,7 +248,7 @@ MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples,
   V series[kDegree];
   cumulant_series<V>(mean, moments, series);
 
-  const V reach = kReach<T> / range;
+  const V reach = series_reach<T>(wrong * share) / range;
   V results[kPruningFields];
   results[kNext] = results[kSeries] = sums.loss;
   results[kLow] = larger(found.low, t - reach);

@@ -4,9 +4,8 @@
 // probabilities at t0 and r = s - s_target the cross-entropy is
 //   loss(t) = loss(t0) + log sum p e^(r (t - t0)),
 // the cumulant generating function of r under p. Its Taylor series in q = (t - t0) R, R the range of r,
-// has cumulants over factorials as coefficients. They do not depend on the scale of the weights, and what
-// kDegree terms leave out is at most about kRest |q|^(kDegree + 1). So a loss that is wanted at many t
-// nearby takes no exponentials.
+// has cumulants over factorials as coefficients, which do not depend on the scale of the weights. So a
+// loss that is wanted at many t nearby takes no exponentials.
 #pragma once
 
 #include "portable.h"
@@ -14,9 +13,26 @@
 namespace modfast {
 
 constexpr int kDegree = 6;
-// The largest |q|: for float the rest is 2e-8, under its rounding of a loss of 1, for double 6e-14.
-constexpr float kReachFloat = 0.3f;
-constexpr double kReachDouble = 0.05;
+
+// How far a series may be used, |q| <= reach, for what it leaves out to be at most 2e-8 in float, which
+// is under the rounding of a loss of 1, and 6e-14 in double. A series of two classes leaves out about
+// 8e-5 |q|^7, which gives `any`. With little probability e on classes other than the target it holds
+// further: for |q| <= d in the complex plane sum p (e^(r q) - 1) is at most e (e^d + 1). With d up to
+// log(0.4 / e), but at most 7, where (e^d / d^7) is least, that is below 1/2, and by Cauchy's estimate
+// a q of d of_radius (0.4 / (e e^d))^(1/7) leaves out no more.
+template <class T>
+struct SeriesReach;
+template <>
+struct SeriesReach<float> {
+  static constexpr float any = 0.3f, of_radius = 0.083f;
+};
+template <>
+struct SeriesReach<double> {
+  static constexpr double any = 0.05, of_radius = 0.0138;
+};
+// log(0.4 / e) counts up to this, and e^(kMostSurety / 7).
+constexpr float kMostSurety = 15.0f;
+constexpr double kMostGrowth = 8.5238;
 
 // series[k - 1] is the coefficient of q^k, of the mean and the central moments m2, m3, ... of r / R.
 template <class V>

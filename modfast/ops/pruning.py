@@ -82,11 +82,11 @@ def prune_layer(
 
     Example:
         >>> import torch
-        >>> weight = torch.tensor([[[9.0, 0.1], [-9.0, 0.1]]])  # one group; input 1 tells nothing
+        >>> weight = torch.tensor([[[12.0, 0.1], [-12.0, 0.1]]])  # input 1 tells nothing
         >>> margins, losses = prune_layer(
         ...     torch.ones(1, 2), [weight], [torch.zeros(1, 2)], torch.tensor([0]),
         ...     torch.tensor([1]), torch.tensor([0, 1, 2, 3]))
-        >>> margins > 0  # either 9 is enough
+        >>> margins > 0  # one of the 12 is enough
         tensor([[False, False,  True, False]])
     """
     tensors = {"inputs": inputs}
