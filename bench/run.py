@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_ablation
+import bench_circuits
 import bench_clusterability
 import bench_features
 import bench_fit
@@ -36,6 +37,7 @@ MODULES = (
     bench_information,
     bench_ablation,
     bench_features,
+    bench_circuits,
 )
 RESULTS = Path(__file__).parent / "results"
 

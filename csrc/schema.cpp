@@ -42,4 +42,7 @@ STABLE_TORCH_LIBRARY(modfast, m) {
   m.def(
       "update_top_(Tensor(a!) top_values, Tensor(b!) top_indices, Tensor values, int first)"
       " -> Tensor");
+  m.def(
+      "prune_layer(Tensor inputs, Tensor[] weights, Tensor[] biases, Tensor targets, Tensor sizes,"
+      " Tensor order, Tensor? original, float threshold) -> (Tensor margins, Tensor losses)");
 }

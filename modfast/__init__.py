@@ -12,6 +12,8 @@ What a unit or direction does   ablate_units, ablate_directions, ablate_groups, 
 The direction that counts most  max_information_direction, DirectionResult
 What a unit responds to         max_activating, TopActivations, label_purity, LabelPurity
 Which edges a behavior needs    attribute_edges, EdgeScores, discover_circuit, EdgeCircuit
+The weights that a label needs  prune_circuit, Circuit, search_space_reduction
+... for each label, and how many effective_circuit_size, CircuitSizes
 Networks, data, activations     models, data, capture
 The compiled library            has_ops, and `python -m modfast info`
 """
@@ -29,11 +31,16 @@ from modfast.ablation import (
     max_information_direction,
 )
 from modfast.circuits import (
+    Circuit,
     CircuitEvaluation,
+    CircuitSizes,
     EdgeCircuit,
     EdgeScores,
     attribute_edges,
     discover_circuit,
+    effective_circuit_size,
+    prune_circuit,
+    search_space_reduction,
 )
 from modfast.clusters import Clusters, clusterability
 from modfast.features import LabelPurity, TopActivations, label_purity, max_activating
@@ -60,7 +67,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AblationResult",
+    "Circuit",
     "CircuitEvaluation",
+    "CircuitSizes",
     "ClusterEvaluation",
     "ClusterabilityLoss",
     "Clusters",
@@ -85,6 +94,7 @@ __all__ = [
     "data",
     "digitize",
     "discover_circuit",
+    "effective_circuit_size",
     "entropy",
     "evaluate_clusters",
     "fit",
@@ -98,6 +108,8 @@ __all__ = [
     "modularity_measures",
     "mutual_information",
     "pairwise_mutual_information",
+    "prune_circuit",
+    "search_space_reduction",
     "soft_conditional_entropy",
     "soft_mutual_information",
 ]

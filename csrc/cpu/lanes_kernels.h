@@ -90,6 +90,30 @@ MODFAST_LANE uint32_t bits(Mask<T> mask) {
 #endif
 }
 
+// from[at[lane]]
+#if MODFAST_SIMD_BITS == 512
+MODFAST_LANE Lanes<float> gather(const float* from, const int32_t* at) {
+  return _mm512_i32gather_ps(_mm512_loadu_si512(at), from, 4);
+}
+MODFAST_LANE Lanes<double> gather(const double* from, const int32_t* at) {
+  return _mm512_i32gather_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), from, 8);
+}
+#elif MODFAST_SIMD_BITS == 256
+MODFAST_LANE Lanes<float> gather(const float* from, const int32_t* at) {
+  return _mm256_i32gather_ps(from, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), 4);
+}
+MODFAST_LANE Lanes<double> gather(const double* from, const int32_t* at) {
+  return _mm256_i32gather_pd(from, _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)), 8);
+}
+#else
+template <class T>
+MODFAST_LANE Lanes<T> gather(const T* from, const int32_t* at) {
+  Lanes<T> found;
+  for (int l = 0; l < kLanes<T>; ++l) found[l] = from[at[l]];
+  return found;
+}
+#endif
+
 template <class T, int... lane>
 MODFAST_LANE Lanes<T> zip_low(Lanes<T> a, Lanes<T> b, std::integer_sequence<int, lane...>) {
   return __builtin_shufflevector(a, b, (lane / 2 + lane % 2 * kLanes<T>)...);
@@ -99,10 +123,10 @@ MODFAST_LANE Lanes<T> zip_high(Lanes<T> a, Lanes<T> b, std::integer_sequence<int
   return __builtin_shufflevector(a, b, ((lane + kLanes<T>) / 2 + lane % 2 * kLanes<T>)...);
 }
 
-// from [n_rows, n_cols], rows `stride` apart, to [n_cols][block]: the columns of at most `block` rows,
-// with zeros for those that are missing. block: a multiple of kLanes.
-template <class T>
-void transpose(const T* from, int64_t n_rows, int64_t n_cols, int64_t stride, int64_t block, T* to) {
+// The columns of at most `block` rows, row i at row_of(i), to [n_cols][block], with zeros for the rows
+// that are missing. block: a multiple of kLanes.
+template <class T, class RowOf>
+MODFAST_LANE void transpose_rows(const RowOf& row_of, int64_t n_rows, int64_t n_cols, int64_t block, T* to) {
   constexpr int n = kLanes<T>;
   constexpr auto lanes = std::make_integer_sequence<int, n>{};
   for (int64_t row = 0; row < block; row += n) {
@@ -110,7 +134,7 @@ void transpose(const T* from, int64_t n_rows, int64_t n_cols, int64_t stride, in
     for (; row + n <= n_rows && col + n <= n_cols; col += n) {
       Lanes<T> rows[n], mixed[n];
 #pragma GCC unroll 16
-      for (int i = 0; i < n; ++i) rows[i] = load_lanes(from + (row + i) * stride + col);
+      for (int i = 0; i < n; ++i) rows[i] = load_lanes(row_of(row + i) + col);
 #pragma GCC unroll 4
       for (int width = 1; width < n; width *= 2) {
 #pragma GCC unroll 16
@@ -125,11 +149,15 @@ void transpose(const T* from, int64_t n_rows, int64_t n_cols, int64_t stride, in
       for (int i = 0; i < n; ++i) store_lanes(to + (col + i) * block + row, rows[i]);
     }
     for (; col < n_cols; ++col) {
-      for (int64_t i = row; i < row + n; ++i) {
-        to[col * block + i] = i < n_rows ? from[i * stride + col] : T(0);
-      }
+      for (int64_t i = row; i < row + n; ++i) to[col * block + i] = i < n_rows ? row_of(i)[col] : T(0);
     }
   }
+}
+
+// from [n_rows, n_cols], rows `stride` apart, to [n_cols][block], as transpose_rows.
+template <class T>
+void transpose(const T* from, int64_t n_rows, int64_t n_cols, int64_t stride, int64_t block, T* to) {
+  transpose_rows([=](int64_t row) { return from + row * stride; }, n_rows, n_cols, block, to);
 }
 
 template <class T>

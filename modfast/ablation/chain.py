@@ -107,6 +107,12 @@ def takes_channels_apart(model: nn.Module, node: fx.Node) -> bool:
 
 def read_chain(model: nn.Module, graph: fx.Graph) -> Chain | None:
     """The chain that a suffix's graph is; None where it is something else."""
+    steps = read_steps(model, graph)
+    return None if steps is None else _chain(steps)
+
+
+def read_steps(model: nn.Module, graph: fx.Graph) -> list[str | nn.Linear] | None:
+    """The activations, by name, and linear layers that a suffix's graph is; None if it is else."""
     site, *others = graph.find_nodes(op="placeholder")
     if others:
         return None
@@ -118,7 +124,7 @@ def read_chain(model: nn.Module, graph: fx.Graph) -> Chain | None:
         if user.args[0] is not node:
             return None
         if user.op == "output":
-            return _chain(steps) if n_seen == len(graph.nodes) else None
+            return steps if n_seen == len(graph.nodes) else None
         step = _step(model, user)
         if step is None:
             return None
@@ -126,6 +132,11 @@ def read_chain(model: nn.Module, graph: fx.Graph) -> Chain | None:
             steps.append(step)
         node = user
     return None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a Linear and nothing else: no subclass, no hooks, no other forward."""
+    return type(module) is nn.Linear and not _is_changed(module)
 
 
 def _chain(steps: list[str | nn.Linear]) -> Chain | None:

@@ -3,12 +3,21 @@
 from modfast.circuits.attribution import attribute_edges
 from modfast.circuits.discovery import discover_circuit
 from modfast.circuits.edges import CircuitEvaluation, Edge, EdgeCircuit, EdgeScores
+from modfast.circuits.pruning import prune_circuit
+from modfast.circuits.result import Circuit, CircuitSizes
+from modfast.circuits.search_space import search_space_reduction
+from modfast.circuits.sizes import effective_circuit_size
 
 __all__ = [
+    "Circuit",
     "CircuitEvaluation",
+    "CircuitSizes",
     "Edge",
     "EdgeCircuit",
     "EdgeScores",
     "attribute_edges",
     "discover_circuit",
+    "effective_circuit_size",
+    "prune_circuit",
+    "search_space_reduction",
 ]

@@ -15,6 +15,7 @@ from modfast.ops.information import (
     pairwise_information,
     permuted_information,
 )
+from modfast.ops.pruning import prune_layer
 from modfast.ops.top import update_top_
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "joint_histogram",
     "pairwise_information",
     "permuted_information",
+    "prune_layer",
     "update_top_",
 ]

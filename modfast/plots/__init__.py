@@ -6,6 +6,7 @@ ImportError, naming the extra, where it is missing.
 """
 
 from modfast.plots.ablation import ablation_lines, cluster_evaluation, direction_search
+from modfast.plots.circuits import circuit, circuit_sizes
 from modfast.plots.clusters import bipartite, weight_matrix
 from modfast.plots.edges import edge_circuit, edge_scores
 from modfast.plots.features import label_purity, top_inputs
@@ -20,6 +21,8 @@ from modfast.plots.training import history
 __all__ = [
     "ablation_lines",
     "bipartite",
+    "circuit",
+    "circuit_sizes",
     "cluster_evaluation",
     "direction_search",
     "edge_circuit",

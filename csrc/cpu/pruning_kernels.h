@@ -1,0 +1,410 @@
+// The trials of greedy pruning; compiled per SIMD level by for_each_level.h.
+#include "lanes_kernels.h"
+#include "pruning_layers_kernels.h"
+
+// log(1 + e^x)
+template <class T>
+MODFAST_LANE Lanes<T> softplus(Lanes<T> x) {
+  const Lanes<T> e = exp_down<T>(x < 0 ? x : -x);
+  return larger(x, Lanes<T>{}) + log1p_up<T>(e, 1 / (1 + e));
+}
+
+// Of a class as unit: the loss is softplus(t - o) + o - z_target, with o the log-sum-exp of the others'
+// logits z; softplus(o - t) if it is the target.
+template <class T>
+MODFAST_LANE void open_class(const Pruning<T>& p, int64_t row, int64_t b, T* block) {
+  constexpr int64_t n_lanes = kLanes<T>;
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  const int64_t n_classes = p.layers[0].n_out;
+  const Mask<T> targets = targets_of(p, b);
+  const auto z = [&](int64_t c) { return load_lanes(p.layers[0].values.data() + (b * n_classes + c) * n_lanes); };
+  Lanes<T> largest = splat(-infinity), total{}, own{};
+  for (int64_t c = 0; c < n_classes; ++c) largest = c == row ? largest : larger(largest, z(c));
+  for (int64_t c = 0; c < n_classes; ++c) {
+    if (c == row) continue;
+    total += exp_down<T>(z(c) - largest);
+    own = is_class<T>(targets, c) ? z(c) : own;
+  }
+  const Lanes<T> others = n_classes == 1 ? largest : largest + log_up<T>(total);
+  // Lanes past the last sample too: their loss does not count, but must be finite.
+  const Mask<T> is_target = is_class<T>(targets, row) | (targets < 0);
+  const Lanes<T> scale = is_target ? splat(T(-1)) : splat(T(1)), rest = is_target ? Lanes<T>{} : others - own;
+  store_lanes(block + kCenter * n_lanes, others);
+  store_lanes(block + kScale * n_lanes, scale);
+  store_lanes(block + kSeries * n_lanes, rest);
+  store_lanes(block + kLoss * n_lanes, softplus<T>((z(row) - others) * scale) + rest);
+}
+
+// Makes ready to visit weights of unit `row`, for the blocks of a tile: no series holds as yet. Lanes past
+// the last sample keep the series of 0 that they got at first.
+template <class T>
+void pruning_open(Pruning<T>& p, int64_t row, PruningTile<T> tile) {
+  constexpr int64_t n_lanes = kLanes<T>;
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  const PruningLayer<T>& own = p.layers[0];
+  for (int64_t b = tile.begin; b < tile.end; ++b) {
+    T* block = p.fields.data() + b * kPruningFields * n_lanes;
+    store_lanes(block + kNow * n_lanes, load_lanes(own.values.data() + (b * own.n_out + row) * n_lanes));
+    if (p.is_last()) {
+      open_class(p, row, b, block);
+      continue;
+    }
+    const int64_t n = p.n_samples - b * n_lanes;
+    T* recent = p.recent.data() + b * n_lanes * kRecent * kRecentFields;
+    for (int r = 0; r < n_lanes * kRecent; ++r) recent[r * kRecentFields] = infinity;  // its kLow
+    for (int l = 0; l < n_lanes; ++l) {
+      block[kLow * n_lanes + l] = l < n ? infinity : -infinity;
+      block[kHigh * n_lanes + l] = l < n ? -infinity : infinity;
+    }
+  }
+}
+
+// Some samples' pre-activations in a layer after the pruned one, of n of its units.
+template <class T>
+class Places {
+ public:
+  MODFAST_LANE Places(const int32_t* samples, const PruningLayer<T>& layer, int64_t n, T* work)
+      : values_(layer.values.data()), turned_(n * 4 > layer.n_out ? work : nullptr) {
+    for (int l = 0; l < kLanes<T>; ++l) first_[l] = samples[l] * static_cast<int32_t>(layer.stride);
+    if (turned_ == nullptr) return;
+    transpose_rows([&](int64_t l) { return values_ + first_[l]; }, kLanes<T>, layer.stride, kLanes<T>, work);
+  }
+
+  MODFAST_LANE Lanes<T> operator()(int64_t unit) const {
+    return turned_ != nullptr ? load_lanes(turned_ + unit * kLanes<T>) : gather(values_ + unit, first_);
+  }
+
+ private:
+  const T *values_, *turned_;
+  int32_t first_[kLanes<T>];
+};
+
+// Between which pre-activations of the unit no ReLU switches.
+template <class T>
+struct Segment {
+  Lanes<T> low, high;
+};
+
+// Of the samples, as many as lanes, whose unit `row` has pre-activation t: the logits to `logits` and
+// their slopes in t to `slopes`, [class][lane]. `before`: t as the layers' values have it. `work`: room
+// for three layers.
+template <class T>
+MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* samples, Lanes<T> t,
+                               Lanes<T> before, T* logits, T* slopes, T* work) {
+  using V = Lanes<T>;
+  constexpr int64_t n_lanes = kLanes<T>;
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  const V zero{};
+  // How much a layer's pre-activations change, and their slopes.
+  T *change = logits, *slope = slopes, *next_change = work, *next_slope = work + p.n_widest * n_lanes;
+  T* const turned = next_slope + p.n_widest * n_lanes;
+  const Mask<T> is_on = t > zero;
+  const V moved = larger(t, zero) - larger(before, zero), one = is_on ? splat(T(1)) : zero;
+  const int64_t first_reader = p.readers.begin[row], n_readers = p.readers.begin[row + 1] - first_reader;
+  const int32_t* readers = p.readers.index.data() + first_reader;
+  const T* weights = p.readers.value.data() + first_reader;
+  V low = splat(-infinity), high = splat(infinity);
+  if (p.layers.size() == 2) {
+    for (int64_t k = 0; k < p.layers[1].n_out * n_lanes; k += n_lanes) {
+      store_lanes(change + k, zero);
+      store_lanes(slope + k, zero);
+    }
+    for (int64_t e = 0; e < n_readers; ++e) {
+      store_lanes(change + readers[e] * n_lanes, moved * weights[e]);
+      store_lanes(slope + readers[e] * n_lanes, one * weights[e]);
+    }
+  } else {
+    // Of the first layer only the unit's readers change, all with t.
+    const T* inverses = p.inverses.data() + first_reader;
+    const Places<T> place(samples, p.layers[1], n_readers, turned);
+    for (int64_t e = 0; e < n_readers; ++e) {
+      const int64_t k = readers[e] * n_lanes;
+      const V h = place(readers[e]), v = h + moved * weights[e], crossing = t - v * inverses[e];
+      const V lower = larger(low, crossing), upper = smaller(high, crossing);
+      if (weights[e] > T(0)) {
+        low = v > zero ? lower : low;
+        high = v > zero ? high : upper;
+      } else {
+        low = v > zero ? low : lower;
+        high = v > zero ? upper : high;
+      }
+      store_lanes(change + k, larger(v, zero) - larger(h, zero));
+      store_lanes(slope + k, v > zero ? one * weights[e] : zero);
+    }
+  }
+  low = is_on ? larger(low, zero) : splat(-infinity);
+  high = is_on ? high : zero;
+  for (size_t m = 1; m + 1 < p.layers.size(); ++m) {
+    const PruningLayer<T>& next = p.layers[m + 1];
+    const int32_t* units = m == 1 ? readers : next.inputs.data();
+    const int64_t n_units = m == 1 ? n_readers : static_cast<int64_t>(next.inputs.size());
+    if (m > 1) {
+      const Places<T> place(samples, p.layers[m], n_units, turned);
+      for (int64_t e = 0; e < n_units; ++e) {
+        const int64_t k = units[e] * n_lanes;
+        const V h = place(units[e]), s = load_lanes(slope + k);
+        const V v = h + load_lanes(change + k), crossing = t - v / s;
+        const Mask<T> on = v > zero, moves = s != zero, above = moves & ((s < zero) == on);
+        high = above ? smaller(high, crossing) : high;
+        low = moves & ~above ? larger(low, crossing) : low;
+        store_lanes(change + k, larger(v, zero) - larger(h, zero));
+        store_lanes(slope + k, on ? s : zero);
+      }
+    }
+    for (int64_t g = 0; g < groups_of(next.n_out); ++g) {
+      const T* packed = next.packed.data() + g * kGroup * next.n_in;
+      V sums[kGroup][2] = {};
+      for (int64_t e = 0; e < n_units; ++e) {
+        const int64_t k = units[e];
+        const V c = load_lanes(change + k * n_lanes), s = load_lanes(slope + k * n_lanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < kGroup; ++r) {
+          sums[r][0] += c * packed[k * kGroup + r];
+          sums[r][1] += s * packed[k * kGroup + r];
+        }
+      }
+      const int64_t first = g * kGroup, n = next.n_out - first < kGroup ? next.n_out - first : kGroup;
+      for (int r = 0; r < n; ++r) {
+        store_lanes(next_change + (first + r) * n_lanes, sums[r][0]);
+        store_lanes(next_slope + (first + r) * n_lanes, sums[r][1]);
+      }
+    }
+    T *const free_change = change, *const free_slope = slope;
+    change = next_change, slope = next_slope;
+    next_change = free_change, next_slope = free_slope;
+  }
+  const PruningLayer<T>& last = p.layers.back();
+  const Places<T> place(samples, last, last.n_out, turned);
+  for (int64_t c = 0; c < last.n_out; ++c) {
+    store_lanes(logits + c * n_lanes, place(c) + load_lanes(change + c * n_lanes));
+    store_lanes(slopes + c * n_lanes, load_lanes(slope + c * n_lanes));
+  }
+  return {low, high};
+}
+
+// The largest |q| of a series of samples whose probability of classes other than the target is `wrong`.
+template <class T>
+MODFAST_LANE Lanes<T> series_reach(Lanes<T> wrong) {
+  constexpr T most = kMostSurety, least = T(0.4f) / T(5e6f);
+  const Lanes<T> surety = smaller(log_up<T>(T(0.4f) / larger(wrong, splat(least))), splat(most));
+  const Lanes<T> radius = smaller(surety, splat(T(kDegree + 1)));
+  const Lanes<T> growth = exp_down<T>((surety - radius - most) / T(kDegree + 1)) * T(kMostGrowth);
+  return larger(splat(SeriesReach<T>::any), radius * growth * SeriesReach<T>::of_radius);
+}
+
+// Makes the series of n samples, at most as many as lanes, around where the trial moves them. The change
+// of their losses. `samples` has room for as many as lanes.
+template <class T>
+MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples, int n, T* work) {
+  using V = Lanes<T>;
+  constexpr int64_t n_lanes = kLanes<T>;
+  const int64_t n_classes = p.layers.back().n_out;
+  for (int l = n; l < n_lanes; ++l) samples[l] = samples[0];
+  const bool whole = n == n_lanes && samples[0] % n_lanes == 0 && samples[n - 1] == samples[0] + n - 1;
+  const PruningLayer<T>& own = p.layers[0];
+  T* fields[n_lanes];
+  V t, loss, before;
+  Mask<T> targets;
+  for (int l = 0; l < n_lanes; ++l) {
+    fields[l] = p.fields.data() + samples[l] / n_lanes * (kPruningFields * n_lanes) + samples[l] % n_lanes;
+    t[l] = fields[l][kMoved * n_lanes];
+    loss[l] = fields[l][kLoss * n_lanes];
+    before[l] = own.values[(samples[l] / n_lanes * own.n_out + row) * n_lanes + samples[l] % n_lanes];
+    targets[l] = p.targets[samples[l]];
+  }
+  T *logits = work, *slopes = logits + p.n_widest * n_lanes;
+  const Segment<T> found =
+      follow(p, row, samples, t, before, logits, slopes, slopes + p.n_widest * n_lanes);
+  const Exponentials<T> sums = exponentials<T>(logits, n_classes, targets, [&](int64_t c, V e) {
+    store_lanes(logits + c * n_lanes, e);
+  });
+
+  V of_target{}, wrong{}, least = load_lanes(slopes), most = least;
+  for (int64_t c = 0; c < n_classes; ++c) {
+    const V s = load_lanes(slopes + c * n_lanes);
+    of_target = is_class<T>(targets, c) ? s : of_target;
+    wrong += is_class<T>(targets, c) ? V{} : load_lanes(logits + c * n_lanes);
+    least = smaller(least, s);
+    most = larger(most, s);
+  }
+  const V range = most - least;
+  // A range whose inverse overflows moves no loss.
+  const Mask<T> flat = range <= std::numeric_limits<T>::min();
+  const V scale = flat ? V{} : range, inverse = flat ? V{} : 1 / range, share = 1 / sums.total;
+  V mean{};
+  for (int64_t c = 0; c < n_classes; ++c) {
+    const V r = (load_lanes(slopes + c * n_lanes) - of_target) * inverse;
+    mean += load_lanes(logits + c * n_lanes) * r;
+    store_lanes(slopes + c * n_lanes, r);
+  }
+  mean *= share;
+  V moments[kDegree + 1] = {};
+  for (int64_t c = 0; c < n_classes; ++c) {
+    const V d = load_lanes(slopes + c * n_lanes) - mean;
+    V term = load_lanes(logits + c * n_lanes) * share * d;
+#pragma GCC unroll 8
+    for (int k = 2; k <= kDegree; ++k) moments[k] += term *= d;
+  }
+  V series[kDegree];
+  cumulant_series<V>(mean, moments, series);
+
+  const V reach = series_reach<T>(wrong * share) / range;
+  V results[kPruningFields];
+  results[kNext] = results[kSeries] = sums.loss;
+  results[kLow] = larger(found.low, t - reach);
+  results[kHigh] = smaller(found.high, t + reach);
+  results[kCenter] = t;
+  results[kScale] = scale;
+  for (int k = 0; k < kDegree; ++k) results[kSeries + 1 + k] = series[k];
+  for (int l = 0; l < n; ++l) {
+    T* recent = p.recent.data() + int64_t{samples[l]} * (kRecent * kRecentFields);
+    memmove(recent + kRecentFields, recent, (kRecent - 1) * kRecentFields * sizeof(T));
+    for (int k = 0; k < kRecentFields; ++k) recent[k] = fields[l][(kLow + k) * n_lanes];
+  }
+  V change = sums.loss - loss;
+  for (int l = n; l < n_lanes; ++l) change[l] = 0;
+  for (int k = kNext; k < kPruningFields; ++k) {
+    if (whole) {
+      store_lanes(fields[0] + k * n_lanes, results[k]);
+    } else {
+      for (int l = 0; l < n; ++l) fields[l][k * n_lanes] = results[k][l];
+    }
+  }
+  return change;
+}
+
+// sums += v, in double
+MODFAST_LANE void add_wide(Lanes<double> (&sums)[2], Lanes<double> v) { sums[0] += v; }
+MODFAST_LANE void add_wide(Lanes<double> (&sums)[2], Lanes<float> v) {
+#if MODFAST_SIMD_BITS == 512
+  sums[0] += _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+  sums[1] += _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+#elif MODFAST_SIMD_BITS == 256
+  sums[0] += _mm256_cvtps_pd(_mm256_castps256_ps128(v));
+  sums[1] += _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+#else
+  for (int l = 0; l < kLanes<float>; ++l) sums[l / kLanes<double>][l % kLanes<double>] += v[l];
+#endif
+}
+
+MODFAST_LANE double total(const Lanes<double> (&sums)[2]) {
+  double sum = 0.0;
+  for (int l = 0; l < kLanes<double>; ++l) sum += sums[0][l] + sums[1][l];
+  return sum;
+}
+
+// Of n samples that a trial moves out of their series, those that it moves into one they had before get
+// that back, and add to the sums. The others come first then: how many.
+template <class T>
+MODFAST_LANE int64_t recall(Pruning<T>& p, int32_t* samples, int64_t n, Lanes<double> (&sums)[2]) {
+  constexpr int64_t n_lanes = kLanes<T>;
+  int64_t n_left = 0;
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t s = samples[i];
+    T* fields = p.fields.data() + s / n_lanes * kPruningFields * n_lanes + s % n_lanes;
+    const T t = fields[kMoved * n_lanes];
+    T* recent = p.recent.data() + s * (kRecent * kRecentFields);
+    int r = 0;
+    for (; r < kRecent; ++r, recent += kRecentFields) {
+      if (t >= recent[0] && t <= recent[kHigh - kLow]) break;
+    }
+    if (r == kRecent) {
+      samples[n_left++] = samples[i];
+      continue;
+    }
+    for (int k = 0; k < kRecentFields; ++k) {
+      const T current = fields[(kLow + k) * n_lanes];
+      fields[(kLow + k) * n_lanes] = recent[k];
+      recent[k] = current;
+    }
+    const T q = (t - fields[kCenter * n_lanes]) * fields[kScale * n_lanes];
+    T value = fields[(kSeries + kDegree) * n_lanes];
+#pragma GCC unroll 8
+    for (int k = kDegree - 1; k >= 0; --k) value = value * q + fields[(kSeries + k) * n_lanes];
+    fields[kNext * n_lanes] = value;
+    sum += value - fields[kLoss * n_lanes];
+  }
+  sums[0][0] += sum;
+  return n_left;
+}
+
+template <class T>
+double trial_of_class(Pruning<T>& p, T w, PruningTile<T> tile) {
+  constexpr int64_t n_lanes = kLanes<T>;
+  Lanes<double> sums[2] = {};
+  for (int64_t e = tile.begin; e < tile.end; ++e) {
+    T* block = p.fields.data() + p.columns.index[e] * (kPruningFields * n_lanes);
+    const auto field = [&](int k) { return load_lanes(block + k * n_lanes); };
+    const Lanes<T> moved = field(kNow) - load_lanes(p.columns.value.data() + e * n_lanes) * w;
+    const Lanes<T> value = softplus<T>((moved - field(kCenter)) * field(kScale)) + field(kSeries);
+    store_lanes(block + kMoved * n_lanes, moved);
+    store_lanes(block + kNext * n_lanes, value);
+    add_wide(sums, value - field(kLoss));
+  }
+  return total(sums);
+}
+
+// By how much the sum of losses rises if weight w of unit `row`, which reads a column of the inputs, is 0:
+// the part of a tile of that column's entries, whose kMoved and kNext are set.
+template <class T>
+double pruning_trial(Pruning<T>& p, int64_t row, T w, PruningTile<T> tile) {
+  using V = Lanes<T>;
+  constexpr int64_t n_lanes = kLanes<T>;
+  if (p.is_last()) return trial_of_class(p, w, tile);
+  const int32_t* blocks = p.columns.index.data();
+  const T* inputs = p.columns.value.data();
+  T* fields = p.fields.data();
+  Lanes<double> sums[2] = {};
+  int64_t n_outside = 0;
+  for (int64_t e = tile.begin; e < tile.end; ++e) {
+    T* block = fields + blocks[e] * (kPruningFields * n_lanes);
+    const auto field = [&](int k) { return load_lanes(block + k * n_lanes); };
+    const V now = field(kNow), moved = now - load_lanes(inputs + e * n_lanes) * w;
+    store_lanes(block + kMoved * n_lanes, moved);
+    const V before = field(kLoss);
+    if (!any(larger(now, moved) > V{})) {  // off, and stays so
+      store_lanes(block + kNext * n_lanes, before);
+      continue;
+    }
+    const V q = (moved - field(kCenter)) * field(kScale);
+    V value = field(kSeries + kDegree);
+#pragma GCC unroll 8
+    for (int k = kDegree - 1; k >= 0; --k) value = value * q + field(kSeries + k);
+    const Mask<T> outside = (moved < field(kLow)) | (moved > field(kHigh));
+    if (any(outside)) {
+      for (int l = 0; l < n_lanes; ++l) {
+        tile.samples[n_outside] = static_cast<int32_t>(blocks[e] * n_lanes + l);
+        n_outside += outside[l] != 0;
+      }
+      value = outside ? before : value;
+    }
+    store_lanes(block + kNext * n_lanes, value);
+    add_wide(sums, value - before);
+  }
+  n_outside = recall(p, tile.samples, n_outside, sums);
+  for (int64_t i = 0; i < n_outside; i += n_lanes) {
+    const int n = n_outside - i < n_lanes ? static_cast<int>(n_outside - i) : n_lanes;
+    add_wide(sums, build_series(p, row, tile.samples + i, n, tile.work));
+  }
+  return total(sums);
+}
+
+// Makes what a tile of a column's entries was moved to what it is.
+template <class T>
+void pruning_commit(Pruning<T>& p, PruningTile<T> tile) {
+  constexpr int64_t n_lanes = kLanes<T>;
+  for (int64_t e = tile.begin; e < tile.end; ++e) {
+    T* block = p.fields.data() + p.columns.index[e] * (kPruningFields * n_lanes);
+    store_lanes(block + kNow * n_lanes, load_lanes(block + kMoved * n_lanes));
+    store_lanes(block + kLoss * n_lanes, load_lanes(block + kNext * n_lanes));
+  }
+}
+
+template <class T>
+constexpr PruningKernels<T> kernels_of = {
+    kLanes<T>,         kGroup,           pruning_columns<T>, pruning_fill_row<T>, pruning_advance<T>,
+    pruning_settle<T>, pruning_losses<T>, pruning_open<T>,    pruning_trial<T>,    pruning_commit<T>,
+};
+
+constexpr BothPruningKernels kernels = {kernels_of<float>, kernels_of<double>};

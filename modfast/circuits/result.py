@@ -1,0 +1,127 @@
+"""Circuits, and how large they are."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from modfast.files import replacing
+from modfast.sites import nearest
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """The weights that a network's loss on some samples needs, as greedy pruning found them.
+
+    All tensors are on the CPU; losses are mean cross-entropies in nats, float64.
+    """
+
+    mask: Mapping[str, Tensor]
+    """By parameter name, in the order in which they were pruned: bool, True where kept."""
+    kept: int
+    """How many weights are kept: True in `mask`."""
+    total: int
+    """Of how many."""
+    loss: Tensor
+    """With only the kept weights: scalar."""
+    original_loss: Tensor
+    """With all: scalar."""
+    loss_path: Tensor
+    """After each visit of a weight, whether it was zeroed or put back: `[visits]`."""
+    margins: Mapping[str, Tensor]
+    """By parameter name, float64: how much zeroing the weight raised the loss over the one compared
+    with, less the threshold. Kept are those above 0; NaN where a weight was not visited."""
+    threshold: float = 1e-4
+    against: str = "running"
+    n_samples: int = 0
+
+    def close_calls(self, rounding: float = 1e-6) -> int:
+        """How many decisions have a margin within `rounding`, so that they may hang on it."""
+        return sum(int((margin.abs() < rounding).sum()) for margin in self.margins.values())
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A copy of the model whose weights outside of the circuit are 0.
+
+        Raises:
+            ValueError: the model has no such parameter (the nearest are listed), or of another
+                shape.
+        """
+        pruned = copy.deepcopy(model)
+        parameters = dict(pruned.named_parameters())
+        for name, mask in self.mask.items():
+            if name not in parameters:
+                raise ValueError(f"no such parameter: {name!r}; {nearest(name, parameters)}")
+            parameter = parameters[name]
+            if parameter.shape != mask.shape:
+                raise ValueError(
+                    f"{name} must have shape {tuple(mask.shape)}, got {tuple(parameter.shape)}"
+                )
+            with torch.no_grad():
+                parameter.masked_fill_(~mask.to(parameter.device), 0)
+        return pruned
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the circuit, under a temporary name first."""
+        with replacing(Path(path)) as temporary:
+            torch.save({"format": _FORMAT, "circuit": asdict(self)}, temporary)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Circuit:
+        """The circuit that `save` wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("format") != _FORMAT or "circuit" not in state:
+            raise ValueError(f"{os.fspath(path)!r} is not a modfast circuit of format {_FORMAT}")
+        return cls(**state["circuit"])
+
+    def plot(self) -> Figure:
+        """The loss over the visits, and the share of weights kept in each layer."""
+        from modfast.plots import circuit
+
+        return circuit(self)
+
+
+@dataclass(frozen=True, eq=False)
+class CircuitSizes:
+    """How many weights the circuit of each label has, over thresholds.
+
+    `t` thresholds, `l` labels; on the CPU.
+    """
+
+    thresholds: Tensor
+    """Float64, ascending: `[t]`."""
+    labels: tuple[int, ...]
+    kept: Tensor
+    """Weights in the circuit: int64 `[t, l]`."""
+    loss: Tensor
+    """Mean cross-entropy on the label's samples with these alone: float64 `[t, l]`."""
+    original_loss: Tensor
+    """With all weights: float64 `[l]`."""
+    total: int
+    """Weights that were there to be pruned."""
+
+    @property
+    def share(self) -> Tensor:
+        """`kept / total`: float64 `[t, l]`."""
+        return self.kept.double() / self.total
+
+    def plot(self) -> Figure:
+        """The size of each label's circuit over the thresholds, and their mean."""
+        from modfast.plots import circuit_sizes
+
+        return circuit_sizes(self)

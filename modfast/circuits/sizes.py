@@ -1,0 +1,91 @@
+"""How large is each label's circuit?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from modfast import checks
+from modfast.ablation.batches import Inputs
+from modfast.circuits.pruning import prune_circuit
+from modfast.circuits.result import CircuitSizes
+from modfast.progress import bar
+
+THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+
+
+def effective_circuit_size(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    thresholds: Sequence[float] = THRESHOLDS,
+    labels: Literal["all"] | Sequence[int] = "all",
+    *,
+    layers: str | Sequence[str] | None = None,
+    order: str | Tensor | Mapping[str, Tensor] = "row",
+    against: str = "running",
+    progress: bool = True,
+    path: str | None = None,
+) -> CircuitSizes:
+    """How many weights `prune_circuit` keeps for each label, over thresholds.
+
+    A network that is clustered well should need few weights for a label. `modfast.plots` lays the
+    curves of several networks over each other: `circuit_sizes({"plain": ..., "clustered": ...})`.
+
+    Args:
+        model: any module that returns logits `[n, c]`; it is left as it was.
+        inputs: its input, as for `prune_circuit`.
+        targets: int64 classes `[n]`.
+        thresholds: in nats, at least 0; sorted in the result.
+        labels: which; by default all that occur.
+        layers: as for `prune_circuit`, and so are the others.
+        order: in which weights are visited.
+        against: which loss a rise is counted over.
+        progress: show a progress bar, where standard error is a terminal.
+        path: how the pruning runs.
+
+    Raises:
+        TypeError, ValueError: as `prune_circuit`; no thresholds, or equal ones.
+
+    Source: Section 4 of the specification.
+
+    Example:
+        >>> import torch, modfast
+        >>> model = modfast.models.MLP([8, 6, 6, 3])
+        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> sizes = modfast.effective_circuit_size(model, x, y, thresholds=[1e-4, 1e-2])
+        >>> sizes.kept.shape, sizes.total
+        (torch.Size([2, 3]), 102)
+    """
+    ascending = sorted(checks.finite_number("thresholds", value) for value in thresholds)
+    if not ascending or len(set(ascending)) < len(ascending):
+        raise ValueError(f"thresholds must be different numbers, at least one, got {thresholds!r}")
+    if labels != "all":
+        labels = list(labels)
+    found = [
+        prune_circuit(
+            model,
+            inputs,
+            targets,
+            layers,
+            order,
+            threshold,
+            against,
+            labels,
+            progress=progress,
+            path=path,
+        )
+        for threshold in bar(ascending, "circuit sizes", progress)
+    ]
+    circuits = [list(each.values()) for each in found]
+    return CircuitSizes(
+        torch.tensor(ascending, dtype=torch.float64),
+        tuple(found[0]),
+        torch.tensor([[circuit.kept for circuit in each] for each in circuits]),
+        torch.stack([torch.stack([circuit.loss for circuit in each]) for each in circuits]),
+        torch.stack([circuit.original_loss for circuit in circuits[0]]),
+        circuits[0][0].total,
+    )
