@@ -10,6 +10,9 @@ Binned information              mutual_information, entropy, joint_entropy, cond
 ... of modules                  modularity_measures
 What a unit or direction does   ablate_units, ablate_directions, ablate_groups, AblationResult
 The direction that counts most  max_information_direction, DirectionResult
+Information of the wiring       effective_information, EffectiveInformation, determinism, degeneracy
+... its dense steps             connectivity_matrix, normalize_rows, entropy_bits
+... by perturbation             perturbational_ei, sensitivity, PerturbationalInformation
 Networks, data, activations     models, data, capture
 The compiled library            has_ops, and `python -m modfast info`
 """
@@ -27,6 +30,19 @@ from modfast.ablation import (
     max_information_direction,
 )
 from modfast.clusters import Clusters, clusterability
+from modfast.effective import (
+    EffectiveInformation,
+    LayerInformation,
+    PerturbationalInformation,
+    connectivity_matrix,
+    degeneracy,
+    determinism,
+    effective_information,
+    entropy_bits,
+    normalize_rows,
+    perturbational_ei,
+    sensitivity,
+)
 from modfast.information import (
     JointHistogram,
     JointInformation,
@@ -54,21 +70,29 @@ __all__ = [
     "ClusterabilityLoss",
     "Clusters",
     "DirectionResult",
+    "EffectiveInformation",
     "History",
     "JointHistogram",
     "JointInformation",
+    "LayerInformation",
     "Modularity",
     "ModularityMeasures",
     "PairwiseInformation",
+    "PerturbationalInformation",
     "ablate_directions",
     "ablate_groups",
     "ablate_units",
     "capture",
     "clusterability",
     "conditional_entropy",
+    "connectivity_matrix",
     "data",
+    "degeneracy",
+    "determinism",
     "digitize",
+    "effective_information",
     "entropy",
+    "entropy_bits",
     "evaluate_clusters",
     "fit",
     "has_ops",
@@ -78,7 +102,10 @@ __all__ = [
     "models",
     "modularity_measures",
     "mutual_information",
+    "normalize_rows",
     "pairwise_mutual_information",
+    "perturbational_ei",
+    "sensitivity",
     "soft_conditional_entropy",
     "soft_mutual_information",
 ]

@@ -8,14 +8,22 @@ from modfast.effective.information import (
     determinism,
     effective_information,
 )
+from modfast.effective.perturbation import (
+    PerturbationalInformation,
+    perturbational_ei,
+    sensitivity,
+)
 
 __all__ = [
     "EffectiveInformation",
     "LayerInformation",
+    "PerturbationalInformation",
     "connectivity_matrix",
     "degeneracy",
     "determinism",
     "effective_information",
     "entropy_bits",
     "normalize_rows",
+    "perturbational_ei",
+    "sensitivity",
 ]

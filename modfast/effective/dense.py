@@ -159,7 +159,8 @@ def entropy_bits(p: Tensor, dim: int = 0) -> Tensor:
     wrong = ((total - 1).abs() > _SLACK) & (total != 0)
     if wrong.any():
         raise ValueError(f"p must sum to 1 along dim={dim}, got {total[wrong][0].item()}")
-    return torch.special.entr(p).sum(dim) / math.log(2)
+    entropy: Tensor = torch.special.entr(p).sum(dim) / math.log(2)
+    return entropy
 
 
 def _require_floating(argument: str, value: Tensor) -> None:

@@ -208,9 +208,7 @@ def degeneracy(
     ).degeneracy
 
 
-def _bits(
-    n_in: int, entropy: float, total: float, total_log: float
-) -> tuple[float, float, float]:
+def _bits(n_in: int, entropy: float, total: float, total_log: float) -> tuple[float, float, float]:
     """EI, determinism and degeneracy from sums of H_i, c_j and c_j ln c_j in nats."""
     mean = entropy / n_in / math.log(2)
     # Without a positive weight there is nothing to spread.

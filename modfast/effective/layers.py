@@ -24,11 +24,11 @@ Unsupported: TypeAlias = Literal["error", "skip"]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 _POOLS = (nn.AvgPool1d, nn.AvgPool2d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # They scale each unit, or all together, and so join no unit to another of its own choice.
 _UNWIRED = (
-    *(*_BATCH_NORMS, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU),
+    *(*_BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU),
 )
 
 
@@ -91,7 +91,7 @@ class Use:
                 f"batch_norm='fold': {self.batch_norm!r} is not over the {n_channels} out-channels "
                 f"of {self.name!r}"
             )
-        return self.scale.unflatten(0, (groups, -1))
+        return self.scale.reshape(groups, -1)
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -114,20 +114,22 @@ def uses_of(
         ValueError: an input that does not fit the model, no layer at all, weights in modules that
             are not supported or not called, a BatchNorm that cannot be folded.
     """
-    names = {module: name for name, module in _modules(model).items()}
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    names = {module: name or type(module).__name__ for name, module in model.named_modules()}
     found: list[Use] = []
-    outputs: dict[int, tuple[ref[Tensor], Use]] = {}
+    # The use that gave an output, for as long as that is alive and not worked on in place.
+    givers: dict[tuple[int, int], tuple[ref[Tensor], Use]] = {}
 
     def on_call(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))
-        use = Use(names[module], module, x.shape, output.shape)
+        use = Use(names[module], module, _first(args, kwargs).shape, output.shape)
         found.append(use)
-        # By the object, not by its memory: that may be reused once the object is gone.
-        outputs[id(output)] = ref(output), use
+        givers[id(output), output._version] = ref(output), use
 
-    def on_norm(module: nn.Module, args: Any) -> None:
-        before, use = outputs.get(id(args[0]), (None, None))
-        if before is None or use is None or before() is not args[0]:
+    def on_norm(module: nn.Module, args: Any, kwargs: Any) -> None:
+        x = _first(args, kwargs)
+        giver, use = givers.get((id(x), x._version), (None, None))
+        if giver is None or use is None or giver() is not x or use.scale is not None:
             raise ValueError(
                 f"batch_norm='fold': {names[module]!r} does not follow a layer that it could be "
                 "folded into; batch_norm='skip' leaves it out"
@@ -140,7 +142,8 @@ def uses_of(
                 hook = module.register_forward_hook(on_call, with_kwargs=True)
                 stack.enter_context(hook)
             elif batch_norm == "fold" and isinstance(module, _BATCH_NORMS):
-                stack.enter_context(module.register_forward_pre_hook(on_norm))
+                hook = module.register_forward_pre_hook(on_norm, with_kwargs=True)
+                stack.enter_context(hook)
         run_once(model, input_shape)
     if unsupported == "error":
         _require_supported(names, {use.module for use in found})
@@ -160,7 +163,7 @@ def run_once(model: nn.Module, input_shape: Sequence[int] | int) -> Any:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    x = torch.zeros(1, *shape_of(input_shape), **like(model))
+    x = torch.zeros(1, *shape_of(input_shape), **_like(model))
     with in_mode(model, training=False), torch.no_grad():
         try:
             return model(x)
@@ -177,23 +180,21 @@ def shape_of(input_shape: Sequence[int] | int) -> tuple[int, ...]:
         TypeError, ValueError: it is none.
     """
     sizes = input_shape if isinstance(input_shape, Sequence) else (input_shape,)
-    if isinstance(sizes, str) or not sizes:
-        raise TypeError(f"input_shape must be sizes without the batch axis, got {input_shape!r}")
+    if not sizes:
+        raise ValueError("input_shape must have at least one size, got none")
     return tuple(checks.count("input_shape", size) for size in sizes)
 
 
-def like(model: nn.Module) -> dict[str, Any]:
-    """Device and dtype of the model's first floating parameter."""
+def _like(model: nn.Module) -> dict[str, Any]:
+    """Device and dtype of the model's first floating parameter; torch's own without any."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             return {"device": parameter.device, "dtype": parameter.dtype}
     return {}
 
 
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    return {name or type(module).__name__: module for name, module in model.named_modules()}
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _require_supported(names: dict[nn.Module, str], called: set[nn.Module]) -> None:
@@ -219,7 +220,7 @@ def _factors(name: str, norm: Any) -> Tensor:
         raise ValueError(
             f"batch_norm='fold': {name!r} has no running statistics (track_running_stats=False)"
         )
-    factors = (norm.running_var.double() + norm.eps).rsqrt()
+    factors: Tensor = (norm.running_var.double() + norm.eps).rsqrt()
     return factors if norm.weight is None else factors * norm.weight.detach().double()
 
 
@@ -271,13 +272,12 @@ def _pooling(
     if dims == 1:
         axes.insert(0, _point())
         shares.insert(0, torch.ones(1, dtype=torch.float64))
-    weight = shares[0][:, None] * shares[1] / (override or 1)
-    channels = in_shape[-dims - 1]
-    batch = math.prod(in_shape[: -dims - 1])
-    weight = weight[None, None, None]
+    weight = (shares[0][:, None] * shares[1] / (override or 1))[None, None, None]
+    rows, columns = axes
+    channels, batch = in_shape[-dims - 1], math.prod(in_shape[: -dims - 1])
     if channel_mixing:
-        return Wiring(weight, *axes, blocks=batch, ins=channels, outs=channels)
-    return Wiring(weight, *axes, blocks=batch * channels)
+        return Wiring(weight, rows, columns, blocks=batch, ins=channels, outs=channels)
+    return Wiring(weight, rows, columns, blocks=batch * channels)
 
 
 @lru_cache(maxsize=1)

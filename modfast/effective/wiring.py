@@ -32,7 +32,11 @@ ABSENT: dict[Norm, float] = {"linear": 0.0, "softmax": 1.0, "sigmoid": 0.5}
 MAX_LOGIT = 600.0
 """Largest weight with softmax: the sums of exp(w) and of w exp(w) still fit a float64."""
 
-_CELLS = 2**19
+_NOTHING = 1e-300
+"""Added to any weight this is lost; sums of it are less than any weight of a float32 or 1e-290."""
+_LEAST_ROW = 1e-290
+
+_CELLS = 2**18
 """Numbers held at a time for each of a few temporaries: about what a processor's cache holds."""
 
 
@@ -147,114 +151,106 @@ class Wiring:
 
     def sums(self, norm: Norm) -> Tensor:
         """Sum of H_i, of c_j and of c_j ln c_j: float64 `[3]`, in nats."""
-        device, z = self.weight.device, ABSENT[norm]
-        groups, outputs, inputs, *kernel = self.weight.shape
-        _, all_outputs = self.shape
-        across = _Grid(self.rows, self.columns, device)
-        absent = all_outputs - outputs * self.outs * across.n_taps  # of a row
-        n_rows = (self.blocks * self.ins) * across.n_in
-
-        entropy = torch.zeros((), dtype=torch.float64, device=device)
-        column = entropy.new_zeros(groups, outputs, across.n_out.numel())
-        q_sum = entropy.new_zeros(groups, *across.n_in.shape)
-        for group, part in self._parts():
-            f, f_log_f = _transform(self._weights(group, part), norm)
-            row = self.outs * across.rows_of(f.sum(1))
-            terms = self.outs * across.rows_of(f_log_f.sum(1))
+        kinds, z = _Kinds.of_axes(self.rows, self.columns, self.weight.device), ABSENT[norm]
+        groups, outputs = self.weight.shape[:2]
+        # Absent connections of a row.
+        absent = self.shape[1] - (self.outs * outputs) * kinds.taps.sum(1)
+        parts = self._parts()
+        largest = self.weight[parts[0][0], :, parts[0][1]].numel()
+        buffer = kinds.taps.new_empty(2, largest)
+        column = kinds.taps.new_zeros(groups, outputs, len(kinds.n_out))
+        entropy, q_sum = kinds.taps.new_zeros(()), kinds.taps.new_zeros(groups, len(kinds.n_in))
+        for group, part in parts:
+            both = self._transformed(group, part, norm, buffer)
+            row, terms = (both.sum(2) @ kinds.taps.T).mul_(self.outs)
             if z:
                 row += z * absent
                 terms += z * math.log(z) * absent
-            # With "linear" a row may be all zeros. It stays so, and has no entropy.
-            q = row.reciprocal().where(row > 0, 0.0)
-            row_entropy = row.log().sub_(terms.mul_(q)).where(row > 0, 0.0)
-            entropy += (row_entropy * n_rows).sum()
+            q = row.reciprocal()
+            row_entropy = row.log().addcmul_(terms, q, value=-1)
+            if not z:  # Then a row may be all zeros. It stays so, and has no entropy.
+                nothing = row < _LEAST_ROW
+                q.masked_fill_(nothing, 0.0)
+                row_entropy.masked_fill_(nothing, 0.0)
+            entropy += row_entropy.sum((0, 1)) @ kinds.n_in
             q_sum[group] += q.sum(1)
-            f, q = f.flatten(2), across.columns_of(q).flatten(1, 3)
-            column[group].baddbmm_(f, q)
+            column[group].baddbmm_(both[0].flatten(2), kinds.reached(q))
         column *= self.ins
         if z:
-            column += z * self._absent(across, q_sum)[:, None]
-        return torch.stack([entropy, *_column_sums(column, across, self.blocks * self.outs)])
+            # The in-units that a column is not connected to, in its group and in all others.
+            own = q_sum @ kinds.n_in
+            others = self.blocks * own.sum() - own
+            column += (self.ins * z) * (others[:, None] + q_sum @ kinds.unreached.T)[:, None]
+        n_out = (self.blocks * self.outs) * kinds.n_out
+        c_log_c = torch.special.xlogy(column, column)
+        n_rows = self.blocks * self.ins
+        totals = [each.sum((0, 1)) @ n_out for each in (column, c_log_c)]
+        return torch.stack([n_rows * entropy, *totals])
 
     def _parts(self) -> list[tuple[slice, slice]]:
-        """Groups and inputs to take at a time."""
+        """Groups and inputs to take at a time, the largest part first."""
         groups, outputs, inputs, *kernel = self.weight.shape
-        width = max(outputs, self.rows.n_out.numel() * self.columns.n_out.numel())
-        pairs = max(1, _CELLS // max(1, width * math.prod(kernel)))
+        width = max(outputs, len(self.rows.n_out) * len(self.columns.n_out))
+        pairs = max(1, _CELLS // (width * math.prod(kernel)))
         n_inputs = min(pairs, inputs)
-        n_groups = min(max(1, pairs // n_inputs), groups)
+        n_groups = min(pairs // n_inputs, groups)
         return [
             (slice(group, group + n_groups), slice(start, start + n_inputs))
             for group in range(0, groups, n_groups)
             for start in range(0, inputs, n_inputs)
         ]
 
-    def _weights(self, group: slice, part: slice) -> Tensor:
-        """A copy of some of the weights, float64 `[groups, outputs, inputs, taps]`."""
-        weight = self.weight[group, :, part].to(torch.float64, copy=True).flatten(3)
-        return weight if self.scale is None else weight * self.scale[group, :, None, None].double()
-
-    def _absent(self, across: _Grid, q_sum: Tensor) -> Tensor:
-        """The sum of Q over the in-units that a column is not connected to: `[groups, O]`.
-
-        Args:
-            across: the layer's positions.
-            q_sum: Q summed over the inputs of each group, `[groups, C, C]`.
-        """
-        own = (q_sum * across.n_in).sum((1, 2))
-        others = self.blocks * own.sum() - own
-        # n m - s t, of which s t are connected, as (n - s) m + s (m - t): nothing cancels.
-        s, t = across.touched
-        n, m = across.ns
-        unconnected = ((n - s) @ (q_sum @ m)[..., None]) + s @ q_sum @ (m - t).mT
-        return self.ins * (others[:, None] + unconnected.flatten(1))
+    def _transformed(self, group: slice, part: slice, norm: Norm, buffer: Tensor) -> Tensor:
+        """f(w) and f(w) ln f(w) of some weights: float64 `[2, groups, outputs, inputs, taps]`."""
+        weight = self.weight[group, :, part]
+        f, f_log_f = both = buffer[:, : weight.numel()].view(2, *weight.shape)
+        w = (f if norm == "linear" else f_log_f).copy_(weight)
+        if self.scale is not None:
+            w.mul_(self.scale[group, :, None, None, None])
+        if norm == "linear":
+            # ReLU, but with a logarithm that is finite.
+            torch.log(f.clamp_(min=_NOTHING), out=f_log_f)
+        elif norm == "softmax":
+            torch.exp(w, out=f)
+        else:
+            torch.sigmoid(w, out=f)
+            f_log_f.copy_(functional.logsigmoid(w))
+        f_log_f.mul_(f)
+        return both.flatten(4)
 
 
-class _Grid:
-    """Two axes together: sums over taps of both, and how often each pair of kinds occurs."""
+@dataclass(frozen=True, eq=False)
+class _Kinds:
+    """Two axes together: pairs of taps, and pairs of kinds of positions."""
 
-    def __init__(self, rows: Axis, columns: Axis, device: torch.device) -> None:
-        self.taps = rows.taps.to(device), columns.taps.to(device)
-        self.ns = rows.n_in.to(device), columns.n_in.to(device)
-        self.axes = rows, columns
-        by_row, by_column = rows.sources.to(device), columns.sources.to(device)
-        self.sources = by_row[:, None, :, None], by_column[None, :, None, :]
-        self.n_in = self.ns[0][:, None] * self.ns[1]
-        self.n_out = (rows.n_out[:, None] * columns.n_out).to(device)
-        self.n_taps = self.taps[0].sum(1)[:, None] * self.taps[1].sum(1)
+    taps: Tensor
+    """`[C, K]`: 1 where a tap leads from an in-position of the kind to an output."""
+    n_in: Tensor
+    """`[C]`"""
+    sources: Tensor
+    """int64 `[K, O]`: the kind of in-position that a tap comes from; C where there is none."""
+    n_out: Tensor
+    """`[O]`"""
+    unreached: Tensor
+    """`[O, C]`: how many in-positions of each kind an out-position is not connected to."""
 
-    @property
-    def touched(self) -> tuple[Tensor, Tensor]:
-        """`Axis.touched` of both."""
-        rows, columns = (axis.touched().to(self.n_in.device) for axis in self.axes)
-        return rows, columns
+    @classmethod
+    @lru_cache(maxsize=512)
+    def of_axes(cls, rows: Axis, columns: Axis, device: torch.device) -> _Kinds:
+        n_in = torch.outer(rows.n_in, columns.n_in).flatten()
+        by_row, by_column = rows.sources[:, None, :, None], columns.sources[None, :, None, :]
+        nowhere = (by_row == len(rows.n_in)) | (by_column == len(columns.n_in))
+        sources = (by_row * len(columns.n_in) + by_column).masked_fill(nowhere, len(n_in))
+        reached = torch.kron(rows.touched(), columns.touched())
+        tensors = (
+            torch.kron(rows.taps, columns.taps),
+            n_in,
+            sources.flatten(2).flatten(0, 1),
+            torch.outer(rows.n_out, columns.n_out).flatten(),
+            n_in - reached,
+        )
+        return cls(*(each.to(device) for each in tensors))
 
-    def rows_of(self, taps: Tensor) -> Tensor:
-        """Sums over the taps of each kind of row: `[g, a, taps]` to `[g, a, C, C]`."""
-        by_row, by_column = self.taps
-        taps = taps.unflatten(2, (by_row.shape[1], by_column.shape[1]))
-        return by_row @ taps @ by_column.T
-
-    def columns_of(self, q: Tensor) -> Tensor:
-        """Q where each tap of a kind of column comes from: `[g, a, k, k, O]`; 0 if nowhere."""
-        by_row, by_column = self.sources
-        return functional.pad(q, (0, 1, 0, 1))[:, :, by_row, by_column].flatten(4)
-
-
-def _transform(w: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """f(w) and f(w) ln f(w). May overwrite w."""
-    if norm == "linear":
-        f = w.clamp(min=0.0)
-        # Where f is 0 any finite logarithm will do.
-        return f, w.clamp_(min=torch.finfo(w.dtype).tiny).log_().mul_(f)
-    if norm == "softmax":
-        f = w.exp()
-        return f, w.mul_(f)
-    f = w.sigmoid()
-    return f, functional.logsigmoid(w).mul_(f)
-
-
-def _column_sums(column: Tensor, across: _Grid, copies: int) -> tuple[Tensor, Tensor]:
-    """The sum of c and of c ln c over columns `[g, b, O]`, each `copies` times."""
-    n_out = copies * across.n_out.flatten()
-    return (column * n_out).sum(), (torch.special.xlogy(column, column) * n_out).sum()
+    def reached(self, q: Tensor) -> Tensor:
+        """Q where each tap of a kind of out-position comes from: `[g, a, C]` to `[g, a K, O]`."""
+        return functional.pad(q, (0, 1))[:, :, self.sources].flatten(1, 2)

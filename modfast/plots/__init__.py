@@ -7,6 +7,7 @@ ImportError, naming the extra, where it is missing.
 
 from modfast.plots.ablation import ablation_lines, cluster_evaluation, direction_search
 from modfast.plots.clusters import bipartite, weight_matrix
+from modfast.plots.effective import effective_information, perturbational_information
 from modfast.plots.information import (
     joint_information,
     modularity_measures,
@@ -20,10 +21,12 @@ __all__ = [
     "bipartite",
     "cluster_evaluation",
     "direction_search",
+    "effective_information",
     "history",
     "joint_information",
     "modularity_measures",
     "pairwise_information",
+    "perturbational_information",
     "require_plotly",
     "weight_matrix",
 ]
