@@ -36,7 +36,7 @@ _NOTHING = 1e-300
 """Added to any weight this is lost; sums of it are less than any weight of a float32 or 1e-290."""
 _LEAST_ROW = 1e-290
 
-_CELLS = 2**18
+_CELLS = 2**19
 """Numbers held at a time for each of a few temporaries: about what a processor's cache holds."""
 
 
@@ -56,6 +56,8 @@ class Axis:
     """int64 `[k, O]`: the kind of in-position that a tap comes from; C where there is none."""
     n_out: Tensor
     """float64 `[O]`: how many out-positions are of each kind."""
+    sizes: tuple[int, int]
+    """In- and out-positions."""
 
     @classmethod
     def of_table(cls, table: Tensor, n_in: int) -> Axis:
@@ -66,7 +68,13 @@ class Axis:
         taps, kind, n_of_kind = reached.unique(dim=0, return_inverse=True, return_counts=True)
         kinds = torch.where(valid, kind[table], len(taps))
         sources, n_of_source = kinds.unique(dim=0, return_counts=True)
-        return cls(taps.double(), n_of_kind.double(), sources.T.contiguous(), n_of_source.double())
+        return cls(
+            taps.double(),
+            n_of_kind.double(),
+            sources.T.contiguous(),
+            n_of_source.double(),
+            (n_in, len(table)),
+        )
 
     def touched(self) -> Tensor:
         """How many in-positions of each kind an out-position is connected to: `[O, C]`."""
@@ -144,17 +152,15 @@ class Wiring:
     def shape(self) -> tuple[int, int]:
         """In-units and out-units."""
         groups, outputs, inputs = self.weight.shape[:3]
-        n_in = self.rows.n_in.sum() * self.columns.n_in.sum()
-        n_out = self.rows.n_out.sum() * self.columns.n_out.sum()
-        blocks = self.blocks * groups
-        return blocks * self.ins * inputs * int(n_in), blocks * self.outs * outputs * int(n_out)
+        (rows_in, rows_out), (columns_in, columns_out) = self.rows.sizes, self.columns.sizes
+        n_in = self.ins * inputs * rows_in * columns_in
+        n_out = self.outs * outputs * rows_out * columns_out
+        return self.blocks * groups * n_in, self.blocks * groups * n_out
 
     def sums(self, norm: Norm) -> Tensor:
         """Sum of H_i, of c_j and of c_j ln c_j: float64 `[3]`, in nats."""
         kinds, z = _Kinds.of_axes(self.rows, self.columns, self.weight.device), ABSENT[norm]
         groups, outputs = self.weight.shape[:2]
-        # Absent connections of a row.
-        absent = self.shape[1] - (self.outs * outputs) * kinds.taps.sum(1)
         parts = self._parts()
         largest = self.weight[parts[0][0], :, parts[0][1]].numel()
         buffer = kinds.taps.new_empty(2, largest)
@@ -162,8 +168,9 @@ class Wiring:
         entropy, q_sum = kinds.taps.new_zeros(()), kinds.taps.new_zeros(groups, len(kinds.n_in))
         for group, part in parts:
             both = self._transformed(group, part, norm, buffer)
-            row, terms = (both.sum(2) @ kinds.taps.T).mul_(self.outs)
+            row, terms = (both.sum(2) @ kinds.taps).mul_(self.outs)
             if z:
+                absent = self.shape[1] - (self.outs * outputs) * kinds.taps.sum(0)
                 row += z * absent
                 terms += z * math.log(z) * absent
             q = row.reciprocal()
@@ -173,7 +180,8 @@ class Wiring:
                 q.masked_fill_(nothing, 0.0)
                 row_entropy.masked_fill_(nothing, 0.0)
             entropy += row_entropy.sum((0, 1)) @ kinds.n_in
-            q_sum[group] += q.sum(1)
+            if z:
+                q_sum[group] += q.sum(1)
             column[group].baddbmm_(both[0].flatten(2), kinds.reached(q))
         column *= self.ins
         if z:
@@ -224,7 +232,7 @@ class _Kinds:
     """Two axes together: pairs of taps, and pairs of kinds of positions."""
 
     taps: Tensor
-    """`[C, K]`: 1 where a tap leads from an in-position of the kind to an output."""
+    """`[K, C]`: 1 where a tap leads from an in-position of the kind to an output."""
     n_in: Tensor
     """`[C]`"""
     sources: Tensor
@@ -243,7 +251,7 @@ class _Kinds:
         sources = (by_row * len(columns.n_in) + by_column).masked_fill(nowhere, len(n_in))
         reached = torch.kron(rows.touched(), columns.touched())
         tensors = (
-            torch.kron(rows.taps, columns.taps),
+            torch.kron(rows.taps, columns.taps).T.contiguous(),
             n_in,
             sources.flatten(2).flatten(0, 1),
             torch.outer(rows.n_out, columns.n_out).flatten(),
