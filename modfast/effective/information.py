@@ -135,13 +135,13 @@ def effective_information(
             _require_small(use, wiring.weight, wiring.scale)
         shapes.append(wiring.shape)
         sums.append(wiring.sums(norm).cpu())
-    table = torch.stack(sums)
+    rows = torch.stack(sums).tolist()
     layers = tuple(
         LayerInformation(use.name, type(use.module).__name__, *shape, *_bits(shape[0], *row))
-        for use, shape, row in zip(uses, shapes, table.tolist(), strict=True)
+        for use, shape, row in zip(uses, shapes, rows, strict=True)
     )
     n_in = sum(layer.n_in for layer in layers)
-    return EffectiveInformation(*_bits(n_in, *table.sum(0).tolist()), layers)
+    return EffectiveInformation(*_bits(n_in, *map(math.fsum, zip(*rows, strict=True))), layers)
 
 
 def determinism(

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from modfast import checks
-from modfast.effective.layers import run_once
+from modfast.effective.driven import Driven, Limits
 from modfast.information.binning import Binning, choice
 from modfast.information.counts import entropies
 from modfast.ops import information as ops
 from modfast.progress import bar
-from modfast.sites import in_mode, resolve_modules
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 Mode: TypeAlias = Literal["parts", "whole"]
 Correction: TypeAlias = Literal["miller-madow", "panzeri-treves", None]
-Limits: TypeAlias = tuple[float, float]
 
-_CELLS_AT_ONCE = 2**22
 _LEAST_CHANGE = 0.01  # bits
 
 
@@ -133,7 +129,7 @@ def perturbational_ei(
         raise ValueError(
             f"correction must be None or 'miller-madow' with mode='whole', got {correction!r}"
         )
-    driven = _Driven(model, input_shape, layer, in_range, out_range, activation, bins, seed)
+    driven = Driven(model, input_shape, layer, in_range, out_range, activation, bins, seed)
     rule = _Rule(samples, tolerance, max_samples)
     if mode == "whole" and driven.n_in * math.log(driven.bins) > math.log(rule.most):
         raise ValueError(
@@ -198,71 +194,15 @@ def sensitivity(
         >>> [round(bits, 1) for bits in found.pairs.flatten().tolist()]
         [3.0, 3.0]
     """
-    driven = _Driven(model, input_shape, layer, in_range, out_range, activation, bins, seed)
+    driven = Driven(model, input_shape, layer, in_range, out_range, activation, bins, seed)
     estimate = _OneByOne(driven, correction, checks.finite_number("silent", silent))
     return _Rule(samples, tolerance, max_samples).follow(estimate, "sensitivity", progress)
-
-
-class _Driven:
-    """A layer whose inputs are set and whose outputs are observed."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        input_shape: Sequence[int] | int,
-        layer: str | None,
-        in_range: Limits,
-        out_range: Limits | None,
-        activation: Callable[[Tensor], Tensor] | None,
-        bins: int,
-        seed: int | None,
-    ) -> None:
-        self.module, one = _module_and_input(model, input_shape, layer)
-        self.shape = one.shape[1:]
-        self.like: dict[str, Any] = {"device": one.device, "dtype": one.dtype}
-        self.n_in = self.shape.numel()
-        self.in_range = _limits("in_range", in_range)
-        self.out_range = None if out_range is None else _limits("out_range", out_range)
-        if activation is not None and not callable(activation):
-            raise TypeError(f"activation must be a function or None, got {activation!r}")
-        self.activation = activation
-        self.binning = Binning(bins, self.in_range)
-        self.bins = self.binning.bins
-        # On the CPU, so that the noise is the same on each device.
-        self.generator = torch.Generator()
-        self.generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
-
-    def noise(self, n: int, d: int) -> Tensor:
-        """Uniform inputs `[n, d]`."""
-        low, high = self.in_range
-        unit = torch.rand(n, d, generator=self.generator, dtype=torch.float64)
-        values: Tensor = (low + (high - low) * unit).to(**self.like)
-        return values
-
-    def outputs(self, x: Tensor) -> Tensor:
-        """The layer's outputs `[n, n_out]` for inputs `[n, n_in]`."""
-        with in_mode(self.module, training=False), torch.no_grad():
-            y = self.module(x.unflatten(1, self.shape))
-            if self.activation is not None:
-                y = self.activation(y)
-        if not isinstance(y, Tensor) or not y.is_floating_point() or y.shape[:1] != (len(x),):
-            raise TypeError(
-                f"the driven module must return a floating tensor with a row for each input, "
-                f"got {type(y).__name__} {tuple(getattr(y, 'shape', ()))} for {len(x)} inputs"
-            )
-        checks.finite("outputs", y)
-        return y.flatten(1)
-
-    def rows(self, n: int) -> list[int]:
-        """Sizes of the batches in which n samples go through the layer."""
-        most = max(1, _CELLS_AT_ONCE // self.n_in)
-        return [min(most, n - start) for start in range(0, n, most)]
 
 
 class _Estimate:
     """Information after ever more samples."""
 
-    def __init__(self, driven: _Driven, correction: Correction) -> None:
+    def __init__(self, driven: Driven, correction: Correction) -> None:
         choice("correction", correction, Correction)
         self.driven, self.correction = driven, correction
 
@@ -280,7 +220,7 @@ class _Estimate:
 class _Together(_Estimate):
     """All inputs are driven at once."""
 
-    def __init__(self, driven: _Driven, correction: Correction, mode: Mode) -> None:
+    def __init__(self, driven: Driven, correction: Correction, mode: Mode) -> None:
         super().__init__(driven, correction)
         self.mode = mode
         self.n, self.x, self.y = 0, list[Tensor](), list[Tensor]()
@@ -328,7 +268,7 @@ class _Together(_Estimate):
 class _OneByOne(_Estimate):
     """One input is driven at a time, all others are silent."""
 
-    def __init__(self, driven: _Driven, correction: Correction, silent: float) -> None:
+    def __init__(self, driven: Driven, correction: Correction, silent: float) -> None:
         super().__init__(driven, correction)
         self.silent = silent
         self.noise = torch.empty(0, 1, **driven.like)
@@ -379,41 +319,6 @@ class _Rule:
 
     def _is_small(self, change: float, bits: float) -> bool:
         return abs(change) <= max((self.tolerance or 0.0) * abs(bits), _LEAST_CHANGE)
-
-
-def _module_and_input(
-    model: nn.Module, input_shape: Sequence[int] | int, layer: str | None
-) -> tuple[nn.Module, Tensor]:
-    """The module to drive, and what one sample of zeros to the model gives it."""
-    module, taken = model, list[Any]()
-    if layer is not None and isinstance(model, nn.Module):
-        modules = resolve_modules(model, layer, argument="layer")
-        if len(modules) > 1:
-            raise ValueError(f"layer={layer!r} must name one module, got {list(modules)}")
-        (module,) = modules.values()
-    with ExitStack() as stack:
-        if isinstance(module, nn.Module):
-            hook = module.register_forward_pre_hook(lambda module, args: taken.append(args))
-            stack.enter_context(hook)
-        run_once(model, input_shape)
-    if len(taken) != 1:
-        raise ValueError(f"layer={layer!r} must be called once by the model, got {len(taken)}")
-    (args,) = taken
-    x = args[0] if len(args) == 1 else None
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape[:1] != (1,):
-        raise ValueError(
-            f"layer={layer!r} must take one floating tensor with a row for each sample"
-        )
-    return module, x
-
-
-def _limits(argument: str, limits: Limits) -> Limits:
-    if not isinstance(limits, tuple) or len(limits) != 2:
-        raise TypeError(f"{argument} must be (lowest, highest), got {limits!r}")
-    low, high = (checks.finite_number(argument, limit) for limit in limits)
-    if low >= high:
-        raise ValueError(f"{argument} must have lowest < highest, got {limits!r}")
-    return low, high
 
 
 def _cells(codes: Tensor) -> Tensor:

@@ -33,8 +33,9 @@ MAX_LOGIT = 600.0
 """Largest weight with softmax: the sums of exp(w) and of w exp(w) still fit a float64."""
 
 _NOTHING = 1e-300
-"""Added to any weight this is lost; sums of it are less than any weight of a float32 or 1e-290."""
+"""Stands for a weight of zero: it is lost beside any other, and its logarithm is finite."""
 _LEAST_ROW = 1e-290
+"""Sums below it are of nothing else: a float32 is at least 1e-45."""
 
 _CELLS = 2**19
 """Numbers held at a time for each of a few temporaries: about what a processor's cache holds."""

@@ -171,7 +171,7 @@ def test_a_seed_gives_one_result(n_threads: int, monkeypatch: pytest.MonkeyPatch
         assert torch.equal(one.pairs, two.pairs)
         assert not torch.equal(one.pairs, other.pairs)
         with monkeypatch.context() as patch:
-            patch.setattr("modfast.effective.perturbation._CELLS_AT_ONCE", 300)
+            patch.setattr("modfast.effective.driven._CELLS_AT_ONCE", 300)
             in_parts = measure(net, 4, samples=500, seed=5, **ONE)
         torch.testing.assert_close(in_parts.pairs, one.pairs)
     torch.manual_seed(1)
