@@ -20,6 +20,7 @@ from typing import Any
 import bench_ablation
 import bench_circuits
 import bench_clusterability
+import bench_effective
 import bench_features
 import bench_fit
 import bench_information
@@ -38,6 +39,7 @@ MODULES = (
     bench_ablation,
     bench_features,
     bench_circuits,
+    bench_effective,
 )
 RESULTS = Path(__file__).parent / "results"
 

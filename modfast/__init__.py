@@ -14,6 +14,9 @@ What a unit responds to         max_activating, TopActivations, label_purity, La
 Which edges a behavior needs    attribute_edges, EdgeScores, discover_circuit, EdgeCircuit
 The weights that a label needs  prune_circuit, Circuit, search_space_reduction
 ... for each label, and how many effective_circuit_size, CircuitSizes
+Information of the wiring       effective_information, EffectiveInformation, determinism, degeneracy
+... its dense steps             connectivity_matrix, normalize_rows, entropy_bits
+... by perturbation             perturbational_ei, sensitivity, PerturbationalInformation
 Networks, data, activations     models, data, capture
 The compiled library            has_ops, and `python -m modfast info`
 """
@@ -43,6 +46,19 @@ from modfast.circuits import (
     search_space_reduction,
 )
 from modfast.clusters import Clusters, clusterability
+from modfast.effective import (
+    EffectiveInformation,
+    LayerInformation,
+    PerturbationalInformation,
+    connectivity_matrix,
+    degeneracy,
+    determinism,
+    effective_information,
+    entropy_bits,
+    normalize_rows,
+    perturbational_ei,
+    sensitivity,
+)
 from modfast.features import LabelPurity, TopActivations, label_purity, max_activating
 from modfast.information import (
     JointHistogram,
@@ -76,13 +92,16 @@ __all__ = [
     "DirectionResult",
     "EdgeCircuit",
     "EdgeScores",
+    "EffectiveInformation",
     "History",
     "JointHistogram",
     "JointInformation",
     "LabelPurity",
+    "LayerInformation",
     "Modularity",
     "ModularityMeasures",
     "PairwiseInformation",
+    "PerturbationalInformation",
     "TopActivations",
     "ablate_directions",
     "ablate_groups",
@@ -91,11 +110,16 @@ __all__ = [
     "capture",
     "clusterability",
     "conditional_entropy",
+    "connectivity_matrix",
     "data",
+    "degeneracy",
+    "determinism",
     "digitize",
     "discover_circuit",
     "effective_circuit_size",
+    "effective_information",
     "entropy",
+    "entropy_bits",
     "evaluate_clusters",
     "fit",
     "has_ops",
@@ -107,9 +131,12 @@ __all__ = [
     "models",
     "modularity_measures",
     "mutual_information",
+    "normalize_rows",
     "pairwise_mutual_information",
+    "perturbational_ei",
     "prune_circuit",
     "search_space_reduction",
+    "sensitivity",
     "soft_conditional_entropy",
     "soft_mutual_information",
 ]

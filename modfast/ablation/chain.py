@@ -136,7 +136,7 @@ def read_steps(model: nn.Module, graph: fx.Graph) -> list[str | nn.Linear] | Non
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a Linear and nothing else: no subclass, no hooks, no other forward."""
-    return type(module) is nn.Linear and not _is_changed(module)
+    return type(module) is nn.Linear and not is_changed(module)
 
 
 def _chain(steps: list[str | nn.Linear]) -> Chain | None:

@@ -9,6 +9,7 @@ from modfast.plots.ablation import ablation_lines, cluster_evaluation, direction
 from modfast.plots.circuits import circuit, circuit_sizes
 from modfast.plots.clusters import bipartite, weight_matrix
 from modfast.plots.edges import edge_circuit, edge_scores
+from modfast.plots.effective import effective_information, perturbational_information
 from modfast.plots.features import label_purity, top_inputs
 from modfast.plots.information import (
     joint_information,
@@ -27,11 +28,13 @@ __all__ = [
     "direction_search",
     "edge_circuit",
     "edge_scores",
+    "effective_information",
     "history",
     "joint_information",
     "label_purity",
     "modularity_measures",
     "pairwise_information",
+    "perturbational_information",
     "require_plotly",
     "top_inputs",
     "weight_matrix",
