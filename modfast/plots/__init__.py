@@ -7,6 +7,7 @@ ImportError, naming the extra, where it is missing.
 
 from modfast.plots.ablation import ablation_lines, cluster_evaluation, direction_search
 from modfast.plots.clusters import bipartite, weight_matrix
+from modfast.plots.estimators import calibration
 from modfast.plots.information import (
     joint_information,
     modularity_measures,
@@ -18,6 +19,7 @@ from modfast.plots.training import history
 __all__ = [
     "ablation_lines",
     "bipartite",
+    "calibration",
     "cluster_evaluation",
     "direction_search",
     "history",
