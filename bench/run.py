@@ -19,6 +19,7 @@ from typing import Any
 
 import bench_ablation
 import bench_clusterability
+import bench_estimators
 import bench_fit
 import bench_information
 import bench_modularity
@@ -34,6 +35,7 @@ MODULES = (
     bench_fit,
     bench_information,
     bench_ablation,
+    bench_estimators,
 )
 RESULTS = Path(__file__).parent / "results"
 

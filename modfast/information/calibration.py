@@ -92,13 +92,20 @@ def calibrate(
     twin in x and none with any other, so that I(x; y) = -d/2 log(1 - r^2) = `information`. All
     estimators get the same samples, in float64.
 
-    With the defaults of all, `print(modfast.calibrate().table())` gives
+    `print(modfast.calibrate().table())` gives, in nats of error on 1 nat:
 
-    TABLE
+        | units, samples | 1 + 1, 500 | 1 + 1, 2,000 | 4 + 4, 500 | 4 + 4, 2,000 |
+        | --- | --- | --- | --- | --- |
+        | gaussian | -0.002 ± 0.033 | +0.004 ± 0.014 | +0.022 ± 0.031 | +0.001 ± 0.020 |
+        | copula | -0.017 ± 0.030 | +0.002 ± 0.014 | +0.013 ± 0.034 | -0.002 ± 0.021 |
+        | ksg | +0.021 ± 0.036 | +0.007 ± 0.021 | -0.275 ± 0.054 | -0.164 ± 0.029 |
+        | kmeans | -0.096 ± 0.030 | -0.109 ± 0.019 | -0.597 ± 0.033 | -0.660 ± 0.016 |
+        | binned | -0.144 ± 0.031 | -0.184 ± 0.020 | -0.758 ± 0.008 | -0.776 ± 0.005 |
+        | soft | -0.426 ± 0.040 | -0.478 ± 0.026 | -0.824 ± 0.007 | -0.838 ± 0.006 |
 
-    Pooled bins ("binned", "soft") tell of one pair of units, and so of a d-th of the information;
-    k codes of a group lose more of it the more units there are; and neighbors need more samples
-    then.
+    Pooled bins ("binned", "soft") tell of one pair of units, and so of a d-th of the information.
+    Codes of k-means lose more of it the more units a group has, and neighbors then need more
+    samples.
 
     Args:
         estimators: functions of `(x [n, d], y [n, d])` by name; by default all that modfast has,

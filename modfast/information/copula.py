@@ -50,10 +50,13 @@ def copula_mutual_information(
 
 def normal_scores(groups: Groups) -> Groups:
     """The same groups of Phi^-1(rank / (n + 1)) of each unit, in float64."""
-    columns = groups.values.T.contiguous()
-    ordered = columns.sort(dim=1).values
-    # Ranks from 1 on; equal values have the mean of theirs.
-    below = torch.searchsorted(ordered, columns)
-    upto = torch.searchsorted(ordered, columns, right=True)
-    share = (below + upto + 1).double() / (2 * (columns.shape[1] + 1))
-    return replace(groups, values=torch.special.ndtri(share.T))
+    ordered, order = groups.values.T.sort(dim=1)
+    place = torch.arange(ordered.shape[1], device=ordered.device)
+    # Equal values share the mean of their places, from the first to the last of a run of them.
+    edge = torch.ones_like(order[:, :1], dtype=torch.bool)
+    changes = ordered[:, 1:] != ordered[:, :-1]
+    first = torch.where(torch.cat([edge, changes], 1), place, 0).cummax(1).values
+    last = torch.where(torch.cat([changes, edge], 1), place, len(place)).flip(1).cummin(1).values
+    share = (first + last.flip(1) + 2).double() / (2 * (len(place) + 1))
+    scores = torch.empty_like(share).scatter_(1, order, torch.special.ndtri(share))
+    return replace(groups, values=scores.T)

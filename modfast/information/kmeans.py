@@ -12,7 +12,7 @@ from modfast.ops.information import MAX_BINS
 from modfast.reference import code_dtype, compute_dtype
 
 _CELLS = 2**20  # Distances that are held at a time.
-_CACHED = 2**16  # Values that are worked on at a time where more would leave the cache.
+_CACHED = 2**14  # Values that are added up at a time: they stay in the cache, and on one thread.
 # Lloyd's algorithm stops once its centers move less than this, summed over all squares.
 _STILL = 1e-4
 
@@ -110,7 +110,7 @@ def lloyd(
     k, norms = len(centers), x.square().sum(1)
     sums = x.new_zeros(centers.shape, dtype=torch.float64)
     codes = _nearest(x, norms, centers)
-    _add(sums, codes, x)
+    _move(sums, x, torch.arange(len(x), device=x.device), codes)
     for _ in range(max_iterations):
         sizes = codes.bincount(minlength=k)
         moved = (sums / sizes.clamp(min=1)[:, None]).to(x.dtype)
@@ -122,17 +122,20 @@ def lloyd(
         changed = (codes != before).nonzero()[:, 0]
         if step <= still or not len(changed):
             break
-        _add(sums, before[changed], -x[changed])
-        _add(sums, codes[changed], x[changed])
+        _move(sums, x, changed, codes, before)
     return codes, centers
 
 
-def _add(sums: Tensor, codes: Tensor, x: Tensor) -> None:
-    """Adds each of values `[n, d]` to its code's sum, in the order of the samples."""
-    rows = max(1, _CACHED // x.shape[1])
-    for own, part in zip(codes.split(rows), x.split(rows), strict=True):
+def _move(
+    sums: Tensor, x: Tensor, samples: Tensor, to: Tensor, before: Tensor | None = None
+) -> None:
+    """Adds samples to the sums of their codes, one by one, and takes them from those before."""
+    for some in samples.split(max(1, _CACHED // x.shape[1])):
+        values = x[some].double()
         # Unlike index_add_, this has one order on a GPU too.
-        sums.index_put_((own,), part.double(), accumulate=True)
+        sums.index_put_((to[some],), values, accumulate=True)
+        if before is not None:
+            sums.index_put_((before[some],), values.neg_(), accumulate=True)
 
 
 def _reseed(x: Tensor, codes: Tensor, centers: Tensor, empty: Tensor) -> None:

@@ -117,7 +117,7 @@ def test_singular_groups_are_named(value: float) -> None:
         ({"covariance": torch.ones(2, 3)}, ValueError, r"must be \[d, d\], got shape \(2, 3\)"),
         ({"covariance": torch.eye(3) * torch.nan}, ValueError, "covariance must be finite"),
         ({"covariance": torch.eye(3) + torch.ones(3, 3).triu(1)}, ValueError, "be symmetric"),
-        ({"covariance": torch.eye(3) - torch.ones(3, 3)}, ValueError, "positive semidefinite"),
+        ({"covariance": 1.9 * torch.eye(3) - 0.9}, ValueError, "positive semidefinite"),
         ({"covariance": torch.diag(torch.tensor([1.0, -1, 1]))}, ValueError, "eigenvalue of -1"),
         ({"covariance": torch.eye(3), "unbiased": True}, ValueError, "unbiased must be False"),
         ({"covariance": torch.eye(3), "x": torch.ones(4, 3)}, ValueError, "got both"),
