@@ -49,10 +49,12 @@ def total_correlation(
 
     Example:
         >>> import torch
+        >>> weight = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 1]])  # of three normal inputs
+        >>> total_correlation(None, [0, 1, 2], covariance=weight @ weight.T)  # log(3) / 2
+        tensor(0.5493, dtype=torch.float64)
         >>> _ = torch.manual_seed(0)
-        >>> x = torch.randn(10_000, 2)
-        >>> three = torch.stack([x[:, 0], x[:, 1], x.sum(1) + torch.randn(10_000)], dim=1)
-        >>> f"{total_correlation(three, [0, 1, 2]):.2f}"  # log(3) / 2
+        >>> activations = torch.randn(100_000, 3) @ weight.T
+        >>> f"{total_correlation(activations, [[0], [1], [2]], 'copula'):.2f}"
         '0.55'
     """
     if estimator == "gaussian":
