@@ -21,6 +21,7 @@ import bench_ablation
 import bench_circuits
 import bench_clusterability
 import bench_effective
+import bench_estimators
 import bench_features
 import bench_fit
 import bench_information
@@ -40,6 +41,7 @@ MODULES = (
     bench_features,
     bench_circuits,
     bench_effective,
+    bench_estimators,
 )
 RESULTS = Path(__file__).parent / "results"
 

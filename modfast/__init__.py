@@ -8,6 +8,11 @@ Binned information              mutual_information, entropy, joint_entropy, cond
 ... of all pairs of units       pairwise_mutual_information
 ... as a loss                   soft_mutual_information, soft_conditional_entropy
 ... of modules                  modularity_measures
+Information of groups of units  gaussian_mutual_information, copula_mutual_information,
+                                ksg_mutual_information, kmeans_mutual_information
+... through a network           jacobian_mutual_information
+... of many groups              total_correlation
+... how far off it is           calibrate, Calibration
 What a unit or direction does   ablate_units, ablate_directions, ablate_groups, AblationResult
 The direction that counts most  max_information_direction, DirectionResult
 What a unit responds to         max_activating, TopActivations, label_purity, LabelPurity
@@ -61,20 +66,28 @@ from modfast.effective import (
 )
 from modfast.features import LabelPurity, TopActivations, label_purity, max_activating
 from modfast.information import (
+    Calibration,
     JointHistogram,
     JointInformation,
     ModularityMeasures,
     PairwiseInformation,
+    calibrate,
     conditional_entropy,
+    copula_mutual_information,
     digitize,
     entropy,
+    gaussian_mutual_information,
+    jacobian_mutual_information,
     joint_entropy,
     joint_histogram,
+    kmeans_mutual_information,
+    ksg_mutual_information,
     modularity_measures,
     mutual_information,
     pairwise_mutual_information,
     soft_conditional_entropy,
     soft_mutual_information,
+    total_correlation,
 )
 from modfast.sites import capture
 from modfast.training import ClusterabilityLoss, History, Modularity, fit
@@ -83,6 +96,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AblationResult",
+    "Calibration",
     "Circuit",
     "CircuitEvaluation",
     "CircuitSizes",
@@ -107,10 +121,12 @@ __all__ = [
     "ablate_groups",
     "ablate_units",
     "attribute_edges",
+    "calibrate",
     "capture",
     "clusterability",
     "conditional_entropy",
     "connectivity_matrix",
+    "copula_mutual_information",
     "data",
     "degeneracy",
     "determinism",
@@ -122,9 +138,13 @@ __all__ = [
     "entropy_bits",
     "evaluate_clusters",
     "fit",
+    "gaussian_mutual_information",
     "has_ops",
+    "jacobian_mutual_information",
     "joint_entropy",
     "joint_histogram",
+    "kmeans_mutual_information",
+    "ksg_mutual_information",
     "label_purity",
     "max_activating",
     "max_information_direction",
@@ -139,4 +159,5 @@ __all__ = [
     "sensitivity",
     "soft_conditional_entropy",
     "soft_mutual_information",
+    "total_correlation",
 ]

@@ -49,7 +49,7 @@ class Clusters:
     """(n_out, n_in) of the weight that these clusters fit."""
 
     def __post_init__(self) -> None:
-        rows, cols = _labels("rows", self.rows), _labels("cols", self.cols)
+        rows, cols = checked_labels("rows", self.rows), checked_labels("cols", self.cols)
         largest = max((int(x.max()) for x in (rows, cols) if x.numel()), default=-1)
         count = (
             largest + 1 if self.n_clusters == -1 else checks.count("n_clusters", self.n_clusters)
@@ -108,8 +108,8 @@ class Clusters:
             [0, 1, 0]
         """
         n_out, n_in = (None, None) if shape is None else shape
-        rows, k_rows = _from_lists("row_lists", row_lists, n_out)
-        cols, k_cols = _from_lists("col_lists", col_lists, n_in)
+        rows, k_rows = labels_of_lists("row_lists", row_lists, n_out)
+        cols, k_cols = labels_of_lists("col_lists", col_lists, n_in)
         return cls(rows, cols, max(k_rows, k_cols))
 
     @classmethod
@@ -124,7 +124,10 @@ class Clusters:
             >>> Clusters.from_masks(torch.eye(2).bool(), torch.eye(2).bool()).rows.tolist()
             [0, 1]
         """
-        rows, cols = _from_masks("row_masks", row_masks), _from_masks("col_masks", col_masks)
+        rows, cols = (
+            labels_of_masks("row_masks", row_masks),
+            labels_of_masks("col_masks", col_masks),
+        )
         if len(row_masks) != len(col_masks):
             raise ValueError(
                 f"row_masks and col_masks must have one row per cluster each, "
@@ -141,7 +144,8 @@ class Clusters:
         return Clusters(self.rows.to(device), self.cols.to(device), self.n_clusters)
 
 
-def _labels(argument: str, values: Tensor | Sequence[int]) -> Tensor:
+def checked_labels(argument: str, values: Tensor | Sequence[int]) -> Tensor:
+    """Labels as int32 `[n]`; see `Clusters` for what it raises."""
     labels = torch.as_tensor(values)
     if labels.numel() == 0:
         labels = labels.to(torch.int32)
@@ -157,7 +161,8 @@ def _labels(argument: str, values: Tensor | Sequence[int]) -> Tensor:
     return labels.to(torch.int32)
 
 
-def _from_lists(argument: str, lists: IndexLists, size: int | None) -> tuple[Tensor, int]:
+def labels_of_lists(argument: str, lists: IndexLists, size: int | None) -> tuple[Tensor, int]:
+    """Labels `[size]` of lists of indices, and their number; see `Clusters.from_indices`."""
     groups = dict(lists.items()) if isinstance(lists, Mapping) else dict(enumerate(lists))
     for label in groups:
         if isinstance(label, bool) or not isinstance(label, int) or label < 0:
@@ -178,7 +183,8 @@ def _from_lists(argument: str, lists: IndexLists, size: int | None) -> tuple[Ten
     return labels, max(groups, default=-1) + 1
 
 
-def _from_masks(argument: str, masks: Tensor) -> Tensor:
+def labels_of_masks(argument: str, masks: Tensor) -> Tensor:
+    """Labels `[n]` of membership masks `[k, n]`; see `Clusters.from_masks`."""
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
         found = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
         raise TypeError(f"{argument} must be a boolean tensor, got {found}")

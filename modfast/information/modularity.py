@@ -79,7 +79,7 @@ def modularity_measures(
         pairs: pairs of sites; by default each site with the next, then the first with the last.
         estimator: "binned"; "soft", the same with the soft bins of `soft_mutual_information`, and
             differentiable; or any function of two groups `(x [n, dx], y [n, dy])` that gives their
-            information as a scalar.
+            information as a scalar, such as `gaussian_mutual_information`.
         options: for "binned" `bins`, `range`, `rule` and `outside` of `digitize`. rule="notebook"
             bins each group by itself and pairs second with the first units of it, in the order in
             which `module` names them, as the source notebook did. For "soft" `bins`, `range`,

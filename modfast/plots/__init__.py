@@ -10,6 +10,7 @@ from modfast.plots.circuits import circuit, circuit_sizes
 from modfast.plots.clusters import bipartite, weight_matrix
 from modfast.plots.edges import edge_circuit, edge_scores
 from modfast.plots.effective import effective_information, perturbational_information
+from modfast.plots.estimators import calibration
 from modfast.plots.features import label_purity, top_inputs
 from modfast.plots.information import (
     joint_information,
@@ -22,6 +23,7 @@ from modfast.plots.training import history
 __all__ = [
     "ablation_lines",
     "bipartite",
+    "calibration",
     "circuit",
     "circuit_sizes",
     "cluster_evaluation",
