@@ -39,4 +39,8 @@ STABLE_TORCH_LIBRARY(modfast, m) {
   m.def(
       "permuted_information(Tensor x_codes, Tensor y_codes, int bins_x, int bins_y,"
       " Tensor permutations, Tensor observed) -> (Tensor at_least, Tensor mean, Tensor m2)");
+  m.def(
+      "train_mlps_(Tensor x, Tensor y, int[] sizes, Tensor(a!) parameters, Tensor(b!) exp_avgs,"
+      " Tensor(c!) exp_avg_sqs, int step, int epochs, float lr, float beta1, float beta2, float eps)"
+      " -> Tensor losses");
 }
