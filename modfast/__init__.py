@@ -10,6 +10,9 @@ Binned information              mutual_information, entropy, joint_entropy, cond
 ... of modules                  modularity_measures
 What a unit or direction does   ablate_units, ablate_directions, ablate_groups, AblationResult
 The direction that counts most  max_information_direction, DirectionResult
+Directions that tasks use       task_gradients, distinct_gradients, principal_components
+... and share                   task_similarity, variance_explained, task_capture, compare_tasks
+... in many networks            TaskStudy
 Networks, data, activations     models, data, capture
 The compiled library            has_ops, and `python -m modfast info`
 """
@@ -44,6 +47,21 @@ from modfast.information import (
     soft_mutual_information,
 )
 from modfast.sites import capture
+from modfast.tasks import (
+    DistinctGradients,
+    TaskComparison,
+    TaskComparisons,
+    TaskGradients,
+    TaskSimilarity,
+    TaskStudy,
+    compare_tasks,
+    distinct_gradients,
+    principal_components,
+    task_capture,
+    task_gradients,
+    task_similarity,
+    variance_explained,
+)
 from modfast.training import ClusterabilityLoss, History, Modularity, fit
 
 __version__ = "0.1.0"
@@ -54,20 +72,28 @@ __all__ = [
     "ClusterabilityLoss",
     "Clusters",
     "DirectionResult",
+    "DistinctGradients",
     "History",
     "JointHistogram",
     "JointInformation",
     "Modularity",
     "ModularityMeasures",
     "PairwiseInformation",
+    "TaskComparison",
+    "TaskComparisons",
+    "TaskGradients",
+    "TaskSimilarity",
+    "TaskStudy",
     "ablate_directions",
     "ablate_groups",
     "ablate_units",
     "capture",
     "clusterability",
+    "compare_tasks",
     "conditional_entropy",
     "data",
     "digitize",
+    "distinct_gradients",
     "entropy",
     "evaluate_clusters",
     "fit",
@@ -79,6 +105,11 @@ __all__ = [
     "modularity_measures",
     "mutual_information",
     "pairwise_mutual_information",
+    "principal_components",
     "soft_conditional_entropy",
     "soft_mutual_information",
+    "task_capture",
+    "task_gradients",
+    "task_similarity",
+    "variance_explained",
 ]

@@ -15,6 +15,7 @@ from modfast.ops.information import (
     pairwise_information,
     permuted_information,
 )
+from modfast.ops.task_training import train_mlps_
 
 __all__ = [
     "ablation_sweep",
@@ -30,4 +31,5 @@ __all__ = [
     "joint_histogram",
     "pairwise_information",
     "permuted_information",
+    "train_mlps_",
 ]

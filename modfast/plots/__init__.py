@@ -13,6 +13,12 @@ from modfast.plots.information import (
     pairwise_information,
 )
 from modfast.plots.style import require_plotly
+from modfast.plots.tasks import (
+    task_comparison,
+    task_comparisons,
+    task_similarity,
+    task_study,
+)
 from modfast.plots.training import history
 
 __all__ = [
@@ -25,5 +31,9 @@ __all__ = [
     "modularity_measures",
     "pairwise_information",
     "require_plotly",
+    "task_comparison",
+    "task_comparisons",
+    "task_similarity",
+    "task_study",
     "weight_matrix",
 ]
