@@ -22,6 +22,7 @@ import bench_clusterability
 import bench_fit
 import bench_information
 import bench_modularity
+import bench_tasks
 import torch
 from compare import Timing, compare
 
@@ -34,6 +35,7 @@ MODULES = (
     bench_fit,
     bench_information,
     bench_ablation,
+    bench_tasks,
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -20,7 +20,17 @@ MODULES = [
     # Compiled libraries have no examples, and __main__ runs the program.
     if not module.name.rpartition(".")[2].startswith(("_C", "_cuda", "__main__"))
 ]
-RESULTS = ("AblationResult", "ClusterEvaluation", "DirectionResult", "History")
+RESULTS = (
+    "AblationResult",
+    "ClusterEvaluation",
+    "DirectionResult",
+    "DistinctGradients",
+    "History",
+    "TaskComparison",
+    "TaskComparisons",
+    "TaskGradients",
+    "TaskSimilarity",
+)
 README = Path(__file__).parents[1] / "README.md"
 
 

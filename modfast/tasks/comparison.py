@@ -106,7 +106,6 @@ def compare_tasks(
         >>> found = modfast.compare_tasks(model, modfast.data.physics_grids(20), ["input", "act*"])
         >>> found["act2"].norms.shape  # the last layer's: one gradient per output
         torch.Size([2])
-        >>> figure = found["act2"].plot()
     """
     if not isinstance(inputs_by_task, (Sequence, Tensor)) or len(inputs_by_task) < 2:
         raise ValueError("inputs_by_task must hold the inputs of at least two tasks")

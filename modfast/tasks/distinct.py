@@ -70,7 +70,7 @@ def distinct_gradients(
         tolerance = torch.finfo(gradients.dtype).eps ** 0.75
     elif checks.finite_number("tolerance", tolerance) < 0:
         raise ValueError(f"tolerance must be at least 0, got {tolerance}")
-    allowed = tolerance * float(gradients.norm(dim=1).max())
+    allowed = tolerance * float(_lengths(gradients).max())
     labels = torch.arange(len(gradients), device=gradients.device)
     if regions is not None:
         labels = _check_regions(gradients, regions, allowed)
@@ -82,9 +82,9 @@ def distinct_gradients(
     order = torch.argsort(first)
     order = order[torch.argsort(counts[order], descending=True, stable=True)]
     rows = gradients[first[order]]
-    norms = rows.norm(dim=1)
+    norms = _lengths(rows)
     directions = rows / torch.where(norms > 0, norms, 1.0)[:, None]
-    return DistinctGradients(directions, norms, counts[order])
+    return DistinctGradients(directions.to(rows), norms.to(rows), counts[order])
 
 
 def check_rows(argument: str, rows: Tensor, least: int = 1) -> None:
@@ -109,8 +109,8 @@ def _check_regions(gradients: Tensor, regions: Tensor, allowed: float) -> Tensor
             f"regions must have shape [{len(gradients)}], one for each gradient, "
             f"got {list(regions.shape)}"
         )
-    labels = regions.to(gradients.device).unique(return_inverse=True)[1]
-    apart = (gradients - gradients[_first_of_each(labels)[labels]]).norm(dim=1)
+    labels: Tensor = regions.to(gradients.device).unique(return_inverse=True)[1]
+    apart = _lengths(gradients - gradients[_first_of_each(labels)[labels]])
     if apart.max() > allowed:
         worst = int(apart.argmax())
         raise ValueError(
@@ -118,6 +118,12 @@ def _check_regions(gradients: Tensor, regions: Tensor, allowed: float) -> Tensor
             f"from the first of region {int(regions[worst])}"
         )
     return labels
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """Of each row, in float64, where the squares of float32 neither over- nor underflow: `[n]`."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return lengths
 
 
 def _first_of_each(labels: Tensor) -> Tensor:
