@@ -1,7 +1,7 @@
 """A hundred task networks trained at once against one after the other, and their comparison.
 
-The peers train networks of the notebook's shape on its data, by torch, each its own number of
-networks and epochs; their times are scaled to all networks and epochs.
+The peers train networks of the notebook's shape on its data, by torch, a few networks and epochs of
+them; their times are scaled to all.
 """
 
 from __future__ import annotations
@@ -31,25 +31,24 @@ def cases() -> Iterator[Case]:
     def ours() -> object:
         return modfast.TaskStudy.train(data.train, SIZES, N_MODELS, EPOCHS, seed=0, progress=False)
 
-    whole = N_MODELS * EPOCHS
+    # Each: what it runs, and for how many networks times epochs.
+    peers = {
+        "torch, one by one": (lambda: single(0, data.train, 20), 20),
+        "... on one thread": (lambda: on_one_thread(single, 0, data.train, 20), 20),
+        "... on one thread, fused Adam": (
+            lambda: on_one_thread(single, 0, data.train, 20, True),
+            20,
+        ),
+        "torch, stacked, autograd": (lambda: stacked(4, data.train, 5), 20),
+        "torch, stacked, by hand": (lambda: by_hand(4, data.train, 5), 20),
+    }
     yield Case(
         f"training of {N_MODELS} networks 4-16-16-2 on 8,000 samples, {EPOCHS} epochs",
-        {
-            "modfast.TaskStudy": ours,
-            "torch, one by one": lambda: single(0, data.train, 20),
-            "torch, one by one, fused Adam": lambda: single(0, data.train, 20, fused=True),
-            "torch, stacked, autograd": lambda: stacked(4, data.train, 5),
-            "torch, stacked, by hand": lambda: by_hand(4, data.train, 5),
-        },
-        {"torch, one by one": 20.0, "torch, one by one, fused Adam": 20.0},
+        {"modfast.TaskStudy": ours, **{name: call for name, (call, _) in peers.items()}},
+        {"torch, one by one": 20.0, "... on one thread": 20.0},
         rounds=7,
         block=0.2,
-        parts={
-            "torch, one by one": 20 / whole,
-            "torch, one by one, fused Adam": 20 / whole,
-            "torch, stacked, autograd": 4 * 5 / whole,
-            "torch, stacked, by hand": 4 * 5 / whole,
-        },
+        parts={name: n / (N_MODELS * EPOCHS) for name, (_, n) in peers.items()},
     )
     grids = modfast.data.physics_grids()
     model = modfast.TaskStudy.train(data.train, SIZES, 1, 300, progress=False).model(0)
@@ -73,6 +72,16 @@ def single(seed: int, data: tuple[Tensor, Tensor], epochs: int, fused: bool = Fa
         functional.mse_loss(model(data[0]), data[1]).backward()
         optimizer.step()
     return model
+
+
+def on_one_thread(call: Callable[..., object], *arguments: object) -> object:
+    """So small a network trains faster so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return call(*arguments)
+    finally:
+        torch.set_num_threads(before)
 
 
 def starts(n: int, like: Tensor) -> Tensor:
@@ -128,7 +137,7 @@ def check_study(data: modfast.data.Dataset) -> None:
     capture = study.compare(modfast.data.physics_grids(), progress=False).capture
     means = capture.mean(0)
     assert means[0] < means[1] < means[2], f"capture {means}"
-    assert 0.83 < capture.min(), f"capture {capture.min()}"
+    assert capture.min() > 0.83, f"capture {capture.min()}"
 
 
 def rounded(model: MLP, grids: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -2,7 +2,6 @@
 #include "task_training.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -43,27 +42,54 @@ Memory by_blocks(const Tensor& values) {
   return memory;
 }
 
+// The layers of MLPs of given widths, and the memory that one in training needs.
 template <class T>
-void train_all(MlpTraining& all, const Tensor& x, const Tensor& y, const Tensor& parameters,
-               const Tensor& exp_avgs, const Tensor& exp_avg_sqs, double* losses) {
+struct Workspace {
+  Workspace(const std::vector<int64_t>& sizes, int64_t n_parameters)
+      : gradients(allocate(n_parameters * kAlignment)) {
+    const int64_t n_units = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+    units = allocate(n_units * kBlockSamples * sizeof(T));
+    active.resize(n_units);
+    n_active.resize(sizes.size());
+    // All of the inputs take part; the kernel writes what follows.
+    std::iota(active.begin(), active.begin() + sizes[0], 0);
+    n_active[0] = static_cast<int32_t>(sizes[0]);
+    T* in = static_cast<T*>(units.get());
+    int32_t* in_active = active.data();
+    int64_t parameter = 0;
+    for (size_t l = 0; l + 1 < sizes.size(); ++l) {
+      const int64_t n_in = sizes[l], n_out = sizes[l + 1], bias = parameter + n_in * n_out;
+      T* out = in + n_in * kBlockSamples;
+      layers.push_back(MlpLayer{n_in, n_out, parameter, bias, in, out, in_active, &n_active[l],
+                                in_active + n_in, &n_active[l + 1]});
+      in = out;
+      in_active += n_in;
+      parameter = bias + n_out;
+    }
+  }
+
+  Memory gradients, units;
+  std::vector<int32_t> active, n_active;
+  std::vector<MlpLayer> layers;
+};
+
+template <class T>
+void train_all(MlpTraining& all, const std::vector<int64_t>& sizes, const Tensor& x, const Tensor& y,
+               const Tensor& parameters, const Tensor& exp_avgs, const Tensor& exp_avg_sqs,
+               double* losses) {
   const Memory x_blocks = by_blocks<T>(x), y_blocks = by_blocks<T>(y);
   all.x = x_blocks.get();
   all.y = y_blocks.get();
-  const int64_t n_units = std::accumulate(all.sizes, all.sizes + all.n_layers + 1, int64_t{0});
   const auto train = at_level(kTables).train[sizeof(T) == sizeof(double)];
-  // A network is worth a thread at any size: each takes all epochs.
+  const auto row = [&](const Tensor& t, int64_t i) -> void* {
+    return static_cast<T*>(t.data_ptr()) + i * all.n_parameters;
+  };
+  // A network is worth a thread at any size, as each goes through all epochs.
   torch::stable::parallel_for(0, parameters.size(0), 1, [&](int64_t begin, int64_t end) {
-    const Memory units = allocate(n_units * kBlockSamples * sizeof(T));
-    const Memory gradients = allocate(all.n_parameters * kAlignment);
-    std::vector<int32_t> active(n_units + all.n_layers + 1);
-    const MlpWorkspace workspace{units.get(), gradients.get(), active.data(), active.data() + n_units};
-    const auto row = [&](const Tensor& t, int64_t i) -> void* {
-      return static_cast<T*>(t.data_ptr()) + i * all.n_parameters;
-    };
+    Workspace<T> workspace(sizes, all.n_parameters);
     for (int64_t i = begin; i < end; ++i) {
-      train(all,
-            Mlp{row(parameters, i), row(exp_avgs, i), row(exp_avg_sqs, i), losses + i * all.n_epochs},
-            workspace);
+      const Mlp mlp{row(parameters, i), row(exp_avgs, i), row(exp_avg_sqs, i), losses + i * all.n_epochs};
+      train(all, mlp, workspace.layers.data(), workspace.gradients.get());
     }
   });
 }
@@ -84,7 +110,8 @@ Tensor train_mlps_(const Tensor& x, const Tensor& y, std::vector<int64_t> sizes,
   MODFAST_CHECK(step >= 0 && epochs >= 0, kOp, "step and epochs must be at least 0, got ", step, " and ",
                 epochs);
   MlpTraining all{};
-  all.sizes = sizes.data();
+  all.n_inputs = sizes.front();
+  all.n_outputs = sizes.back();
   all.n_layers = static_cast<int64_t>(sizes.size()) - 1;
   for (int64_t l = 0; l < all.n_layers; ++l) {
     MODFAST_CHECK(sizes[l] >= 1 && sizes[l + 1] >= 1, kOp, "sizes must be at least 1");
@@ -97,17 +124,17 @@ Tensor train_mlps_(const Tensor& x, const Tensor& y, std::vector<int64_t> sizes,
   all.adam = AdamStep{lr, beta1, beta2, eps, 0.0, false, 0.0};
   MODFAST_CHECK(parameters.dim() == 2, kOp, "parameters must have 2 dimensions");
   const int64_t n_models = parameters.size(0);
-  check_matrix("x", x, all.n_samples, all.n_inputs(), x);
-  check_matrix("y", y, all.n_samples, all.n_outputs(), x);
+  check_matrix("x", x, all.n_samples, all.n_inputs, x);
+  check_matrix("y", y, all.n_samples, all.n_outputs, x);
   check_matrix("parameters", parameters, n_models, all.n_parameters, x);
   check_matrix("exp_avgs", exp_avgs, n_models, all.n_parameters, x);
   check_matrix("exp_avg_sqs", exp_avg_sqs, n_models, all.n_parameters, x);
   Tensor losses = empty_beside(x, {n_models, epochs}, aoti_torch_dtype_float64());
   double* to = static_cast<double*>(losses.data_ptr());
   if (dtype == ScalarType::Double) {
-    train_all<double>(all, x, y, parameters, exp_avgs, exp_avg_sqs, to);
+    train_all<double>(all, sizes, x, y, parameters, exp_avgs, exp_avg_sqs, to);
   } else {
-    train_all<float>(all, x, y, parameters, exp_avgs, exp_avg_sqs, to);
+    train_all<float>(all, sizes, x, y, parameters, exp_avgs, exp_avg_sqs, to);
   }
   return losses;
 }

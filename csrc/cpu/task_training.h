@@ -6,20 +6,16 @@
 namespace modfast {
 
 // Samples of a block, of which a kernel holds all activations: few enough for the first-level cache.
-constexpr int64_t kBlockSamples = 128;
+constexpr int64_t kBlockSamples = 256;
 
 // What all networks share. Matrices of one element type, float or double.
 struct MlpTraining {
-  const int64_t* sizes;  // [n_layers + 1], from the input to the output
-  int64_t n_layers, n_parameters, n_samples, first_step, n_epochs;
+  int64_t n_inputs, n_outputs, n_layers, n_parameters, n_samples, first_step, n_epochs;
   AdamStep adam;
   const void* x;  // [block][input][sample of the block], zeros at the end
   const void* y;  // [block][output][sample of the block]
 
-  int64_t n_blocks() const { return (n_samples + kBlockSamples - 1) / kBlockSamples; }
-  int64_t n_inputs() const { return sizes[0]; }
-  int64_t n_outputs() const { return sizes[n_layers]; }
-};
+  int64_t n_blocks() const { return (n_samples + kBlockSamples - 1) / kBlockSamples; }};
 
 // One network. Its parameters: for each layer weight [outputs, inputs], then bias [outputs].
 struct Mlp {
@@ -29,16 +25,18 @@ struct Mlp {
   double* losses;  // [n_epochs]
 };
 
-// Memory that a kernel writes, 64-byte aligned.
-struct MlpWorkspace {
-  void* units;      // [units of all layers but the input][kBlockSamples]
-  void* gradients;  // [n_parameters][a register's lanes]
-  int32_t* active;  // [units of all layers]
-  int32_t* n_active;  // [n_layers + 1]
+// A layer of it: numbers in Mlp::parameters and in `gradients`, and memory for the current block.
+struct MlpLayer {
+  int64_t n_in, n_out, weight, bias;
+  const void* in;  // [n_in][kBlockSamples]; of the first layer, the kernel sets it
+  void* out;       // [n_out][kBlockSamples]
+  const int32_t *in_active, *n_in_active;  // which units are on for any sample of the block
+  int32_t *out_active, *n_out_active;
 };
 
 struct MlpTrainingKernels {
-  void (*train[2])(const MlpTraining&, const Mlp&, const MlpWorkspace&);  // float, double
+  // gradients: [n_parameters][a register's lanes]
+  void (*train[2])(const MlpTraining&, const Mlp&, MlpLayer* layers, void* gradients);  // float, double
 };
 
 }  // namespace modfast

@@ -9,27 +9,38 @@
 constexpr int kTileRows = 4;
 constexpr int kVectors = MODFAST_SIMD_BITS == 512 ? 4 : 2;  // registers of samples at a time
 
-// The pieces of memory of one layer.
+// A layer of the network in training.
 template <class T>
 struct Layer {
-  const T* weight;     // [n_out, n_in]
-  const T* bias;
-  T* weight_gradient;  // [n_out, n_in][lanes]
-  T* bias_gradient;
-  const T* in;         // [n_in][kBlockSamples]
-  T* out;              // [n_out][kBlockSamples]
   int64_t n_in, n_out;
+  const T *weight, *bias;             // [n_out, n_in], [n_out]
+  T *weight_gradient, *bias_gradient; // the same, each with its lanes
+  const T* in;
+  T* out;
   const int32_t* in_active;
-  int32_t n_in_active;
-  int32_t* out_active;
-  int32_t* n_out_active;
+  int64_t n_in_active;
+  int32_t *out_active, *n_out_active;
+
+  MODFAST_LANE Layer(const MlpLayer& l, const T* parameters, T* gradients)
+      : n_in(l.n_in),
+        n_out(l.n_out),
+        weight(parameters + l.weight),
+        bias(parameters + l.bias),
+        weight_gradient(gradients + l.weight * kLanes<T>),
+        bias_gradient(gradients + l.bias * kLanes<T>),
+        in(static_cast<const T*>(l.in)),
+        out(static_cast<T*>(l.out)),
+        in_active(l.in_active),
+        n_in_active(*l.n_in_active),
+        out_active(l.out_active),
+        n_out_active(l.n_out_active) {}
 };
 
 // sums[r][v] += sum over the units k listed of weights[r][k * stride] * units[k][v]
 template <class T, int kRows>
 MODFAST_LANE void add_products(const T* const (&weights)[kRows], int64_t stride, const int32_t* listed,
-                               int32_t n, const T* units, Lanes<T> (&sums)[kRows][kVectors]) {
-  for (int32_t i = 0; i < n; ++i) {
+                               int64_t n, const T* units, Lanes<T> (&sums)[kRows][kVectors]) {
+  for (int64_t i = 0; i < n; ++i) {
     const int64_t k = listed[i];
     const T* from = units + k * kBlockSamples;
     Lanes<T> in[kVectors];
@@ -44,15 +55,21 @@ MODFAST_LANE void add_products(const T* const (&weights)[kRows], int64_t stride,
   }
 }
 
-// Calls f<rows>(first) for tiles of at most kTileRows of n.
-template <int kRows = kTileRows, class F>
+// Calls f(rows, first) for tiles of at most kTileRows of n, as even as can be: a tile of one row
+// would wait for its own sums.
+template <class F>
 MODFAST_LANE void by_tiles(int64_t n, const F& f) {
-  int64_t i = 0;
-  for (; i + kRows <= n; i += kRows) f(std::integral_constant<int, kRows>{}, i);
-  switch (n - i) {
-    case 3: return f(std::integral_constant<int, 3>{}, i);
-    case 2: return f(std::integral_constant<int, 2>{}, i);
-    case 1: return f(std::integral_constant<int, 1>{}, i);
+  static_assert(kTileRows == 4);
+  int64_t first = 0;
+  for (int64_t n_tiles = (n + kTileRows - 1) / kTileRows; n_tiles > 0; --n_tiles) {
+    const int64_t rows = (n - first + n_tiles - 1) / n_tiles;
+    switch (rows) {
+      case 4: f(std::integral_constant<int, 4>{}, first); break;
+      case 3: f(std::integral_constant<int, 3>{}, first); break;
+      case 2: f(std::integral_constant<int, 2>{}, first); break;
+      default: f(std::integral_constant<int, 1>{}, first);
+    }
+    first += rows;
   }
 }
 
@@ -178,8 +195,9 @@ void backward(const Layer<T>& layer, const Layer<T>& before) {
   });
 }
 
+// Adds up the lanes of the gradients, in float64, and takes a step.
 template <class T>
-void adam_step(const MlpTraining& all, const Mlp& mlp, const T* gradients, int64_t step) {
+void adam_step(const MlpTraining& all, const Mlp& mlp, T* __restrict gradients, int64_t step) {
   AdamStep options = all.adam;
   options.step = static_cast<double>(step);
   const Adam<T> adam = options.as<T>();
@@ -187,68 +205,53 @@ void adam_step(const MlpTraining& all, const Mlp& mlp, const T* gradients, int64
   T* __restrict means = static_cast<T*>(mlp.exp_avgs);
   T* __restrict squares = static_cast<T*>(mlp.exp_avg_sqs);
   for (int64_t p = 0; p < all.n_parameters; ++p) {
-    double gradient = 0.0;
-    for (int l = 0; l < kLanes<T>; ++l) gradient += gradients[p * kLanes<T> + l];
-    parameters[p] = adam.update(parameters[p], static_cast<T>(gradient), means[p], squares[p]);
+    double sums[kLanes<T>];
+    for (int l = 0; l < kLanes<T>; ++l) sums[l] = gradients[p * kLanes<T> + l];
+#pragma GCC unroll 4
+    for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+      for (int l = 0; l < half; ++l) sums[l] += sums[l + half];
+    }
+    gradients[p] = static_cast<T>(sums[0]);
+  }
+#pragma omp simd
+  for (int64_t p = 0; p < all.n_parameters; ++p) {
+    parameters[p] = adam.update(parameters[p], gradients[p], means[p], squares[p]);
   }
 }
 
 template <class T>
-void train(const MlpTraining& all, const Mlp& mlp, const MlpWorkspace& workspace) {
-  T* gradients = static_cast<T*>(workspace.gradients);
-  const T scale = static_cast<T>(2.0 / static_cast<double>(all.n_samples * all.n_outputs()));
-
-  // Layer l's pieces, from those of the layers before; in_active[0] lists all inputs.
-  const auto layer_at = [&](int64_t l, const T* x) __attribute__((always_inline)) {
-    const int64_t* sizes = all.sizes;
-    int64_t p = 0, unit = 0;
-    for (int64_t k = 0; k < l; ++k) {
-      p += (sizes[k] + 1) * sizes[k + 1];
-      unit += sizes[k + 1];
-    }
-    const T* parameters = static_cast<const T*>(mlp.parameters) + p;
-    T* out = static_cast<T*>(workspace.units) + unit * kBlockSamples;
-    const int64_t n_in = sizes[l], n_out = sizes[l + 1];
-    int32_t* active = workspace.active + unit + sizes[0];
-    return Layer<T>{parameters,
-                    parameters + n_in * n_out,
-                    gradients + p * kLanes<T>,
-                    gradients + (p + n_in * n_out) * kLanes<T>,
-                    l == 0 ? x : out - n_in * kBlockSamples,
-                    out,
-                    n_in,
-                    n_out,
-                    active - n_in,
-                    workspace.n_active[l],
-                    active,
-                    workspace.n_active + l + 1};
+void train(const MlpTraining& all, const Mlp& mlp, MlpLayer* layers, void* lane_gradients) {
+  const T* parameters = static_cast<const T*>(mlp.parameters);
+  T* gradients = static_cast<T*>(lane_gradients);
+  const T scale = static_cast<T>(2.0 / static_cast<double>(all.n_samples * all.n_outputs));
+  const auto at = [&](int64_t l) __attribute__((always_inline)) {
+    return Layer<T>(layers[l], parameters, gradients);
   };
-
-  for (int64_t i = 0; i < all.n_inputs(); ++i) workspace.active[i] = static_cast<int32_t>(i);
-  workspace.n_active[0] = static_cast<int32_t>(all.n_inputs());
   const int64_t last = all.n_layers - 1;
   for (int64_t epoch = 0; epoch < all.n_epochs; ++epoch) {
     memset(gradients, 0, all.n_parameters * sizeof(Lanes<T>));
     double squares = 0.0;
     for (int64_t block = 0; block < all.n_blocks(); ++block) {
-      const T* x = static_cast<const T*>(all.x) + block * all.n_inputs() * kBlockSamples;
-      const T* y = static_cast<const T*>(all.y) + block * all.n_outputs() * kBlockSamples;
-      for (int64_t l = 0; l < last; ++l) forward<T, false>(layer_at(l, x));
-      const Layer<T> output = layer_at(last, x);
+      layers[0].in = static_cast<const T*>(all.x) + block * all.n_inputs * kBlockSamples;
+      const T* y = static_cast<const T*>(all.y) + block * all.n_outputs * kBlockSamples;
+      for (int64_t l = 0; l < last; ++l) forward<T, false>(at(l));
+      const Layer<T> output = at(last);
       forward<T, true>(output);
       // Samples past the end have no error.
-      const int64_t n = all.n_samples - block * kBlockSamples;
-      for (int64_t j = 0; j < all.n_outputs() * kBlockSamples; j += kBlockSamples) {
-        for (int64_t s = n; s < kBlockSamples; ++s) output.out[j + s] = y[j + s];
+      for (int64_t s = all.n_samples - block * kBlockSamples; s < kBlockSamples; ++s) {
+        for (int64_t j = 0; j < all.n_outputs; ++j) {
+          output.out[j * kBlockSamples + s] = y[j * kBlockSamples + s];
+        }
       }
       squares += backward_loss<T>(output, y, scale);
-      for (int64_t l = last; l >= 0; --l) {
-        const Layer<T> layer = layer_at(l, x);
+      for (int64_t l = last; l > 0; --l) {
+        const Layer<T> layer = at(l);
         add_weight_gradient<T>(layer);
-        if (l > 0) backward<T>(layer, layer_at(l - 1, x));
+        backward<T>(layer, at(l - 1));
       }
+      add_weight_gradient<T>(at(0));
     }
-    mlp.losses[epoch] = squares / static_cast<double>(all.n_samples * all.n_outputs());
+    mlp.losses[epoch] = squares / static_cast<double>(all.n_samples * all.n_outputs);
     adam_step<T>(all, mlp, gradients, all.first_step + epoch);
   }
 }

@@ -138,7 +138,9 @@ def variance_explained(
                 f"activations_by_task[{i}] must have the components' {units.shape[1]} features, "
                 f"got shape {list(activations.shape)}"
             )
-        found.append((activations.detach().double() @ units.T).var(0))
+        exact = activations.detach().double()
+        along = (exact - exact.mean(0)) @ units.T
+        found.append(along.square().sum(0) / (len(along) - 1))
     return torch.stack(found)
 
 

@@ -17,7 +17,7 @@ DTYPES = [torch.float32, torch.float64]
 # The task networks, one layer, odd widths and rest tiles, deep and narrow, wide.
 SIZES = [(4, 16, 16, 2), (3, 1), (1, 1, 1), (5, 7, 3, 9, 2), (6, 5, 5, 5, 5, 4), (20, 70, 3)]
 # One sample, less than a block, a whole block, blocks and a rest.
-SAMPLES = [1, 7, 128, 300]
+SAMPLES = [1, 7, 256, 600]
 
 
 def example(
@@ -60,7 +60,7 @@ def test_matches_reference(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [300])
+@pytest.mark.parametrize("n", [600])
 def test_every_simd_level(simd: str, n: int, dtype: torch.dtype) -> None:
     for sizes in SIZES:
         test_matches_reference(sizes, n, dtype, torch.device("cpu"))
