@@ -5,7 +5,8 @@
 
 namespace modfast {
 
-// Samples of a block, of which a kernel holds all activations: few enough for the first-level cache.
+// Samples of a block, of which a kernel holds all activations. Fewer make the sums of gradients cost
+// more, more leave the caches: for 4-16-16-2, 64 take 1.2 times as long, 128 1.1, 512 1.05.
 constexpr int64_t kBlockSamples = 256;
 
 // What all networks share. Matrices of one element type, float or double.
@@ -15,7 +16,8 @@ struct MlpTraining {
   const void* x;  // [block][input][sample of the block], zeros at the end
   const void* y;  // [block][output][sample of the block]
 
-  int64_t n_blocks() const { return (n_samples + kBlockSamples - 1) / kBlockSamples; }};
+  int64_t n_blocks() const { return (n_samples + kBlockSamples - 1) / kBlockSamples; }
+};
 
 // One network. Its parameters: for each layer weight [outputs, inputs], then bias [outputs].
 struct Mlp {

@@ -1,7 +1,7 @@
 // Trains one MLP with ReLU by full-batch Adam; compiled per SIMD level by for_each_level.h.
 //
 // Lanes are samples, so that no width of a layer wastes any. A block of samples goes forward and
-// backward with all of its activations in the first-level cache. Units that are off for a whole
+// backward with all of its activations in the caches next to a core. Units that are off for a whole
 // block, up to half of them in a trained network, take no part in what follows: lists of the active
 // ones steer every loop. Gradients are summed by lane over all blocks, and across lanes once.
 #include "lanes_kernels.h"
@@ -13,8 +13,8 @@ constexpr int kVectors = MODFAST_SIMD_BITS == 512 ? 4 : 2;  // registers of samp
 template <class T>
 struct Layer {
   int64_t n_in, n_out;
-  const T *weight, *bias;             // [n_out, n_in], [n_out]
-  T *weight_gradient, *bias_gradient; // the same, each with its lanes
+  const T *weight, *bias;              // [n_out, n_in], [n_out]
+  T *weight_gradient, *bias_gradient;  // the same, each with its lanes
   const T* in;
   T* out;
   const int32_t* in_active;
@@ -83,10 +83,10 @@ void forward(const Layer<T>& layer) {
   by_tiles(layer.n_out, [&](auto rows, int64_t first) __attribute__((always_inline)) {
     constexpr int kRows = decltype(rows)::value;
     const T* weights[kRows];
-    Lanes<T> most[kRows];
+    Lanes<T> on[kRows];
     for (int r = 0; r < kRows; ++r) {
       weights[r] = layer.weight + (first + r) * layer.n_in;
-      most[r] = Lanes<T>{};
+      on[r] = Lanes<T>{};
     }
     for (int64_t s = 0; s < kBlockSamples; s += kStep<T>) {
       Lanes<T> sums[kRows][kVectors];
@@ -99,12 +99,12 @@ void forward(const Layer<T>& layer) {
           // In this order NaN stays NaN, as in torch.
           const Lanes<T> value = kLast ? sums[r][v] : larger(Lanes<T>{}, sums[r][v]);
           store_lanes(layer.out + (first + r) * kBlockSamples + s + v * kLanes<T>, value);
-          most[r] += value;
+          on[r] += value;
         }
       }
     }
     for (int r = 0; r < kRows; ++r) {
-      if (kLast || any(most[r] != 0)) layer.out_active[n_active++] = static_cast<int32_t>(first + r);
+      if (kLast || any(on[r] != 0)) layer.out_active[n_active++] = static_cast<int32_t>(first + r);
     }
   });
   *layer.n_out_active = n_active;

@@ -2,7 +2,7 @@
 
 Training a network of a few hundred weights on some thousand samples costs torch far more in
 memory traffic and calls than in arithmetic. Here each network goes through all epochs on one
-thread, block of samples by block of samples, with everything in the first-level cache.
+thread, block of samples by block of samples, with everything in the caches next to its core.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures: how training went, how weights fall into clusters, what clusters and units do.
+"""Figures: how training went, how weights fall into clusters, what clusters, units and tasks do.
 
 Every function returns a plotly figure, to be shown, changed or written by its caller. plotly comes
 with the extra `modfast[report]` and is imported only when a figure is made: each function raises

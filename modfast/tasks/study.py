@@ -15,6 +15,7 @@ from modfast.ops import train_mlps_
 from modfast.progress import bar
 from modfast.reference import run_mlps, split_mlps
 from modfast.tasks.comparison import TaskComparison, compare_tasks
+from modfast.tasks.distinct import check_rows
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -46,7 +47,17 @@ class TaskComparisons:
 
 @dataclass(frozen=True)
 class TaskStudy:
-    """m networks of one shape, trained on the same tasks from different starts."""
+    """m networks of one shape, trained on the same tasks from different starts; see `train`.
+
+    Example:
+        >>> import modfast
+        >>> data = modfast.data.load("physics")
+        >>> study = modfast.TaskStudy.train(data.train, n_models=3, epochs=10)
+        >>> study.losses.shape, study.validate(data.test).shape
+        (torch.Size([3, 10]), torch.Size([3]))
+        >>> study.compare(modfast.data.physics_grids(20)).capture.shape  # input, act1, act2
+        torch.Size([3, 3])
+    """
 
     sizes: tuple[int, ...]
     """Widths from the input to the output."""
@@ -87,13 +98,6 @@ class TaskStudy:
             FloatingPointError: a network's loss became NaN or infinite.
 
         Source: N4, which trains 100 networks of 4-16-16-2 for 1,000 epochs, one by one.
-
-        Example:
-            >>> import modfast
-            >>> data = modfast.data.load("physics")
-            >>> study = modfast.TaskStudy.train(data.train, n_models=3, epochs=10)
-            >>> study.losses.shape, study.validate(data.test).shape
-            (torch.Size([3, 10]), torch.Size([3]))
         """
         n_models, epochs = checks.count("n_models", n_models), checks.count("epochs", epochs)
         if isinstance(seed, bool) or not isinstance(seed, int):
@@ -131,18 +135,46 @@ class TaskStudy:
             IndexError: there is none of that number.
         """
         row = self.parameters[index].clone()
-        model = MLP(self.sizes).to(row)
+        with torch.random.fork_rng([]):  # the start of an MLP is random
+            model = MLP(self.sizes).to(row)
         torch.nn.utils.vector_to_parameters(row, model.parameters())
         return model
 
     def outputs(self, x: Tensor) -> Tensor:
-        """What all networks make of samples `[n, inputs]`: `[m, n, outputs]`."""
+        """What all networks make of samples `[n, inputs]`: `[m, n, outputs]`.
+
+        Raises:
+            TypeError: samples of another dtype than the networks.
+            ValueError: of another shape, on another device, or not finite.
+        """
+        self._check("x", x, self.sizes[0])
         return run_mlps(x, split_mlps(self.parameters, self.sizes))[-1]
 
     def validate(self, data: tuple[Tensor, Tensor]) -> Tensor:
-        """Each network's mean squared error on other data: float64 `[m]`."""
+        """Each network's mean squared error on other data: float64 `[m]`.
+
+        Raises:
+            TypeError, ValueError: as `outputs`, of samples and targets; not as many of both.
+        """
         x, y = checks.pair("data", data)
-        return (self.outputs(x) - y).double().square().mean((1, 2))
+        outputs = self.outputs(x)
+        self._check("data[1]", y, self.sizes[-1])
+        if len(x) != len(y):
+            raise ValueError(
+                f"data must hold as many targets as samples, got {len(x)} and {len(y)}"
+            )
+        return (outputs - y).double().square().mean((1, 2))
+
+    def _check(self, argument: str, values: Tensor, width: int) -> None:
+        check_rows(argument, values)
+        if values.shape[1] != width:
+            raise ValueError(f"{argument} must have shape [n, {width}], got {list(values.shape)}")
+        if values.dtype != self.parameters.dtype:
+            raise TypeError(
+                f"{argument} must be {self.parameters.dtype}, as the networks, got {values.dtype}"
+            )
+        if values.device != self.parameters.device:
+            raise ValueError(f"{argument} must be on {self.parameters.device}, got {values.device}")
 
     def compare(
         self,

@@ -139,6 +139,14 @@ def test_bad_input() -> None:
     study, grids = train(), modfast.data.physics_grids(5)
     with pytest.raises(IndexError):
         study.model(2)
+    with pytest.raises(ValueError, match=r"x must have shape \[n, 4\], got \[50, 2\]"):
+        study.outputs(y)
+    with pytest.raises(TypeError, match="x must be torch.float32, as the networks"):
+        study.validate((x.double(), y))
+    with pytest.raises(ValueError, match=r"data\[1\] must have shape \[n, 2\], got \[50, 4\]"):
+        study.validate((x, x))
+    with pytest.raises(ValueError, match="as many targets as samples, got 50 and 49"):
+        study.validate((x, y[1:]))
     with pytest.raises(ValueError, match="inputs_by_task must hold the inputs of at least two"):
         study.compare(grids[:1])
     with pytest.raises(ValueError, match="sites='act3': no such module"):
