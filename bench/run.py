@@ -26,6 +26,7 @@ import bench_features
 import bench_fit
 import bench_information
 import bench_modularity
+import bench_tasks
 import torch
 from compare import Timing, compare
 
@@ -42,6 +43,7 @@ MODULES = (
     bench_circuits,
     bench_effective,
     bench_estimators,
+    bench_tasks,
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -45,4 +45,8 @@ STABLE_TORCH_LIBRARY(modfast, m) {
   m.def(
       "prune_layer(Tensor inputs, Tensor[] weights, Tensor[] biases, Tensor targets, Tensor sizes,"
       " Tensor order, Tensor? original, float threshold) -> (Tensor margins, Tensor losses)");
+  m.def(
+      "train_mlps_(Tensor x, Tensor y, int[] sizes, Tensor(a!) parameters, Tensor(b!) exp_avgs,"
+      " Tensor(c!) exp_avg_sqs, int step, int epochs, float lr, float beta1, float beta2, float eps)"
+      " -> Tensor losses");
 }

@@ -22,6 +22,9 @@ The weights that a label needs  prune_circuit, Circuit, search_space_reduction
 Information of the wiring       effective_information, EffectiveInformation, determinism, degeneracy
 ... its dense steps             connectivity_matrix, normalize_rows, entropy_bits
 ... by perturbation             perturbational_ei, sensitivity, PerturbationalInformation
+Directions that tasks use       task_gradients, distinct_gradients, principal_components
+... and share                   task_similarity, variance_explained, task_capture, compare_tasks
+... in many networks            TaskStudy
 Networks, data, activations     models, data, capture
 The compiled library            has_ops, and `python -m modfast info`
 """
@@ -90,6 +93,21 @@ from modfast.information import (
     total_correlation,
 )
 from modfast.sites import capture
+from modfast.tasks import (
+    DistinctGradients,
+    TaskComparison,
+    TaskComparisons,
+    TaskGradients,
+    TaskSimilarity,
+    TaskStudy,
+    compare_tasks,
+    distinct_gradients,
+    principal_components,
+    task_capture,
+    task_gradients,
+    task_similarity,
+    variance_explained,
+)
 from modfast.training import ClusterabilityLoss, History, Modularity, fit
 
 __version__ = "0.1.0"
@@ -104,6 +122,7 @@ __all__ = [
     "ClusterabilityLoss",
     "Clusters",
     "DirectionResult",
+    "DistinctGradients",
     "EdgeCircuit",
     "EdgeScores",
     "EffectiveInformation",
@@ -116,6 +135,11 @@ __all__ = [
     "ModularityMeasures",
     "PairwiseInformation",
     "PerturbationalInformation",
+    "TaskComparison",
+    "TaskComparisons",
+    "TaskGradients",
+    "TaskSimilarity",
+    "TaskStudy",
     "TopActivations",
     "ablate_directions",
     "ablate_groups",
@@ -124,6 +148,7 @@ __all__ = [
     "calibrate",
     "capture",
     "clusterability",
+    "compare_tasks",
     "conditional_entropy",
     "connectivity_matrix",
     "copula_mutual_information",
@@ -132,6 +157,7 @@ __all__ = [
     "determinism",
     "digitize",
     "discover_circuit",
+    "distinct_gradients",
     "effective_circuit_size",
     "effective_information",
     "entropy",
@@ -154,10 +180,15 @@ __all__ = [
     "normalize_rows",
     "pairwise_mutual_information",
     "perturbational_ei",
+    "principal_components",
     "prune_circuit",
     "search_space_reduction",
     "sensitivity",
     "soft_conditional_entropy",
     "soft_mutual_information",
+    "task_capture",
+    "task_gradients",
+    "task_similarity",
     "total_correlation",
+    "variance_explained",
 ]

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["NAMES", "Dataset", "load", "physics"]
+from modfast import checks
+
+__all__ = ["NAMES", "Dataset", "load", "physics", "physics_grids"]
 
 NAMES = ("digits", "mnist", "physics")
 
@@ -150,6 +152,34 @@ def physics(n: int, *, eps: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]
     factors = torch.stack([y / x1, x1], dim=-1)
     swapped = torch.where((coin < 0.5).unsqueeze(-1), factors.flip(-1), factors)
     return swapped.flatten(1), y
+
+
+def physics_grids(points: int = 100, *, fixed: float = 0.5) -> Tensor:
+    """Inputs that vary one of the two tasks of :func:`physics` while the other stands still.
+
+    Args:
+        points: Points along each input, evenly from 0 to 1.
+        fixed: Where the other task's two inputs stand.
+
+    Returns:
+        ``[2, points * points, 4]``, float32: first task A's two inputs take all pairs of values,
+        then task B's.
+
+    Raises:
+        TypeError: ``points`` is no integer, ``fixed`` no number.
+        ValueError: ``points`` is below 1, ``fixed`` not finite.
+
+    Source: N4, with 100 points.
+
+    Example:
+        >>> from modfast.data import physics_grids
+        >>> physics_grids(2)[1].tolist()
+        [[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.0, 1.0], [0.5, 0.5, 1.0, 0.0], [0.5, 0.5, 1.0, 1.0]]
+    """
+    line = torch.linspace(0, 1, checks.count("points", points))
+    varied = torch.cartesian_prod(line, line)
+    still = torch.full_like(varied, checks.finite_number("fixed", fixed))
+    return torch.stack([torch.cat([varied, still], 1), torch.cat([still, varied], 1)])
 
 
 def _digits() -> Dataset:

@@ -28,6 +28,7 @@ __all__ = [
     "unit_dim",
     "watching",
 ]
+__all__ = ["capture", "in_mode", "match_names", "nearest", "resolve_modules", "run_passes"]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -209,6 +210,42 @@ def capture(
         {'fc1': (100, 5), 'fc2': (100, 3)}
     """
     modules = resolve_modules(model, sites, argument="sites")
+    parts: dict[str, list[Tensor]] = {name: [] for name in modules}
+
+    def keep(_: object, outputs: Mapping[str, Tensor]) -> None:
+        for name, output in outputs.items():
+            parts[name].append(output)
+
+    with torch.no_grad():
+        run_passes(model, inputs, modules, keep, batch_size)
+    # One part is left as it is: it may be a scalar, which cannot be concatenated.
+    return {name: torch.cat(each) if each[1:] else each[0] for name, each in parts.items()}
+
+
+def run_passes(
+    model: nn.Module,
+    inputs: Tensor | tuple[Any, ...] | Mapping[str, Any],
+    modules: Mapping[str, nn.Module],
+    visit: Callable[[Any, dict[str, Tensor]], None],
+    batch_size: int | None = None,
+) -> None:
+    """Runs a model in eval mode, and after each pass shows its result and the modules' outputs.
+
+    Where gradients are on, the outputs stand in the autograd graph of the result, and require a
+    gradient whatever the parameters do; otherwise they are copies. Either way, what the model later
+    does to them in place does not show. Its training flags, buffers and hooks are left as they
+    were.
+
+    Args:
+        model: The model.
+        inputs: As :func:`capture`'s.
+        modules: The modules by name, as of :func:`resolve_modules`.
+        visit: Called after each pass with what the model returned, and each module's output.
+        batch_size: As :func:`capture`'s.
+
+    Raises:
+        TypeError, ValueError: As :func:`capture`.
+    """
     entries = _entries(inputs)
     tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     for name, tensor in tensors.items():
@@ -220,6 +257,11 @@ def capture(
         outputs[name].append(output.clone())
 
     with watching(model, modules, keep) as run:
+    with ExitStack() as stack:
+        stack.enter_context(in_mode(model, training=False))
+        for name, module in modules.items():
+            hook = partial(_keep_output, name, outputs[name])
+            stack.enter_context(module.register_forward_hook(hook))
         for rows in _row_slices(tensors, batch_size):
             values = [
                 value[rows] if rows and isinstance(value, Tensor) else value
@@ -305,6 +347,47 @@ def check_batch_first(name: str, output: Tensor, n_rows: int, why: str = "") -> 
         raise ValueError(
             f"sites={name!r}: {why}outputs must be batch-first; {n_rows} rows gave shape "
             f"{list(output.shape)}"
+                result = model(**dict(zip(inputs, values, strict=True)))
+            else:
+                result = model(*values)
+            for name, parts in outputs.items():
+                _check_pass(name, parts, rows)
+            visit(result, {name: parts.pop() for name, parts in outputs.items()})
+
+
+def _keep_output(
+    name: str, parts: list[Tensor], module: nn.Module, args: object, output: object
+) -> Tensor | None:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"sites={name!r}: the {type(module).__name__} returned a {type(output).__name__}, not "
+            "a tensor; name a module inside or after it that returns one"
+        )
+    # Copies, because the modules that follow may work in place.
+    if not torch.is_grad_enabled():
+        parts.append(output.detach().clone())
+        return None
+    if not output.requires_grad and output.is_floating_point():
+        # Not the output itself: it may be the caller's input.
+        output = output.detach().requires_grad_()
+    parts.append(output)
+    return output.clone()
+
+
+def _check_pass(name: str, parts: list[Tensor], rows: slice | None) -> None:
+    if not parts:
+        raise ValueError(
+            f"sites={name!r}: the model never called this module (a module whose weights or "
+            "forward method another one uses directly is not called)"
+        )
+    if len(parts) > 1:
+        raise ValueError(
+            f"sites={name!r}: called {len(parts)} times in one pass, so it has no one output"
+        )
+    if rows is not None and parts[-1].shape[:1] != (rows.stop - rows.start,):
+        raise ValueError(
+            f"sites={name!r}: with batch_size, outputs must be batch-first; "
+            f"{rows.stop - rows.start} rows gave shape {list(parts[-1].shape)}"
         )
 
 

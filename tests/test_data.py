@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from modfast.data import NAMES, load, physics
+from modfast.data import NAMES, load, physics, physics_grids
 from modfast.models import MLP
 
 
@@ -195,3 +195,20 @@ def test_physics_data_set_is_learned():
 def test_physics_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         physics(**arguments)
+
+
+def test_physics_grids_vary_one_task_at_a_time() -> None:
+    grids = physics_grids()
+    assert grids.shape == (2, 10_000, 4)
+    for task, grid in enumerate(grids):
+        varied = slice(2 * task, 2 * task + 2)
+        still = [i for i in range(4) if i not in (2 * task, 2 * task + 1)]
+        assert (grid[:, still] == 0.5).all()
+        assert len(grid[:, varied].unique(dim=0)) == 10_000
+        assert grid.min() == 0
+        assert grid.max() == 1
+    assert (physics_grids(3, fixed=0.25)[0, :, 2:] == 0.25).all()
+    with pytest.raises(ValueError, match="points must be at least 1, got 0"):
+        physics_grids(0)
+    with pytest.raises(ValueError, match="fixed must be finite, got nan"):
+        physics_grids(2, fixed=float("nan"))

@@ -27,6 +27,14 @@ RESULTS = (
     "ClusterEvaluation",
     "DirectionResult",
     "History",
+    "ClusterEvaluation",
+    "DirectionResult",
+    "DistinctGradients",
+    "History",
+    "TaskComparison",
+    "TaskComparisons",
+    "TaskGradients",
+    "TaskSimilarity",
 )
 README = Path(__file__).parents[1] / "README.md"
 

@@ -206,3 +206,29 @@ def test_without_plotly_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(ImportError, match=r'pip install "modfast\[report\]"'):
         plots.weight_matrix(torch.ones(2, 2), Clusters.equal(2, 2, 1))
+
+
+def test_tasks_are_drawn_by_site_direction_and_epoch():
+    torch.manual_seed(0)
+    study = modfast.TaskStudy.train(modfast.data.physics(64), n_models=3, epochs=60, progress=False)
+    grids = modfast.data.physics_grids(8)
+    found = modfast.compare_tasks(study.model(0), grids, "act1")["act1"]
+    *bars, norms = found.plot().data
+    assert [bar.name for bar in bars] == ["task 0", "task 1"]
+    for bar, variances in zip(bars, found.variances, strict=True):
+        np.testing.assert_array_equal(bar.y, variances)
+    np.testing.assert_array_equal(norms.y, found.norms)
+    assert norms.yaxis == "y2"
+    assert norms.x[0] == "task 0, 0"
+    (matrix,) = found.similarity().plot().data
+    np.testing.assert_array_equal(matrix.z, found.similarity().matrix)
+    assert [color for _, color in matrix.colorscale] == ["#2166ac", "#ffffff", "#b2182b"]
+    assert matrix.zmax == -matrix.zmin == 1
+    result = study.compare(grids, progress=False)
+    boxes = result.plot().data
+    assert [box.name for box in boxes] == [*result.sites, *result.sites]
+    np.testing.assert_array_equal(boxes[1].y, result.capture[:, 1])
+    np.testing.assert_array_equal(boxes[3].y, result.overlap[:, 0, 0, 1])
+    lines = study.plot().data
+    np.testing.assert_allclose(lines[0].y, study.losses.min(0).values)
+    np.testing.assert_allclose(lines[2].y, study.losses.median(0).values)

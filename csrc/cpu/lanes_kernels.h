@@ -40,9 +40,7 @@ MODFAST_LANE void store_lanes(T* to, Lanes<T> v) {
 
 template <class T>
 MODFAST_LANE Lanes<T> splat(T x) {
-  Lanes<T> v;
-  for (int l = 0; l < kLanes<T>; ++l) v[l] = x;
-  return v;
+  return x - Lanes<T>{};  // a broadcast: x - 0 is x for all x; a loop over lanes is one for each
 }
 
 template <class V>

@@ -16,6 +16,7 @@ from modfast.ops.information import (
     permuted_information,
 )
 from modfast.ops.pruning import prune_layer
+from modfast.ops.task_training import train_mlps_
 from modfast.ops.top import update_top_
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "pairwise_information",
     "permuted_information",
     "prune_layer",
+    "train_mlps_",
     "update_top_",
 ]

@@ -1,4 +1,4 @@
-"""Figures: how training went, how weights fall into clusters, what clusters and units do.
+"""Figures: how training went, how weights fall into clusters, what clusters, units and tasks do.
 
 Every function returns a plotly figure, to be shown, changed or written by its caller. plotly comes
 with the extra `modfast[report]` and is imported only when a figure is made: each function raises
@@ -18,6 +18,12 @@ from modfast.plots.information import (
     pairwise_information,
 )
 from modfast.plots.style import require_plotly
+from modfast.plots.tasks import (
+    task_comparison,
+    task_comparisons,
+    task_similarity,
+    task_study,
+)
 from modfast.plots.training import history
 
 __all__ = [
@@ -38,6 +44,10 @@ __all__ = [
     "pairwise_information",
     "perturbational_information",
     "require_plotly",
+    "task_comparison",
+    "task_comparisons",
+    "task_similarity",
+    "task_study",
     "top_inputs",
     "weight_matrix",
 ]

@@ -1,0 +1,120 @@
+"""Which directions of a layer do the tasks use, and which of them share?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from modfast.plots.style import INK, NETWORK_COLORS, cluster_color, require_plotly, styled
+from modfast.tasks import TaskComparison, TaskComparisons, TaskSimilarity, TaskStudy
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+def task_comparison(result: TaskComparison) -> Figure:
+    """Each task's variance along each distinct gradient as bars, the gradients' norms as points.
+
+    The gradients of the first task come first, each task's most frequent ones first; the norms have
+    an axis of their own, on the right.
+    """
+    require_plotly()
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(specs=[[{"secondary_y": True}]])
+    title = f"Variance along the tasks' gradients (capture {float(result.capture):.3f})"
+    styled(figure, title, 360)
+    labels = [
+        f"task {task}, {i}"
+        for task, each in enumerate(result.distinct)
+        for i in range(len(each.norms))
+    ]
+    for task, variances in enumerate(result.variances):
+        figure.add_bar(
+            x=labels,
+            y=variances.cpu().numpy(),
+            name=f"task {task}",
+            marker_color=cluster_color(task),
+        )
+    figure.add_scatter(
+        x=labels,
+        y=result.norms.cpu().numpy(),
+        name="norm of the gradient",
+        mode="markers",
+        marker={"color": INK, "symbol": "diamond", "size": 7},
+        secondary_y=True,
+    )
+    figure.update_xaxes(title_text="distinct gradients, by task")
+    figure.update_yaxes(title_text="variance of activations", rangemode="tozero")
+    figure.update_yaxes(title_text="norm", showgrid=False, secondary_y=True)
+    return figure
+
+
+def task_similarity(result: TaskSimilarity) -> Figure:
+    """The cosines between two tasks' distinct gradients: blue -1, white 0, red 1."""
+    require_plotly()
+    from plotly.graph_objects import Figure
+
+    title = f"Cosine of the tasks' gradients (of their means {float(result.cosine):.4f})"
+    figure = styled(Figure(), title, 420)
+    figure.add_heatmap(
+        z=result.matrix.cpu().numpy(),
+        colorscale=[[0.0, "#2166ac"], [0.5, "#ffffff"], [1.0, "#b2182b"]],
+        zmin=-1,
+        zmax=1,
+        colorbar={"title": {"text": "cosine", "side": "right"}, "thickness": 12},
+        hovertemplate="gradient %{y} of a, %{x} of b<br>cosine %{z:.3f}<extra></extra>",
+    )
+    figure.update_xaxes(title_text="distinct gradients of b", showgrid=False)
+    figure.update_yaxes(title_text="distinct gradients of a", autorange="reversed", showgrid=False)
+    return figure
+
+
+def task_comparisons(result: TaskComparisons) -> Figure:
+    """Each network's capture, and how far its first two tasks' gradients overlap, site by site."""
+    require_plotly()
+    from plotly.subplots import make_subplots
+
+    panels = {
+        "task capture": result.capture,
+        "mean |cosine| of gradients": result.overlap[..., 0, 1],
+    }
+    figure = make_subplots(cols=2, subplot_titles=list(panels))
+    figure.update_annotations(font_size=13)
+    styled(figure, f"Tasks in {len(result.capture)} networks", 360)
+    for col, values in enumerate(panels.values(), start=1):
+        for site, column in zip(result.sites, values.T, strict=True):
+            figure.add_box(
+                y=column.numpy(),
+                name=site,
+                boxpoints="all",
+                jitter=0.4,
+                marker={"color": NETWORK_COLORS[0], "size": 3},
+                showlegend=False,
+                row=1,
+                col=col,
+            )
+    return figure
+
+
+def task_study(study: TaskStudy) -> Figure:
+    """The networks' losses over the epochs: lowest and highest, quartiles and the median."""
+    require_plotly()
+    from plotly.graph_objects import Figure
+
+    figure = styled(Figure(), f"Training of {len(study)} networks", 320)
+    lines = {"lowest": 0.0, "quartile": 0.25, "median": 0.5, "quartile ": 0.75, "highest": 1.0}
+    shares = torch.tensor(list(lines.values()), dtype=torch.float64)
+    for name, line in zip(lines, study.losses.cpu().quantile(shares, dim=0), strict=True):
+        middle = name == "median"
+        figure.add_scatter(
+            y=line.numpy(),
+            name=name.strip(),
+            mode="lines",
+            line={"color": NETWORK_COLORS[1 if middle else 0], "width": 2 if middle else 1},
+            showlegend=not name.endswith(" "),
+        )
+    figure.update_yaxes(title_text="mean squared error", type="log", dtick=1)
+    figure.update_xaxes(title_text="epoch")
+    return figure

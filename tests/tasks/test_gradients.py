@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tasks.oracle import assert_same_groups, gradients_after
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modfast import task_gradients
+from modfast.models import MLP
+
+
+class ConvNet(nn.Module):
+    """Everything that is linear piece by piece, in modules and not, in place and not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(2)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.average = nn.AdaptiveAvgPool2d(2)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.relu(self.norm(self.conv1(x))))
+        x = x + functional.leaky_relu(self.conv2(x), 0.1)
+        return self.head(torch.relu(self.average(x)).flatten(1) * 0.5)
+
+    def after_conv1(self, x: Tensor) -> Tensor:
+        x = self.pool(torch.relu(self.norm(x)))
+        x = x + functional.leaky_relu(self.conv2(x), 0.1)
+        return self.head(torch.relu(self.average(x)).flatten(1) * 0.5)
+
+
+def tail(model: MLP, first: str):
+    """What an MLP computes after a module."""
+    names = [name for name, _ in model.named_children()]
+    rest = [model.get_submodule(name) for name in names[names.index(first) + 1 :]]
+    return nn.Sequential(*rest)
+
+
+@pytest.mark.parametrize("sizes", [(4, 16, 16, 2), (4, 6, 3), (4, 2), (4, 5, 4, 5, 4, 3)])
+def test_every_site_of_an_mlp(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model, x = MLP(sizes).double(), torch.rand(60, 4).double()
+    found = task_gradients(model, x, ["input", "*"])
+    assert list(found) == ["input", *(name for name, _ in model.named_children())]
+    for site, result in found.items():
+        rest = model if site == "input" else tail(model, site)
+        assert result.tasks == tuple(range(sizes[-1]))
+        assert result.regions is not None
+        for task in result.tasks:
+            rows = gradients_after(rest, result.activations, task)
+            torch.testing.assert_close(result.gradients[task], rows, rtol=1e-12, atol=1e-14)
+            distinct = result.distinct(task)
+            vectors = distinct.directions * distinct.norms[:, None]
+            assert_same_groups(vectors, distinct.counts, rows)
+            # The gradient of the mean over samples, summed over them, is the mean gradient.
+            torch.testing.assert_close(distinct.mean, rows.mean(0), rtol=1e-9, atol=1e-12)
+
+
+def test_regions_are_those_after_the_site() -> None:
+    torch.manual_seed(0)
+    model, x = MLP((4, 16, 16, 2)), torch.rand(500, 4)
+    found = task_gradients(model, x, ["input", "act1", "act2", "fc3"])
+    n = {site: len(result.regions.unique()) for site, result in found.items()}
+    assert n["input"] >= n["act1"] > 1
+    assert n["act2"] == n["fc3"] == 1
+    patterns = (model.fc1(x) > 0, model.fc2(model.act1(model.fc1(x))) > 0)
+    assert n["input"] == len(torch.cat(patterns, 1).unique(dim=0))
+    assert n["act1"] == len(patterns[1].unique(dim=0))
+
+
+def test_convolutions_flat_and_pooled() -> None:
+    torch.manual_seed(0)
+    model, x = ConvNet().double().eval(), torch.randn(12, 2, 8, 8).double()
+    model.norm.running_mean.normal_()
+    # Some samples twice: their gradients are the same.
+    x = torch.cat([x, x[:5]])
+    conv1 = model.conv1(x)
+    found = task_gradients(model, x, ["input", "conv1", "head"])
+    pooled = task_gradients(model, x, "conv1", pool=True)["conv1"]
+    for task in range(3):
+        rows = gradients_after(model.after_conv1, conv1, task)
+        torch.testing.assert_close(found["conv1"].gradients[task], rows.flatten(1))
+        torch.testing.assert_close(pooled.gradients[task], rows.sum((2, 3)))
+        on_input = gradients_after(model, x, task)
+        torch.testing.assert_close(found["input"].gradients[task], on_input.flatten(1))
+        for site, wanted in (("conv1", rows), ("input", on_input)):
+            distinct = found[site].distinct(task)
+            vectors = distinct.directions * distinct.norms[:, None]
+            assert_same_groups(vectors, distinct.counts, wanted.flatten(1))
+        assert pooled.distinct(task).counts.sum() == len(x)
+    torch.testing.assert_close(found["conv1"].activations, conv1.flatten(1))
+    torch.testing.assert_close(pooled.activations, conv1.mean((2, 3)))
+    # The derivative with respect to the mean over positions: all of a channel moves alike.
+    step = torch.zeros_like(conv1)
+    step[:, 1] = 1e-7
+    moved = (model.after_conv1(conv1 + step) - model.after_conv1(conv1 - step)) / 2e-7
+    torch.testing.assert_close(pooled.gradients[:, :, 1].T, moved, rtol=1e-5, atol=1e-7)
+    assert found["conv1"].regions is not None
+    assert len(found["conv1"].regions.unique()) == 12
+    assert len(found["head"].regions.unique()) == 1
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(x).chunk(2, dim=1)
+        return self.last(a * b)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2)),
+        nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)),
+        nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 2)),
+        Gated(),
+    ],
+)
+def test_other_networks_take_the_tolerance(model: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = model.double()
+    x = torch.randn(40, 4).double().repeat(3, 1)
+    found = task_gradients(model, x, "input")["input"]
+    assert found.regions is None
+    for task in (0, 1):
+        rows = gradients_after(model, x, task)
+        torch.testing.assert_close(found.gradients[task], rows)
+        distinct = found.distinct(task)
+        assert distinct.counts.tolist() == [3] * 40
+        assert_same_groups(distinct.directions * distinct.norms[:, None], distinct.counts, rows)
+
+
+def test_batches_make_no_difference() -> None:
+    torch.manual_seed(0)
+    model, x = MLP((4, 16, 16, 2)).double(), torch.rand(101, 4).double()
+    whole = task_gradients(model, x, ["input", "act1"], [1])
+    parts = task_gradients(model, x, ["input", "act1"], 1, batch_size=17)
+    for site in whole:
+        torch.testing.assert_close(whole[site].gradients, parts[site].gradients)
+        torch.testing.assert_close(whole[site].activations, parts[site].activations)
+        assert torch.equal(whole[site].regions, parts[site].regions)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_leaves_the_model_and_inputs_as_they_were(frozen: bool) -> None:
+    torch.manual_seed(0)
+    model, x = ConvNet(), torch.randn(4, 2, 8, 8)
+    model.requires_grad_(not frozen)
+    model.norm.eval()
+    before, kept = copy.deepcopy(model), x.clone()
+    found = task_gradients(model, x, ["input", "conv1", "relu"])
+    wanted = task_gradients(before.requires_grad_(), x, ["input", "conv1", "relu"])
+    for site in found:
+        assert torch.equal(found[site].gradients, wanted[site].gradients)
+        assert not found[site].gradients.requires_grad
+        assert not found[site].activations.requires_grad
+    assert torch.equal(x, kept)
+    assert not x.requires_grad
+    assert model.training
+    assert not model.norm.training
+    for p in model.parameters():
+        assert p.grad is None
+        assert p.requires_grad is not frozen
+    for (name, a), b in zip(model.state_dict().items(), before.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_task_without_a_path_has_zero_gradients() -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.a(x[:, :2]).relu().sum(1), self.b(x[:, 2:]).sum(1)], dim=1)
+
+    torch.manual_seed(0)
+    found = task_gradients(Apart(), torch.randn(9, 4), ["a", "b"])
+    assert not found["a"].gradients[1].any()
+    assert found["a"].distinct(1).norms.tolist() == [0.0]
+    assert not found["a"].distinct(1).directions.any()
+    assert (found["b"].gradients[1] == 1).all()
+
+
+def test_bad_input() -> None:
+    model, x = MLP((4, 6, 6, 2)), torch.rand(5, 4)
+    with pytest.raises(ValueError, match="sites='act9': no such module; did you mean: 'act2'"):
+        task_gradients(model, x, ["input", "act9"])
+    with pytest.raises(ValueError, match="tasks must be from 0 to 1, the outputs, got 2"):
+        task_gradients(model, x, "act1", [0, 2])
+    with pytest.raises(ValueError, match="tasks must hold at least one output"):
+        task_gradients(model, x, "act1", [])
+    with pytest.raises(TypeError, match="tasks must hold integers, got 'a'"):
+        task_gradients(model, x, "act1", "a")
+    with pytest.raises(TypeError, match="tasks must be an output's number .*got 1.5"):
+        task_gradients(model, x, "act1", 1.5)
+    with pytest.raises(ValueError, match="pool=True: sites='act1' has no positions"):
+        task_gradients(model, x, "act1", pool=True)
+    with pytest.raises(ValueError, match="inputs must be finite, got 20 of 20"):
+        task_gradients(model, x * torch.nan, "act1")
+    with pytest.raises(ValueError, match=r"neither 0, got shape \[0, 2\]"):
+        task_gradients(model, x[:0], "act1")
+    with pytest.raises(TypeError, match="sites='input': inputs must be one floating tensor"):
+        task_gradients(model, x.long(), "input")
+    with pytest.raises(TypeError, match="sites=3: must be a name"):
+        task_gradients(model, x, 3)
+    with pytest.raises(TypeError, match="must return a floating tensor .*got tuple"):
+        task_gradients(nn.LSTM(4, 2), x, "input")
+    with pytest.raises(ValueError, match=r"must return \[n, outputs\].*got shape \[5, 2, 1\]"):
+        task_gradients(nn.Sequential(nn.Linear(4, 2), nn.Unflatten(1, (2, 1))), x, "0")
+    with pytest.raises(ValueError, match="batch_size=0: must be an integer of at least 1"):
+        task_gradients(model, x, "act1", batch_size=0)
+    with pytest.raises(ValueError, match=r"task must be one of \(0,\), got 1"):
+        task_gradients(model, x, "act1", 0)["act1"].distinct(1)
+
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x).detach()
+
+    with pytest.raises(ValueError, match="do not hang on the sites through autograd"):
+        task_gradients(Cut(), x, "fc")
