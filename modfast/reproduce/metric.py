@@ -84,8 +84,8 @@ def study(networks: Networks) -> Section:
             for j, pair in enumerate(PAIRS)
         ]
     settings = (
-        f"784-128-128-10 on {N_IMAGES} MNIST images, pre-activations, 10 bins, nats; trained: after "
-        f"{EPOCHS} epochs of SGD 1e-3. Measures are sums over {N_MODULES} modules of {MODULE_SIZE} "
+        f"784-128-128-10 on {N_IMAGES} MNIST images, pre-activations, 10 bins, nats; trained for "
+        f"{EPOCHS} epochs by SGD 1e-3. Measures are sums over {N_MODULES} modules of {MODULE_SIZE} "
         "random units a layer."
     )
     return Section("N0: information between layers", settings, tuple(rows))
