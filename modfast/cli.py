@@ -1,8 +1,9 @@
-"""The command line: `python -m modfast demo` and `python -m modfast info`."""
+"""The command line: `python -m modfast demo`, `reproduce` and `info`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import sys
 import tempfile
@@ -14,8 +15,9 @@ from typing import NoReturn
 import torch
 
 import modfast
-from modfast import _extension, demo, plots, report
+from modfast import _extension, demo, plots, report, reproduce
 from modfast.data import NAMES
+from modfast.files import replacing
 
 __all__ = ["main"]
 
@@ -44,10 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = _parser().parse_args(argv)
-        if arguments.command == "info":
-            _info()
-        else:
-            _demo(arguments)
+        commands = {"info": _info, "demo": _demo, "reproduce": _reproduce}
+        commands[arguments.command](arguments)
     except _InputError as error:
         print(f"modfast: error: {error}", file=sys.stderr)
         return 2
@@ -76,6 +76,24 @@ def _parser() -> _Parser:
     run.add_argument(
         "--out", metavar="DIR", default="modfast-report", help="(default: %(default)s)"
     )
+    again = commands.add_parser(
+        "reproduce",
+        help="print the source notebooks' numbers beside modfast's",
+        description="Runs the notebooks' pipelines at their own settings over several seeds, and "
+        "writes reproduce.html and reproduce.json.",
+    )
+    again.add_argument(
+        "study",
+        nargs="?",
+        choices=("all", *reproduce.STUDIES),
+        default="all",
+        help="(default: %(default)s)",
+    )
+    again.add_argument("--root", metavar="DIR", help="folder that holds MNIST/raw")
+    again.add_argument("--seeds", type=int, metavar="N", default=5, help="(default: %(default)s)")
+    again.add_argument(
+        "--out", metavar="DIR", default="modfast-report", help="(default: %(default)s)"
+    )
     return parser
 
 
@@ -102,10 +120,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     try:
         result = demo.run(settings, arguments.root)
     except OSError as error:
-        raise _InputError(
-            f"--root {arguments.root} holds no MNIST that torchvision can read; "
-            f"modfast.data.load('mnist', root={arguments.root!r}, download=True) puts it there"
-        ) from error
+        raise _no_mnist(arguments.root) from error
     except FloatingPointError as error:
         weight = f"--weight {settings.weight:g}"
         raise _InputError(f"training diverged at {weight}: {error}") from error
@@ -117,6 +132,43 @@ def _demo(arguments: argparse.Namespace) -> None:
         raise _InputError(f"--out {folder} cannot be written to: {error}") from error
     print(_table(result))
     print("report:", *written, sep="\n  ")
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    """Leaves out what needs MNIST where all is asked for without it."""
+    studies = list(reproduce.STUDIES) if arguments.study == "all" else [arguments.study]
+    if arguments.root is None:
+        skipped = [name for name in studies if name in reproduce.NEEDS_MNIST]
+        studies = [name for name in studies if name not in reproduce.NEEDS_MNIST]
+        if skipped:
+            needs = f"--root DIR, the folder that holds MNIST/raw: {', '.join(skipped)}"
+            if not studies:
+                raise _InputError(f"these need {needs}")
+            print(f"left out, for they need {needs}\n")
+    folder = Path(arguments.out)
+    _require_writable(folder)
+    try:
+        sections = reproduce.run(studies, arguments.root, arguments.seeds)
+    except FileNotFoundError as error:
+        raise _no_mnist(arguments.root) from error
+    except (ValueError, ImportError) as error:
+        raise _InputError(error) from error
+    texts = {
+        "reproduce.html": reproduce.page(sections),
+        "reproduce.json": json.dumps(reproduce.numbers(sections), indent=2) + "\n",
+    }
+    for name, text in texts.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(reproduce.text(sections))
+    print("report:", *(folder / name for name in texts), sep="\n  ")
+
+
+def _no_mnist(root: str) -> _InputError:
+    return _InputError(
+        f"--root {root} holds no MNIST that torchvision can read; "
+        f"modfast.data.load('mnist', root={root!r}, download=True) puts it there"
+    )
 
 
 def _require_writable(folder: Path) -> None:
@@ -149,7 +201,7 @@ def _table(result: demo.DemoResult) -> str:
     return "\n".join([*lines, ""])
 
 
-def _info() -> None:
+def _info(arguments: argparse.Namespace) -> None:
     """Prints one fact a line: this modfast, then how its library was built."""
     library = _extension.library
     facts: dict[str, object] = {

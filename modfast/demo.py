@@ -155,7 +155,7 @@ def run(
     data = modfast.data.load(settings.data, root)
     _, n_in, n_out, _ = settings.sizes
     clusters = Clusters.equal(n_out, n_in, settings.clusters)
-    with _one_thread():
+    with one_thread():
         # Weight 0 is the base optimizer itself, so the weight is all that the two differ in.
         plain = _train(replace(settings, weight=0.0), data, clusters, progress)
         clustered = _train(settings, data, clusters, progress)
@@ -163,7 +163,7 @@ def run(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Steps this small gain nothing from a second thread.
 
     On a busy machine they lose by it, up to fifty times: OpenMP's threads spin at each operator's

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from modfast.reproduce import Row, Section, numbers, page, run, text
+from modfast.reproduce.tables import spread
+
+SECTION = Section(
+    "N9: a <title>",
+    "Settings & more.",
+    (
+        Row("H", 1.4756, torch.tensor([1.0, 2.0]), torch.tensor([1.5, 1.5]), "a <reason>"),
+        Row("I", None, None, torch.tensor([math.nan, 1.0]), "none"),
+    ),
+    seconds=3.2,
+)
+
+
+def test_spread_keeps_the_digits_that_the_deviation_leaves() -> None:
+    assert spread(None) == "–"
+    assert spread(torch.tensor([0.5])) == "0.5"
+    assert spread(torch.tensor([2.0, 2.0])) == "2"
+    assert spread(torch.tensor([-0.04, -0.06])) == "-0.05 ± 0.014"
+    assert spread(torch.tensor([0.99981, 0.99983])) == "0.99982 ± 1.4e-05"
+    assert spread(torch.tensor([190.0, 230.0])) == "210 ± 28"
+    assert spread(torch.tensor([1e-4, -1e-4])) == "0 ± 0.00014"
+    assert spread(torch.tensor([math.inf, 1.0])) == "inf"
+
+
+def test_text_page_and_numbers_hold_every_row() -> None:
+    lines = text([SECTION]).splitlines()
+    assert lines[0] == "N9: a <title> (3 s)"
+    assert lines[4].split() == ["H", "1.4756", "1.5", "±", "0.71", "1.5"]
+    assert lines[5].strip() == "a <reason>"
+    markup = page([SECTION])
+    assert "<td>a &lt;reason&gt;</td>" in markup
+    assert "Settings &amp; more." in markup
+    found = json.loads(json.dumps(numbers([SECTION]), allow_nan=False))
+    first, second = found["sections"][0]["rows"]
+    assert first["notebook"] == [1.0, 2.0]
+    assert second["notebook"] is None
+    assert second["correct"] == [None, 1.0]
+
+
+def test_bad_input() -> None:
+
+    with pytest.raises(ValueError, match="studies must be of .*'metrics'"):
+        run(["metrics"])
+    with pytest.raises(ValueError, match="root must name the folder that holds MNIST"):
+        run(["metric"])
+    with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
+        run([], seeds=0)
