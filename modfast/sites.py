@@ -25,10 +25,10 @@ __all__ = [
     "match_names",
     "nearest",
     "resolve_modules",
+    "run_passes",
     "unit_dim",
     "watching",
 ]
-__all__ = ["capture", "in_mode", "match_names", "nearest", "resolve_modules", "run_passes"]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -251,12 +251,6 @@ def run_passes(
     for name, tensor in tensors.items():
         checks.finite(name, tensor)
     outputs: dict[str, list[Tensor]] = {name: [] for name in modules}
-
-    def keep(name: str, output: Tensor) -> None:
-        # A copy, because the modules that follow may work in place.
-        outputs[name].append(output.clone())
-
-    with watching(model, modules, keep) as run:
     with ExitStack() as stack:
         stack.enter_context(in_mode(model, training=False))
         for name, module in modules.items():
@@ -268,14 +262,51 @@ def run_passes(
                 for value in entries.values()
             ]
             if isinstance(inputs, Mapping):
-                run(**dict(zip(inputs, values, strict=True)))
+                result = model(**dict(zip(inputs, values, strict=True)))
             else:
-                run(*values)
-            if rows is not None:
-                for name, parts in outputs.items():
-                    check_batch_first(name, parts[-1], rows.stop - rows.start, "with batch_size, ")
-    # One part is left as it is: it may be a scalar, which cannot be concatenated.
-    return {name: torch.cat(parts) if parts[1:] else parts[0] for name, parts in outputs.items()}
+                result = model(*values)
+            for name, parts in outputs.items():
+                _check_calls(name, len(parts))
+                if rows is not None:
+                    n_rows = rows.stop - rows.start
+                    check_batch_first(name, parts[-1], n_rows, "with batch_size, ")
+            visit(result, {name: parts.pop() for name, parts in outputs.items()})
+
+
+def _keep_output(
+    name: str, parts: list[Tensor], module: nn.Module, args: object, output: object
+) -> Tensor | None:
+    found = _tensor(name, module, output)
+    # Copies, because the modules that follow may work in place.
+    if not torch.is_grad_enabled():
+        parts.append(found.detach().clone())
+        return None
+    if not found.requires_grad and found.is_floating_point():
+        # Not the output itself: it may be the caller's input.
+        found = found.detach().requires_grad_()
+    parts.append(found)
+    return found.clone()
+
+
+def _tensor(name: str, module: nn.Module, output: object) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"sites={name!r}: the {type(module).__name__} returned a {type(output).__name__}, not "
+            "a tensor; name a module inside or after it that returns one"
+        )
+    return output
+
+
+def _check_calls(name: str, n_calls: int) -> None:
+    if n_calls == 0:
+        raise ValueError(
+            f"sites={name!r}: the model never called this module (a module whose weights or "
+            "forward method another one uses directly is not called)"
+        )
+    if n_calls > 1:
+        raise ValueError(
+            f"sites={name!r}: called {n_calls} times in one pass, so it has no one output"
+        )
 
 
 @contextmanager
@@ -306,28 +337,16 @@ def watching(
     n_calls = dict.fromkeys(modules, 0)
 
     def hook(name: str, module: nn.Module, args: object, output: object) -> None:
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"sites={name!r}: the {type(module).__name__} returned a {type(output).__name__}, "
-                "not a tensor; name a module inside or after it that returns one"
-            )
+        found = _tensor(name, module, output)
         n_calls[name] += 1
         if n_calls[name] == 1:
-            see(name, output.detach())
+            see(name, found.detach())
 
     def run(*args: Any, **kwargs: Any) -> None:
         n_calls.update(dict.fromkeys(modules, 0))
         model(*args, **kwargs)
         for name, n in n_calls.items():
-            if n == 0:
-                raise ValueError(
-                    f"sites={name!r}: the model never called this module (a module whose weights "
-                    "or forward method another one uses directly is not called)"
-                )
-            if n > 1:
-                raise ValueError(
-                    f"sites={name!r}: called {n} times in one pass, so it has no one output"
-                )
+            _check_calls(name, n)
 
     with ExitStack() as stack:
         stack.enter_context(in_mode(model, training=False))
@@ -347,47 +366,6 @@ def check_batch_first(name: str, output: Tensor, n_rows: int, why: str = "") -> 
         raise ValueError(
             f"sites={name!r}: {why}outputs must be batch-first; {n_rows} rows gave shape "
             f"{list(output.shape)}"
-                result = model(**dict(zip(inputs, values, strict=True)))
-            else:
-                result = model(*values)
-            for name, parts in outputs.items():
-                _check_pass(name, parts, rows)
-            visit(result, {name: parts.pop() for name, parts in outputs.items()})
-
-
-def _keep_output(
-    name: str, parts: list[Tensor], module: nn.Module, args: object, output: object
-) -> Tensor | None:
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"sites={name!r}: the {type(module).__name__} returned a {type(output).__name__}, not "
-            "a tensor; name a module inside or after it that returns one"
-        )
-    # Copies, because the modules that follow may work in place.
-    if not torch.is_grad_enabled():
-        parts.append(output.detach().clone())
-        return None
-    if not output.requires_grad and output.is_floating_point():
-        # Not the output itself: it may be the caller's input.
-        output = output.detach().requires_grad_()
-    parts.append(output)
-    return output.clone()
-
-
-def _check_pass(name: str, parts: list[Tensor], rows: slice | None) -> None:
-    if not parts:
-        raise ValueError(
-            f"sites={name!r}: the model never called this module (a module whose weights or "
-            "forward method another one uses directly is not called)"
-        )
-    if len(parts) > 1:
-        raise ValueError(
-            f"sites={name!r}: called {len(parts)} times in one pass, so it has no one output"
-        )
-    if rows is not None and parts[-1].shape[:1] != (rows.stop - rows.start,):
-        raise ValueError(
-            f"sites={name!r}: with batch_size, outputs must be batch-first; "
-            f"{rows.stop - rows.start} rows gave shape {list(parts[-1].shape)}"
         )
 
 
