@@ -369,7 +369,8 @@ void sweep_hidden(const AblationSweep& sweep, SampleTile tile, int64_t begin, in
       for (int k = 0; k < sweep.n_terms; ++k) {
         if (sweep.per_sample) {
           for (int64_t l = 0; l < n; ++l) {
-            tile.terms[k * sweep.term_stride + (first - tile.begin + l) * sweep.n_ablations + a] = found[k * n_block + l];
+            const int64_t row = (first - tile.begin + l) * sweep.n_ablations;
+            tile.terms[k * sweep.term_stride + row + a] = found[k * n_block + l];
           }
         } else {
           tile.terms[k * sweep.term_stride + a] += total(found + k * n_block);
