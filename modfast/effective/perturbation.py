@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -199,16 +200,16 @@ def sensitivity(
     return _Rule(samples, tolerance, max_samples).follow(estimate, "sensitivity", progress)
 
 
-class _Estimate:
+class _Estimate(ABC):
     """Information after ever more samples."""
 
     def __init__(self, driven: Driven, correction: Correction) -> None:
         choice("correction", correction, Correction)
         self.driven, self.correction = driven, correction
 
+    @abstractmethod
     def after(self, n: int, progress: bool) -> tuple[float, Tensor | None]:
         """Information with n samples, those of the calls before among them; in all and by pair."""
-        raise NotImplementedError
 
     def of_pairs(self, x_codes: Tensor, y_codes: Tensor) -> Tensor:
         """Information of all pairs of columns in bits."""
