@@ -1,4 +1,4 @@
-// Every operator's schema. What each means is said in modfast/reference.py.
+// Every operator's schema. What each means is said in modfast/reference.
 #include "abi.h"
 
 STABLE_TORCH_LIBRARY(modfast, m) {

@@ -36,7 +36,7 @@ MODFAST_BOTH double miller_madow(int64_t cells, int64_t rows, int64_t cols, int6
 }
 
 // How many of `n_bins` can be filled, given the counts of those that are, and maybe of others (Panzeri
-// & Treves, 1996; modfast/reference.py tells how).
+// & Treves, 1996; modfast/reference/information.py tells how).
 template <class Counts>
 MODFAST_BOTH int relevant_bins(const Counts& counts, int n_counts, int n_bins) {
   int64_t sum = 0;
