@@ -92,6 +92,6 @@ def circuit_sizes(results: CircuitSizes | Mapping[str, CircuitSizes]) -> Figure:
                 line={"color": color, "width": 2.5 if is_mean else 1},
                 hovertemplate=f"{line}<br>%{{x:.1e}} nats<br>%{{y:,.0f}} weights<extra></extra>",
             )
-    figure.update_xaxes(title_text="threshold, nats", type="log", exponentformat="power")
+    figure.update_xaxes(title_text="threshold, nats", type="log", dtick=1, exponentformat="power")
     figure.update_yaxes(title_text="weights kept", rangemode="tozero")
     return figure

@@ -8,16 +8,20 @@ import torch
 from torch import Tensor
 
 from modfast.circuits import EdgeCircuit, EdgeScores
-from modfast.plots.style import INK, cluster_color, require_plotly, styled
+from modfast.plots.style import INK, NETWORK_COLORS, require_plotly, styled
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _MOST_EDGES = 4000  # lines, of one pair of layers, that a browser draws at once
+_MOST_COLS = 4
+_FEW = 10  # nodes, each of which has a tick of its own
 
 
 def edge_scores(scores: EdgeScores) -> Figure:
     """The scores of all edges, a heat map for each pair of layers, each with its own scale.
+
+    The full colors, blue and red, stand for minus and plus the number in the title.
 
     Args:
         scores: of `modfast.attribute_edges`.
@@ -25,33 +29,43 @@ def edge_scores(scores: EdgeScores) -> Figure:
     require_plotly()
     from plotly.subplots import make_subplots
 
-    n = len(scores.scores)
-    titles = [f"{sender} → {receiver}" for sender, receiver in scores.scores]
-    figure = make_subplots(cols=n, subplot_titles=titles)
+    largest = {pair: float(values.abs().max()) for pair, values in scores.scores.items()}
+    titles = [
+        f"{sender} → {receiver}, ±{largest[sender, receiver]:.2g}" for sender, receiver in largest
+    ]
+    n_rows, n_cols = -(-len(titles) // _MOST_COLS), min(len(titles), _MOST_COLS)
+    figure = make_subplots(
+        rows=n_rows, cols=n_cols, subplot_titles=titles, vertical_spacing=0.25 / n_rows
+    )
     figure.update_annotations(font_size=13)
-    styled(figure, f"Rise of the metric when one edge is corrupted ({scores.method})", 420)
-    for col, ((sender, receiver), values) in enumerate(scores.scores.items(), start=1):
-        largest = float(values.abs().max()) or 1.0
+    title = f"Rise of the metric when one edge is corrupted ({scores.method})"
+    styled(figure, title, 120 + 300 * n_rows)
+    for i, ((sender, receiver), values) in enumerate(scores.scores.items()):
+        place = {"row": i // _MOST_COLS + 1, "col": i % _MOST_COLS + 1}
+        limit = largest[sender, receiver] or 1.0
         figure.add_heatmap(
             z=values.numpy(),
             colorscale="RdBu",
             reversescale=True,
-            zmin=-largest,
-            zmax=largest,
+            zmin=-limit,
+            zmax=limit,
             showscale=False,
             hovertemplate=f"{sender} %{{y}} → {receiver} %{{x}}<br>%{{z:.4g}}<extra></extra>",
-            row=1,
-            col=col,
+            **place,
         )
-        figure.update_xaxes(title_text=receiver, showgrid=False, col=col)
-        figure.update_yaxes(title_text=sender, showgrid=False, autorange="reversed", col=col)
+        y_tick, x_tick = (1 if n <= _FEW else None for n in values.shape)
+        figure.update_xaxes(title_text=receiver, showgrid=False, dtick=x_tick, **place)
+        figure.update_yaxes(
+            title_text=sender, showgrid=False, dtick=y_tick, autorange="reversed", **place
+        )
     return figure
 
 
 def edge_circuit(circuit: EdgeCircuit) -> Figure:
     """A circuit's nodes and edges, a column for each layer; nodes without edges are left out.
 
-    Of more than a few thousand edges between two layers every so many are drawn.
+    Of more than a few thousand edges between two layers every so many are drawn, and how many is
+    said above them.
 
     Args:
         circuit: of `modfast.discover_circuit`.
@@ -81,10 +95,20 @@ def edge_circuit(circuit: EdgeCircuit) -> Figure:
             x=[level, level + 1, None] * len(shown),
             y=torch.nn.functional.pad(ends, (0, 1), value=torch.nan).flatten().numpy(),
             mode="lines",
-            line={"color": cluster_color(level), "width": 0.6},
-            opacity=0.4,
-            name=f"{sender} → {receiver}: {len(edges):,} of {mask.numel():,}",
+            # Many are told apart only if each is thin.
+            line={"color": NETWORK_COLORS[0], "width": min(1, 20 / max(len(shown), 1) ** 0.5)},
+            opacity=0.6,
             hoverinfo="skip",
+            showlegend=False,
+        )
+        drawn = "" if len(shown) == len(edges) else f", {len(shown):,} drawn"
+        figure.add_annotation(
+            x=level + 0.5,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            showarrow=False,
+            text=f"{len(edges):,} of {mask.numel():,}{drawn}",
         )
     for level, name in enumerate(names):
         members = used[name].nonzero()[:, 0]
@@ -97,6 +121,10 @@ def edge_circuit(circuit: EdgeCircuit) -> Figure:
             hovertemplate=f"{name} %{{customdata}}<extra></extra>",
             showlegend=False,
         )
-    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, showgrid=False)
-    figure.update_yaxes(visible=False, autorange="reversed")
+    last = len(names) - 1
+    figure.update_xaxes(
+        tickvals=list(range(last + 1)), ticktext=names, showgrid=False, range=[-0.1, last + 0.1]
+    )
+    # The first node is on top, as in a heat map.
+    figure.update_yaxes(visible=False, range=[1.02, -0.02])
     return figure

@@ -60,12 +60,17 @@ def top_inputs(
         figure.add_image(z=scaled.nan_to_num(255).movedim(0, -1).byte().numpy())
     else:
         figure.add_heatmap(
-            z=mosaic.numpy(), colorscale="Greys", showscale=False, hovertemplate="%{z:.3g}"
+            z=mosaic.numpy(),
+            colorscale="Greys",
+            showscale=False,
+            hovertemplate="%{z:.3g}<extra></extra>",
         )
         figure.update_yaxes(autorange="reversed")
     names = [f"unit {unit}<br>{float(top.values[unit, 0]):.3g}" for unit in chosen]
     middles = [row_pixels * i + (row_pixels - 1) / 2 for i in range(len(chosen))]
-    figure.update_yaxes(tickvals=middles, ticktext=names, showgrid=False, showline=False)
+    figure.update_yaxes(
+        tickvals=middles, ticktext=names, ticklabelstandoff=6, showgrid=False, showline=False
+    )
     figure.update_xaxes(visible=False)
     if image:
         figure.update_yaxes(scaleanchor="x", constrain="domain")
