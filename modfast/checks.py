@@ -6,7 +6,7 @@ import math
 from typing import Any, SupportsIndex
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def count(argument: str, value: SupportsIndex) -> int:
@@ -35,6 +35,16 @@ def finite_number(argument: str, value: float) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{argument} must be finite, got {value}")
     return float(value)
+
+
+def module(argument: str, value: Any) -> None:
+    """Refuses what is no torch.nn.Module.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{argument} must be a torch.nn.Module, got {type(value).__name__}")
 
 
 def pair(argument: str, data: Any) -> tuple[Tensor, Tensor]:

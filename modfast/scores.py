@@ -45,10 +45,11 @@ def check_targets(argument: str, targets: Tensor, n_samples: int, n_outputs: int
         TypeError: neither integer classes nor real values.
         ValueError: sizes that differ, classes out of range, values that are not finite.
     """
-    if len(targets) != n_samples:
+    n_targets = len(targets) if targets.dim() else 1
+    if n_targets != n_samples:
         raise ValueError(
             f"{argument} must have one target per sample, "
-            f"got {n_samples} samples and {len(targets)} targets"
+            f"got {n_samples} samples and {n_targets} targets"
         )
     if targets.is_floating_point():
         if tuple(targets.shape) != (n_samples, n_outputs):

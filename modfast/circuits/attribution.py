@@ -53,7 +53,7 @@ def attribute_edges(
 
     Args:
         model: returns logits `[n, c]`; runs in eval mode and is left as it was.
-        clean: inputs `[n, ...]` on the model's device.
+        clean: inputs `[n, ...]` on the model's device and of its dtype.
         corrupted: for each the input that it is compared with, of the same shape.
         targets: int64 classes `[n]`, for metric="loss".
         method: "eap", "eap-ig" or "exact".
@@ -70,9 +70,10 @@ def attribute_edges(
 
     Raises:
         TypeError: arguments of a wrong type.
-        ValueError: a model that is no such chain; inputs that differ in shape, are empty or not
-            finite, logits or a metric that are not; targets out of range; nodes that overlap or are
-            of an unknown layer (the nearest are listed); metric="kl" with "eap".
+        ValueError: a model that is no such chain; inputs that differ in shape, dtype or device or
+            do not fit the model, are empty or not finite, logits or a metric that are not; targets
+            out of range; nodes that overlap or are of an unknown layer (the nearest are listed);
+            metric="kl" with "eap".
 
     Source: Nanda, "Attribution Patching", 2023; Syed, Rager and Conmy, "Attribution Patching
         Outperforms Automated Circuit Discovery", 2023; Hanna, Pezzelle and Belinkov, "Have Faith in
@@ -89,7 +90,7 @@ def attribute_edges(
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}")
     steps, max_memory = checks.count("steps", steps), checks.count("max_memory", max_memory)
-    checked_inputs(clean, corrupted)
+    checked_inputs(model, clean, corrupted)
     with in_mode(model, training=False):
         network = read_network(model, clean, nodes)
         whole, other = network.run(clean), network.run(corrupted)
@@ -103,7 +104,8 @@ def attribute_edges(
             found = _exact(network, whole, other, judge, max_memory, progress)
         else:
             at = [1.0] if method == "eap" else [i / steps for i in range(1, steps + 1)]
-            points = [corrupted + share * (clean - corrupted) for share in at]
+            # Exact at 1, however far apart the two are.
+            points = [torch.lerp(corrupted, clean, share) for share in at]
             found = _gradient(network, whole, other, judge, points)
     cpu = {name: labels.cpu() for name, labels in network.nodes.items()}
     scores = dict(zip(network.pairs, (each.cpu() for each in found), strict=True))

@@ -46,7 +46,7 @@ def discover_circuit(
 
     Args:
         model: returns logits `[n, c]`; runs in eval mode and is left as it was.
-        clean: inputs `[n, ...]` on the model's device.
+        clean: inputs `[n, ...]` on the model's device and of its dtype.
         corrupted: for each the input that removed edges see, of the same shape.
         tau: the least rise, in nats for "kl" and "loss", that keeps an edge.
         targets: int64 classes `[n]`, for metric="loss".
@@ -74,7 +74,7 @@ def discover_circuit(
     """
     tau = checks.finite_number("tau", tau)
     max_memory = checks.count("max_memory", max_memory)
-    checked_inputs(clean, corrupted)
+    checked_inputs(model, clean, corrupted)
     with in_mode(model, training=False):
         network = read_network(model, clean, nodes)
         whole, other = network.run(clean), network.run(corrupted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,14 +15,13 @@ from modfast import checks
 from modfast.circuits.metric import make_metric
 from modfast.circuits.network import Network, Pass, checked_inputs, read_network
 from modfast.circuits.removal import Step, follow
-from modfast.files import replacing
+from modfast.files import load_result, save_result
 from modfast.scores import scores as accuracies
 from modfast.sites import in_mode
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-_FORMAT = 1
 Pair = tuple[str, str]
 
 
@@ -145,6 +144,10 @@ class CircuitEvaluation:
 class EdgeCircuit:
     """Some edges of a network; of `discover_circuit` or `EdgeScores.circuit`.
 
+    Raises:
+        TypeError: masks that are no bool tensors, nodes that are no int64 vectors.
+        ValueError: masks of other pairs of layers, or of another size, than the nodes say.
+
     Example:
         >>> import torch
         >>> nodes = {"input": torch.arange(1), "fc": torch.arange(2)}
@@ -157,6 +160,21 @@ class EdgeCircuit:
     """By (layer, next layer): bool `[senders, receivers]`, on the CPU."""
     nodes: Mapping[str, Tensor]
     """The node of each unit of the input and of each layer: int64 `[units]`."""
+
+    def __post_init__(self) -> None:
+        for name, labels in self.nodes.items():
+            if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+                raise TypeError(f"nodes[{name!r}] must be int64 [units], got {labels!r}")
+        pairs = list(pairwise(self.nodes))
+        if list(self.masks) != pairs:
+            raise ValueError(f"masks must be of {pairs}, got {list(self.masks)}")
+        for pair, mask in self.masks.items():
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(f"masks[{pair}] must be a bool tensor, got {found}")
+            shape = tuple(int(self.nodes[name].max()) + 1 for name in pair)
+            if mask.shape != shape:
+                raise ValueError(f"masks[{pair}] must be {shape}, got {tuple(mask.shape)}")
 
     @property
     def n_edges(self) -> int:
@@ -196,22 +214,17 @@ class EdgeCircuit:
         return CircuitEvaluation(float(kl(found)), float(kl(other.logits)), **measured)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the circuit to a file."""
-        state = {"format": _FORMAT, "masks": dict(self.masks), "nodes": dict(self.nodes)}
-        with replacing(Path(path)) as temporary:
-            torch.save(state, temporary)
+        """Writes the circuit to a file, under a temporary name first."""
+        save_result(path, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EdgeCircuit:
-        """Reads a circuit that `save` wrote.
+        """The circuit that `save` wrote.
 
         Raises:
-            ValueError: the file is none.
+            ValueError: the file holds something else.
         """
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(f"{path} is not a modfast circuit of format {_FORMAT}")
-        return cls(state["masks"], state["nodes"])
+        return load_result(path, cls)
 
     def plot(self) -> Figure:
         """The circuit's edges as lines between nodes, a column for each layer."""
@@ -220,7 +233,7 @@ class EdgeCircuit:
         return edge_circuit(self)
 
     def _run(self, model: nn.Module, clean: Tensor, corrupted: Tensor) -> tuple[Tensor, Pass, Pass]:
-        checked_inputs(clean, corrupted)
+        checked_inputs(model, clean, corrupted)
         with in_mode(model, training=False):
             network = self._fit(read_network(model, clean))
             whole, other = network.run(clean), network.run(corrupted)

@@ -43,9 +43,10 @@ class Metric:
     def _value(self, logits: Tensor) -> Tensor:
         assert self.function is not None
         found = self.function(logits)
-        if not isinstance(found, Tensor) or found.numel() != 1:
-            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found)
-            raise TypeError(f"metric must return one number as a tensor, got {what}")
+        if not isinstance(found, Tensor) or found.numel() != 1 or found.is_complex():
+            is_tensor = isinstance(found, Tensor)
+            what = f"{found.dtype} {tuple(found.shape)}" if is_tensor else type(found).__name__
+            raise TypeError(f"metric must return one real number as a tensor, got {what}")
         checks.finite("metric", found)
         return found.reshape(()).double()
 
@@ -54,13 +55,15 @@ def make_metric(metric: MetricLike, logits: Tensor, targets: Tensor | None) -> M
     """By default the loss where there are targets, and else the divergence.
 
     Raises:
-        TypeError, ValueError: targets that are not one class for each sample; an unknown metric,
-            the loss without targets.
+        TypeError, ValueError: targets that are not one class for each sample, or on another device;
+            an unknown metric, the loss without targets.
     """
     log_p = logits.detach().double().log_softmax(-1)
     if targets is not None:
         if not isinstance(targets, Tensor):
             raise TypeError(f"targets must be a tensor, got {type(targets).__name__}")
+        if targets.device != logits.device:
+            raise ValueError(f"targets must be on {logits.device}, got {targets.device}")
         check_targets("targets", targets, *logits.shape)
         if targets.is_floating_point():
             raise TypeError(f"targets must be int64 classes, got {targets.dtype}")

@@ -92,12 +92,12 @@ class Network:
 
     def run(self, x: Tensor) -> Pass:
         """Runs the whole network; ValueError for logits that are not finite."""
-        h = self.before(x)
+        # Copies, since what comes between layers may work in place.
+        h = self.before(x.clone())
         inputs, outputs = [], []
         for layer in self.layers:
             inputs.append(h)
             outputs.append(layer.linear(h, layer.weight) + layer.constant)
-            # A copy, since what follows may work in place.
             h = layer.after(outputs[-1].clone())
         checks.finite("the model's logits", h)
         return Pass(inputs, outputs, h)
@@ -121,17 +121,19 @@ def read_network(model: nn.Module, x: Tensor, nodes: Mapping[str, Groups] | None
         ValueError: it is no such chain; nodes of an unknown layer, or that do not fit.
     """
     parts, modules = _parts(model)
-    h = parts[0](x)
+    h = parts[0](x.clone())
     layers: list[Layer] = []
     units = None
     for (name, module), after in zip(modules, parts[1:], strict=True):
-        # Rows of a sample come first in what is flattened, so each unit's columns lie together.
         m = module.weight.shape[1]
+        if h.dim() != module.weight.dim() or h.shape[:2] != (len(x), m):
+            wanted = ", ".join([str(len(x)), str(m), *"lmn"[: module.weight.dim() - 2]])
+            raise ValueError(f"model must pass [{wanted}] to {name!r}, got shape {list(h.shape)}")
+        # Rows of a sample come first in what is flattened, so each unit's columns lie together.
         n_senders = m if units is None else units
-        if h.dim() != module.weight.dim() or m % n_senders:
+        if m % n_senders:
             raise ValueError(
-                f"model must pass samples of {module.weight.dim() - 1} dimensions to {name!r}, "
-                f"{n_senders} units' each of one size, got shape {list(h.shape)}"
+                f"model must pass as many values of each of {n_senders} units to {name!r}, got {m}"
             )
         senders = torch.arange(m, device=module.weight.device) // (m // n_senders)
         layers.append(Layer(name, module, after, senders))
@@ -140,7 +142,7 @@ def read_network(model: nn.Module, x: Tensor, nodes: Mapping[str, Groups] | None
     sizes = {INPUT: layers[0].weight.shape[1]}
     sizes |= {layer.name: len(layer.weight) for layer in layers}
     network = Network(parts[0], layers, _nodes(sizes, nodes or {}, layers[0].weight.device))
-    if h.dim() != 2 or not same_output(network.run(x).logits, model(x)):
+    if h.dim() != 2 or not same_output(h, model(x.clone())):
         raise ValueError("model must be a chain of layers that returns logits [n, classes]")
     return network
 
@@ -231,9 +233,11 @@ def _check_layer(name: str, module: Any, known: list[str]) -> None:
 def _nodes(
     sizes: Mapping[str, int], nodes: Mapping[str, Groups], device: torch.device
 ) -> dict[str, Tensor]:
+    if not isinstance(nodes, Mapping):
+        raise TypeError(f"nodes must be a mapping by layer, got {type(nodes).__name__}")
     for name in nodes:
         if name not in sizes:
-            raise ValueError(f"nodes={name!r}: no such layer; {nearest(name, sizes)}")
+            raise ValueError(f"nodes={name!r}: no such layer; {nearest(str(name), sizes)}")
     return {name: _labels(name, nodes.get(name), n).to(device) for name, n in sizes.items()}
 
 
@@ -252,8 +256,8 @@ def _labels(name: str, groups: Groups | None, n: int) -> Tensor:
     else:
         try:
             labels = Clusters.from_indices(groups, [], (n, 0)).rows.long()
-        except ValueError as error:
-            raise ValueError(f"nodes[{name!r}]: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"nodes[{name!r}]: {error}") from error
     free = labels < 0
     labels = torch.where(free, labels.max().clamp(min=-1) + free.cumsum(0), labels)
     # Empty groups are no nodes.
@@ -261,25 +265,34 @@ def _labels(name: str, groups: Groups | None, n: int) -> Tensor:
     return found
 
 
-def checked_inputs(clean: Tensor, corrupted: Tensor) -> None:
-    """Refuses inputs that no network should run on.
+def checked_inputs(model: nn.Module, clean: Tensor, corrupted: Tensor) -> None:
+    """Refuses inputs that no network, or not this one, should run on.
 
     Raises:
-        TypeError: no tensors.
-        ValueError: different shapes, dtypes or devices; empty; not finite.
+        TypeError: no tensors, no module.
+        ValueError: different shapes, dtypes or devices; not the model's; empty; not finite.
     """
+    checks.module("model", model)
     for argument, x in (("clean", clean), ("corrupted", corrupted)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{argument} must be a tensor, got {type(x).__name__}")
         if x.numel() == 0:
             raise ValueError(f"{argument} must not be empty, got shape {tuple(x.shape)}")
+        if x.dim() < 2:
+            raise ValueError(f"{argument} must be [n, ...], got shape {tuple(x.shape)}")
+    if (clean.shape, *_kind(clean)) != (corrupted.shape, *_kind(corrupted)):
+        raise ValueError(f"corrupted must be as clean, {_told(clean)}, got {_told(corrupted)}")
+    parameter = next(model.parameters(), None)
+    if parameter is not None and _kind(clean) != _kind(parameter):
+        dtype, device = _kind(parameter)
+        raise ValueError(f"clean must be as the model, {dtype} on {device}, got {_told(clean)}")
+    for argument, x in (("clean", clean), ("corrupted", corrupted)):
         checks.finite(argument, x)
-    if (clean.shape, clean.dtype, clean.device) != (
-        corrupted.shape,
-        corrupted.dtype,
-        corrupted.device,
-    ):
-        raise ValueError(
-            f"corrupted must be as clean, {clean.dtype} {tuple(clean.shape)} on {clean.device}, "
-            f"got {corrupted.dtype} {tuple(corrupted.shape)} on {corrupted.device}"
-        )
+
+
+def _kind(x: Tensor) -> tuple[torch.dtype, torch.device]:
+    return x.dtype, x.device
+
+
+def _told(x: Tensor) -> str:
+    return f"{x.dtype} {tuple(x.shape)} on {x.device}"

@@ -5,20 +5,17 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from modfast.files import replacing
+from modfast.files import load_result, save_result
 from modfast.sites import nearest
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-_FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +70,8 @@ class Circuit:
         return pruned
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the circuit, under a temporary name first."""
-        with replacing(Path(path)) as temporary:
-            torch.save({"format": _FORMAT, "circuit": asdict(self)}, temporary)
+        """Writes the circuit to a file, under a temporary name first."""
+        save_result(path, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Circuit:
@@ -84,10 +80,7 @@ class Circuit:
         Raises:
             ValueError: the file holds something else.
         """
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or state.get("format") != _FORMAT or "circuit" not in state:
-            raise ValueError(f"{os.fspath(path)!r} is not a modfast circuit of format {_FORMAT}")
-        return cls(**state["circuit"])
+        return load_result(path, cls)
 
     def plot(self) -> Figure:
         """The loss over the visits, and the share of weights kept in each layer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import comb
+from operator import index
 from typing import SupportsIndex
 
 import torch
@@ -48,6 +49,7 @@ def search_space_reduction(
         >>> print(f"{modfast.search_space_reduction(model, modfast.Clusters.equal(64, 64, 4)):.4f}")
         0.7640
     """
+    checks.module("model", model)
     if not isinstance(clusters, Clusters):
         raise TypeError(f"clusters must be a Clusters, got {type(clusters).__name__}")
     modules = resolve_modules(model, "*", "layers", has_weight)
@@ -116,7 +118,10 @@ def _shares(clusters: Clusters, keep: int | Sequence[int]) -> tuple[float, float
         two = torch.full((k, k), comb(n, 2) / max(comb(k, 2), 1), dtype=torch.float64)
         two.fill_diagonal_(n / k)
     else:
-        chosen = [index.__index__() for index in keep]
+        try:
+            chosen = [index(each) for each in keep]
+        except TypeError as error:
+            raise TypeError(f"keep must be how many clusters, or which, got {keep!r}") from error
         if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(k)):
             raise ValueError(f"keep must be different clusters from 0 to {k - 1}, got {keep!r}")
         one = torch.zeros(k, dtype=torch.float64)

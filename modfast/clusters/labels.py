@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index as as_index
 
 import torch
 from torch import Tensor
@@ -101,6 +102,7 @@ class Clusters:
             shape: (n_out, n_in) of the weight; by default just as large as the largest index needs.
 
         Raises:
+            TypeError: an index that is no integer.
             ValueError: an index in two clusters, negative, or outside `shape`.
 
         Example:
@@ -167,7 +169,10 @@ def labels_of_lists(argument: str, lists: IndexLists, size: int | None) -> tuple
     for label in groups:
         if isinstance(label, bool) or not isinstance(label, int) or label < 0:
             raise ValueError(f"{argument} must have cluster labels >= 0 as keys, got {label!r}")
-    members = [(int(index), label) for label, group in groups.items() for index in group]
+    try:
+        members = [(as_index(index), label) for label, group in groups.items() for index in group]
+    except TypeError as error:
+        raise TypeError(f"{argument} must hold lists of integers: {error}") from error
     needed = max((index for index, _ in members), default=-1) + 1
     size = needed if size is None else size
     labels = torch.full((size,), -1, dtype=torch.int32)

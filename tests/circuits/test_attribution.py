@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from circuits.plain import kl
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modfast import Clusters, EdgeScores, attribute_edges
+from modfast import Clusters, EdgeScores, attribute_edges, discover_circuit
 from modfast.models import MLP
 
 
@@ -193,12 +195,104 @@ def test_the_model_is_left_as_it_was(method: str) -> None:
     assert set(model.__dict__) == attributes
 
 
+class Interrupted:
+    """A metric during whose nth call the user presses Ctrl-C."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return (logits[:, 0] - logits[:, 1] ** 2).mean()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 20])
+def test_the_model_is_left_as_it_was_by_an_interrupt(n: int) -> None:
+    model = CNN().train()
+    model.norm.eval()
+    before = copy.deepcopy(model)
+    attributes = set(model.__dict__)
+    clean, corrupted = torch.randn(2, 5, 2, 7, 7)
+
+    def interrupted(find: Callable[..., object], *arguments: Any, **options: Any) -> None:
+        metric = Interrupted(n)
+        with pytest.raises(KeyboardInterrupt):
+            find(model, clean, corrupted, *arguments, metric=metric, **options)
+        assert metric.left == 0
+        after = dict(model.state_dict())
+        assert all(torch.equal(value, after[name]) for name, value in before.state_dict().items())
+        assert all(p.grad is None and p.requires_grad for p in model.parameters())
+        assert [model.training, model.norm.training] == [True, False]
+        assert set(model.__dict__) == attributes
+
+    interrupted(attribute_edges, method="eap-ig", steps=20)
+    interrupted(attribute_edges, method="exact")
+    interrupted(discover_circuit, 1e-3)
+
+
+def test_progress_bars_only_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    model, _, clean, corrupted = mlp()
+    attribute_edges(model, clean, corrupted, method="exact")
+    discover_circuit(model, clean, corrupted, 1e-3)
+    assert capsys.readouterr().err == ""
+
+
+def test_inputs_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 4), nn.ReLU(True), nn.Linear(4, 3))
+    clean, corrupted = torch.randn(2, 9, 6)
+    before = clean.clone(), corrupted.clone()
+    for method in ("eap", "eap-ig", "exact"):
+        attribute_edges(model, clean, corrupted, torch.arange(9) % 3, method=method)
+    discover_circuit(model, clean, corrupted, 1e-3).evaluate(model, clean, corrupted)
+    assert torch.equal(clean, before[0])
+    assert torch.equal(corrupted, before[1])
+
+
+def test_eap_takes_the_gradient_at_the_clean_inputs_themselves() -> None:
+    # In float32, corrupted + (clean - corrupted) is 0 here.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    clean, corrupted = torch.randn(7, 4), torch.full((7, 4), 1e9)
+    far = attribute_edges(model, clean, corrupted, torch.arange(7) % 3)
+    exact = copy.deepcopy(model).double()
+    wanted = attribute_edges(exact, clean.double(), corrupted.double(), torch.arange(7) % 3)
+    for found, expected in zip(far.scores.values(), wanted.scores.values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max())
+
+
+def test_sixteen_bit_networks() -> None:
+    model, _, clean, corrupted = (
+        each.bfloat16() if isinstance(each, (Tensor, nn.Module)) else each for each in mlp()
+    )
+    targets = torch.arange(9) % 3
+    exact = copy.deepcopy(model).double()
+    wanted = attribute_edges(exact, clean.double(), corrupted.double(), targets)
+    found = attribute_edges(model, clean, corrupted, targets)
+    for pair, values in wanted.scores.items():
+        assert float((found.scores[pair] - values).abs().max() / values.abs().max()) < 0.05
+    circuit = discover_circuit(model, clean, corrupted, 1e9)
+    torch.testing.assert_close(circuit.logits(model, clean, corrupted), model(corrupted))
+
+
 def test_figure_shows_the_scores() -> None:
     pytest.importorskip("plotly")
-    model, _, clean, corrupted = mlp()
+    torch.manual_seed(0)
+    model, (clean, corrupted) = MLP([12, 5, 4, 3, 3, 3]), torch.randn(2, 9, 12)
     scores = attribute_edges(model, clean, corrupted, torch.arange(9) % 3)
-    for trace, values in zip(scores.plot().data, scores.scores.values(), strict=True):
-        torch.testing.assert_close(torch.tensor(trace.z), values)
+    figure = scores.plot()
+    titles = [note.text for note in figure.layout.annotations]
+    for trace, title, (pair, values) in zip(
+        figure.data, titles, scores.scores.items(), strict=True
+    ):
+        torch.testing.assert_close(torch.tensor(trace.z).double(), values)
+        assert trace.zmax == -trace.zmin == float(values.abs().max())
+        assert title == f"{pair[0]} → {pair[1]}, ±{trace.zmax:.2g}"
+    # Four beside each other, and few nodes have a tick each.
+    assert figure.layout.yaxis5.domain[1] < figure.layout.yaxis4.domain[0]
+    assert [figure.layout.yaxis.dtick, figure.layout.xaxis.dtick] == [None, 1]
 
 
 class Residual(nn.Module):
@@ -219,6 +313,15 @@ class Twice(nn.Module):
         return self.fc(self.fc(x))
 
 
+class Halves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 4), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x).view(-1, 2))
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
@@ -237,7 +340,15 @@ def test_models_that_are_no_chain() -> None:
     refuses(nn.Sequential(nn.Linear(6, 3), nn.Softmax(1)), "got '_1'")
     refuses(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3)), "got '_0'")
     refuses(nn.Sequential(nn.ReLU()), "got none")
-    refuses(nn.Sequential(nn.Linear(6, 3)), "dimensions to '0'", torch.randn(2, 9, 4, 6))
+    wide = torch.randn(2, 9, 4, 6)
+    refuses(
+        nn.Sequential(nn.Linear(6, 3)), r"must pass \[9, 6\] to '0', got shape \[9, 4, 6\]", wide
+    )
+    mixed = nn.Sequential(
+        nn.Linear(6, 4), nn.Unflatten(1, (2, 2)), nn.Flatten(0, 1), nn.Linear(2, 3)
+    )
+    refuses(mixed, "got '_1'")
+    refuses(Halves(), r"must pass \[9, 2\] to 'fc2', got shape \[18, 2\]")
     groups = nn.Sequential(nn.Conv1d(6, 6, 1, groups=2), nn.Flatten(), nn.Linear(24, 3))
     refuses(groups, "groups=1, got '0'", torch.randn(2, 9, 6, 4))
     refuses(nn.Sequential(nn.Conv1d(6, 3, 1)), r"logits \[n, classes\]", torch.randn(2, 9, 6, 4))
@@ -255,13 +366,31 @@ def test_bad_input() -> None:
     refuses("gradient zero at the clean run", *x)
     refuses("metric='loss' needs targets", *x, metric="loss")
     refuses("metric must be 'kl', 'loss' or a function", *x, metric="nll")
-    refuses("metric must return one number", *x, metric=lambda z: z, error=TypeError)
+    refuses(
+        "metric must return one real number .*float32 .9, 3.",
+        *x,
+        metric=lambda z: z,
+        error=TypeError,
+    )
     refuses("metric must be finite, got 1 of 1", *x, metric=lambda z: z.sum() / 0)
     refuses("metric must be differentiable", *x, metric=lambda z: z.argmax(1).sum())
     refuses("corrupted must be as clean", x[0], x[1, :8], y)
     refuses("corrupted must be as clean", x[0], x[1].double(), y)
     refuses("clean must not be empty", x[0, :0], x[1, :0], y[:0])
     refuses("clean must be a tensor, got list", [1.0], x[1], y, error=TypeError)
+    refuses(r"clean must be \[n, ...\], got shape \(6,\)", *x[:, 0], y)
+    refuses("clean must be as the model, torch.float32 on cpu, got torch.float64", *x.double(), y)
+    refuses("clean must be as the model, torch.float32 on cpu, got .* on meta", *x.to("meta"), y)
+    refuses(r"must pass \[9, 6\] to 'fc1', got shape \[9, 5\]", *x[..., 1:], y)
+    refuses("targets must be on cpu, got meta", *x, y.to("meta"))
+    refuses("targets must have one target per sample, got 9 samples and 1", *x, y[0])
+    complex_metric = {"metric": lambda z: z.sum() * 1j}
+    refuses("metric must return one real number .*complex64", *x, **complex_metric, error=TypeError)
+    refuses("nodes must be a mapping", *x, y, nodes=[[0]], error=TypeError)
+    refuses(r"nodes\['fc1'\]: .* lists of integers", *x, y, nodes={"fc1": [0, 1]}, error=TypeError)
+    refuses(r"nodes\['fc1'\]: .* lists of integers", *x, y, nodes={"fc1": [[0.5]]}, error=TypeError)
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got function"):
+        attribute_edges(lambda x: x, *x, y)  # type: ignore[arg-type]
     refuses("targets must have classes from 0 to 2", *x, y + 1)
     refuses("targets must have one target per sample", *x, y[1:])
     refuses("targets must be int64 classes", *x, torch.rand(9, 3), error=TypeError)

@@ -11,7 +11,7 @@ from circuits.plain import Plain, identity, kl
 from torch import nn
 from torch.nn import functional
 
-from modfast import EdgeCircuit, discover_circuit
+from modfast import EdgeCircuit, discover_circuit, prune_circuit
 from modfast.models import MLP
 
 
@@ -104,9 +104,30 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert all(torch.equal(again.masks[pair], mask) for pair, mask in circuit.masks.items())
     assert all(torch.equal(again.nodes[name], x) for name, x in circuit.nodes.items())
     assert again.evaluate(model, clean, corrupted) == circuit.evaluate(model, clean, corrupted)
-    torch.save({"format": 0}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="is not a modfast circuit"):
-        EdgeCircuit.load(tmp_path / "other.pt")
+    assert [file.name for file in tmp_path.iterdir()] == ["circuit.pt"]
+
+
+def test_files_that_are_no_edge_circuits(tmp_path: Path) -> None:
+    model, _, clean, _ = mlp()
+    prune_circuit(model, clean, torch.arange(9) % 3, "fc3").save(tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="its kind is 'Circuit'"):
+        EdgeCircuit.load(tmp_path / "weights.pt")
+    torch.save(model, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="model.pt' holds no EdgeCircuit that modfast saved"):
+        EdgeCircuit.load(tmp_path / "model.pt")
+
+
+def test_masks_that_are_no_circuit() -> None:
+    pair, nodes = ("input", "fc"), {"input": torch.arange(2), "fc": torch.tensor([0, 1, 1])}
+    assert EdgeCircuit({pair: torch.ones(2, 2).bool()}, nodes).n_total == 4
+    with pytest.raises(TypeError, match=r"masks\[.*\] must be a bool tensor, got torch.float32"):
+        EdgeCircuit({pair: torch.ones(2, 2)}, nodes)
+    with pytest.raises(ValueError, match=r"masks\[.*\] must be \(2, 2\), got \(2, 3\)"):
+        EdgeCircuit({pair: torch.ones(2, 3).bool()}, nodes)
+    with pytest.raises(ValueError, match=r"masks must be of \[\('input', 'fc'\)\], got \[\]"):
+        EdgeCircuit({}, nodes)
+    with pytest.raises(TypeError, match="nodes\\['fc'\\] must be int64"):
+        EdgeCircuit({pair: torch.ones(2, 2).bool()}, {**nodes, "fc": [0, 1]})  # type: ignore
 
 
 def test_figure_shows_the_edges() -> None:
@@ -117,6 +138,16 @@ def test_figure_shows_the_edges() -> None:
     lines = [trace for trace in figure.data if trace.mode == "lines"]
     assert [len(line.x) // 3 for line in lines] == [int(m.sum()) for m in circuit.masks.values()]
     assert f"{circuit.n_edges} of 62" in figure.layout.title.text
+    told = [f"{int(m.sum())} of {m.numel()}" for m in circuit.masks.values()]
+    assert [note.text for note in figure.layout.annotations] == told
+
+
+def test_figure_says_that_it_draws_only_some_edges() -> None:
+    pytest.importorskip("plotly")
+    nodes = {"input": torch.arange(90), "fc": torch.arange(50)}
+    figure = EdgeCircuit({("input", "fc"): torch.ones(90, 50).bool()}, nodes).plot()
+    assert figure.layout.annotations[0].text == "4,500 of 4,500, 2,250 drawn"
+    assert len(figure.data[0].x) // 3 == 2250
 
 
 def test_bad_input() -> None:
@@ -128,6 +159,12 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="corrupted must be as clean"):
         discover_circuit(model, clean, corrupted[1:], 0.1)
     circuit = discover_circuit(model, clean, corrupted, 1e-3)
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got list"):
+        circuit.evaluate([], clean, corrupted)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"clean must be as the model, torch.float64 on cpu, got"):
+        circuit.evaluate(model, clean.float(), corrupted.float())
+    with pytest.raises(ValueError, match="targets must have classes from 0 to 2"):
+        circuit.evaluate(model, clean, corrupted, torch.full((9,), 3))
     other = MLP([6, 5, 5, 3]).double()
     with pytest.raises(ValueError, match="model must have the circuit's layers and units"):
         circuit.evaluate(other, clean, corrupted)

@@ -61,6 +61,11 @@ def test_bad_input_of_reduction() -> None:
         search_space_reduction(model, clusters, keep=4)
     with pytest.raises(ValueError, match="keep must be different clusters from 0 to 2, got"):
         search_space_reduction(model, clusters, keep=[0, 3])
+    for keep in (1.5, [0.5], None):
+        with pytest.raises(TypeError, match="keep must be how many clusters, or which, got"):
+            search_space_reduction(model, clusters, keep=keep)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got NoneType"):
+        search_space_reduction(None, clusters)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="layer='fc9': no such suitable module"):
         search_space_reduction(model, clusters, layer="fc9")
     with pytest.raises(ValueError, match="do not fit the weight of 'fc1'"):

@@ -80,6 +80,11 @@ def test_labels_come_from_numpy_and_any_integer_type() -> None:
             "row_lists must hold indices from 0 to",
         ),
         (
+            lambda: Clusters.from_indices([[0.5]], [[0]]),
+            TypeError,
+            "row_lists must hold lists of integers: 'float' object",
+        ),
+        (
             lambda: Clusters.from_indices({-1: [0]}, [[0]]),
             ValueError,
             "row_lists must have cluster labels >= 0 as keys, got -1",
