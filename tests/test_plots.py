@@ -143,7 +143,7 @@ def test_bad_weights_and_clusters_are_refused(draw):
 def test_bad_histories_and_counts_are_refused():
     with pytest.raises(TypeError, match="History, got int"):
         plots.history({"a": 3})
-    with pytest.raises(ValueError, match="at least one training run"):
+    with pytest.raises(ValueError, match="history must hold at least one History, got none"):
         plots.history({})
     with pytest.raises(ValueError, match="n_edges must be at least 0, got -1"):
         plots.bipartite(torch.ones(2, 2), Clusters.equal(2, 2, 1), n_edges=-1)

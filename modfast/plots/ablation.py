@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from modfast.ablation import AblationResult, ClusterEvaluation, DirectionResult
-from modfast.plots.style import NETWORK_COLORS, cluster_color, require_plotly, styled
+from modfast.plots.style import NETWORK_COLORS, by_name, cluster_color, require_plotly, styled
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -98,11 +98,10 @@ def ablation_lines(
     Several results, given by name, are overlaid. Sums over samples are drawn as means over them.
 
     Raises:
+        TypeError: results that are none.
         ValueError: no such measure, or one that needs targets and got none; no results.
     """
-    named = {"": results} if isinstance(results, AblationResult) else dict(results)
-    if not named:
-        raise ValueError("results must hold at least one result")
+    named = by_name("results", results, AblationResult)
     lines = {name: result.total(measure) for name, result in named.items()}
     if measure != "accuracy":
         lines = {name: values / named[name].n_samples for name, values in lines.items()}

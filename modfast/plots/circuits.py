@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from modfast.circuits.result import Circuit, CircuitSizes
-from modfast.plots.style import NETWORK_COLORS, cluster_color, require_plotly, styled
+from modfast.plots.style import NETWORK_COLORS, by_name, cluster_color, require_plotly, styled
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -66,11 +66,10 @@ def circuit_sizes(results: CircuitSizes | Mapping[str, CircuitSizes]) -> Figure:
     Several results, given by name, are overlaid.
 
     Raises:
+        TypeError: other values.
         ValueError: no results.
     """
-    named = {"": results} if isinstance(results, CircuitSizes) else dict(results)
-    if not named:
-        raise ValueError("results must hold at least one result")
+    named = by_name("results", results, CircuitSizes)
     require_plotly()
     from plotly.graph_objects import Figure
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modfast import checks
 from modfast.features import LabelPurity, TopActivations
-from modfast.plots.style import NETWORK_COLORS, require_plotly, styled
+from modfast.plots.style import NETWORK_COLORS, by_name, require_plotly, styled
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -127,12 +127,7 @@ def label_purity(results: LabelPurity | Mapping[str, LabelPurity]) -> Figure:
         TypeError: other values.
         ValueError: no results.
     """
-    named = {"": results} if isinstance(results, LabelPurity) else dict(results)
-    if not named:
-        raise ValueError("results must hold at least one result")
-    for name, each in named.items():
-        if not isinstance(each, LabelPurity):
-            raise TypeError(f"results {name!r} must be a LabelPurity, got {type(each).__name__}")
+    named = by_name("results", results, LabelPurity)
     require_plotly()
     from plotly.subplots import make_subplots
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+Result = TypeVar("Result")
 
 # Okabe and Ito's colors, which color-blind readers can tell apart, without the yellow that is too
 # pale for lines. Networks take other ones than clusters, so that no color means two things.
@@ -23,6 +26,25 @@ def require_plotly() -> None:
         raise ImportError(
             f'figures need plotly ({error}); install it with: pip install "modfast[report]"'
         ) from error
+
+
+def by_name(
+    argument: str, results: Result | Mapping[str, Result], kind: type[Result]
+) -> dict[str, Result]:
+    """Results by name; one that is given alone has the empty name.
+
+    Raises:
+        TypeError: not of this kind, or a mapping with other values.
+        ValueError: an empty mapping.
+    """
+    named = dict(results) if isinstance(results, Mapping) else {"": results}
+    if not named:
+        raise ValueError(f"{argument} must hold at least one {kind.__name__}, got none")
+    for name, each in named.items():
+        if not isinstance(each, kind):
+            which = f"{argument} {name!r}" if name else argument
+            raise TypeError(f"{which} must be a {kind.__name__}, got {type(each).__name__}")
+    return named
 
 
 def cluster_color(cluster: int) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from modfast.plots.style import NETWORK_COLORS, require_plotly, styled
+from modfast.plots.style import NETWORK_COLORS, by_name, require_plotly, styled
 from modfast.training import History
 
 if TYPE_CHECKING:
@@ -34,12 +34,7 @@ def history(history: History | Mapping[str, History], score: str = "accuracy") -
         TypeError: not a `History`, or a mapping with other values.
         ValueError: an empty mapping.
     """
-    runs = dict(history) if isinstance(history, Mapping) else {"": history}
-    if not runs:
-        raise ValueError("history must hold at least one training run, got an empty mapping")
-    for name, run in runs.items():
-        if not isinstance(run, History):
-            raise TypeError(f"history {name!r} must be a History, got {type(run).__name__}")
+    runs = by_name("history", history, History)
     require_plotly()
     from plotly.subplots import make_subplots
 

@@ -112,6 +112,6 @@ def test_figures() -> None:
     assert [trace.name for trace in sizes.plot().data] == ["label 0", "label 1", "label 2", "mean"]
     both = plots.circuit_sizes({"plain": sizes, "clustered": sizes})
     assert [t.name for t in both.data if t.showlegend] == ["plain, mean", "clustered, mean"]
-    with pytest.raises(ValueError, match="results must hold at least one result"):
+    with pytest.raises(ValueError, match="results must hold at least one CircuitSizes"):
         plots.circuit_sizes({})
     assert modfast.plots.circuit(circuit).layout.title.text.startswith("Circuit of ")
