@@ -48,8 +48,13 @@ def attribute_edges(
     with h' the activations of the corrupted run. Scores of nodes that hold several units are those
     of all their edges at once, for "eap" their sum. "eap" takes one backward pass for all edges and
     is exact for a linear network and metric; "exact" runs what follows the edge for each, many in
-    one batch. Where the network is sure of itself the gradient of the loss is next to nothing, and
-    a difference of logits as the metric follows "exact" much better.
+    one batch.
+
+    How closely gradients follow "exact" hangs on the metric. On MNIST, for an MLP and a CNN (means
+    over three seeds; `python bench/edge_scores.py`), "eap" correlates with it at .999 and .976 if
+    the metric is the difference between the logits of the clean and of the corrupted input's class,
+    and at .970 and .541 if it is the loss, whose gradient is next to nothing where the network is
+    sure of itself; "eap-ig" at .996 and .999, and at .338 and .842.
 
     Args:
         model: returns logits `[n, c]`; runs in eval mode and is left as it was.
