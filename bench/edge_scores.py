@@ -47,7 +47,7 @@ def correlations(found: modfast.EdgeScores, exact: modfast.EdgeScores) -> dict[s
 
 def rows_of(name: str, model: nn.Module, data: modfast.data.Dataset, seed: int) -> list[Row]:
     """One row for each metric and method."""
-    train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
+    train, test = data.train, data.test
     if name == "mlp":
         train, test = ((x.flatten(1), y) for x, y in (train, test))
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)

@@ -179,9 +179,10 @@ def _parts(model: nn.Module) -> tuple[list[fx.GraphModule], list[tuple[str, Any]
             starts.append(node)
             modules.append((str(node.target), module))
         elif not _is_reshape(node, module) and not takes_channels_apart(model, node):
+            kind = "" if module is None else f", a {type(module).__name__}"
             raise ValueError(
-                "model must be a chain of Linear and convolution layers with activations, pooling, "
-                f"batch norm and flatten between them, got {node.name!r}"
+                "model must be a chain of Linear and convolution layers with activations, 2-d "
+                f"pooling, batch norm and flatten between them, got {node.name!r}{kind}"
             )
     if not modules:
         raise ValueError("model must have Linear or convolution layers, got none")

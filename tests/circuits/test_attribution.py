@@ -337,7 +337,7 @@ def test_models_that_are_no_chain() -> None:
     refuses(Residual(), "model must be a chain of layers, got 'x', which .*'fc1'.* take")
     refuses(Twice(), "model must use each layer once, got 'fc' twice")
     refuses(Branching(), "that torch.fx can trace")
-    refuses(nn.Sequential(nn.Linear(6, 3), nn.Softmax(1)), "got '_1'")
+    refuses(nn.Sequential(nn.Linear(6, 3), nn.Softmax(1)), "got '_1', a Softmax")
     refuses(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3)), "got '_0'")
     refuses(nn.Sequential(nn.ReLU()), "got none")
     wide = torch.randn(2, 9, 4, 6)
