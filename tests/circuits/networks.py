@@ -6,6 +6,7 @@ import torch
 from circuits.plain import Plain, identity
 from torch import Tensor, nn
 
+from modfast import Clusters
 from modfast.models import MLP
 
 
@@ -60,5 +61,27 @@ def grouped() -> tuple[nn.Module, Plain, Tensor, Tensor]:
     return model, twin, clean, corrupted
 
 
+def clustered() -> tuple[nn.Module, Plain, Tensor, Tensor]:
+    """Nodes of several channels; those of `CLUSTERS`."""
+    model, twin, clean, corrupted = cnn()
+    twin.labels = [
+        torch.zeros(2, dtype=torch.int64),
+        torch.tensor([0, 1, 0]),
+        torch.tensor([1, 0, 0, 2]),
+        torch.arange(3),
+    ]
+    return model, twin, clean, corrupted
+
+
 NODES = {"input": [[2, 3], [0, 1]], "fc1": [[0, 2], [1, 3]], "fc2": "one"}
-KINDS = {"mlp": (mlp, None), "cnn": (cnn, None), "grouped": (grouped, NODES)}
+CLUSTERS = {
+    "input": "one",
+    "conv1": Clusters.from_indices([[0, 2], [1]], [[0], [1]]),
+    "conv2": Clusters([1, 0, 0, -1], [0, 1, 1]),
+}
+KINDS = {
+    "mlp": (mlp, None),
+    "cnn": (cnn, None),
+    "grouped": (grouped, NODES),
+    "clustered": (clustered, CLUSTERS),
+}

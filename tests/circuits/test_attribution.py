@@ -239,6 +239,22 @@ def test_progress_bars_only_on_a_terminal(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_as_on_the_cpu(kind: str, cuda: torch.device) -> None:
+    make, nodes = KINDS[kind]
+    model, _, clean, corrupted = make()
+    targets = torch.arange(len(clean)) % 3
+    here = model, clean, corrupted
+    there = copy.deepcopy(model).to(cuda), clean.to(cuda), corrupted.to(cuda)
+    for method in ("eap", "eap-ig", "exact"):
+        wanted = attribute_edges(*here, targets, method=method, nodes=nodes)
+        found = attribute_edges(*there, targets.to(cuda), method=method, nodes=nodes)
+        assert_close(found, list(wanted.scores.values()), 1e-9)
+    circuit, again = (discover_circuit(*each, 1e-3, nodes=nodes) for each in (here, there))
+    assert all(torch.equal(again.masks[pair], mask) for pair, mask in circuit.masks.items())
+    torch.testing.assert_close(again.logits(*there).cpu(), circuit.logits(*here))
+
+
 def test_inputs_stay_as_they_are() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 4), nn.ReLU(True), nn.Linear(4, 3))

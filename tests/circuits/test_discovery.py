@@ -26,10 +26,15 @@ def test_decisions_are_those_of_one_edge_after_the_other(kind: str, tau: float) 
         circuit = discover_circuit(model, clean, corrupted, tau, nodes=nodes, max_memory=max_memory)
         for mask, expected in zip(circuit.masks.values(), wanted, strict=True):
             assert torch.equal(mask, expected)
-    found = circuit.evaluate(model, clean, corrupted)
+    targets = torch.arange(len(clean)) % 3
+    found = circuit.evaluate(model, clean, corrupted, targets)
     logits = twin.logits(clean, corrupted, wanted)
     torch.testing.assert_close(circuit.logits(model, clean, corrupted), logits)
     assert found.kl == pytest.approx(kl(whole)(logits), abs=1e-12)
+    assert found.corrupted_kl == pytest.approx(kl(whole)(model(corrupted).detach()))
+    assert found.faithfulness == pytest.approx(1 - found.kl / found.corrupted_kl)
+    assert found.loss == pytest.approx(functional.cross_entropy(logits, targets).item())
+    assert found.accuracy == (logits.argmax(1) == targets).double().mean()
 
 
 @pytest.mark.parametrize("metric", ["loss", "function"])
