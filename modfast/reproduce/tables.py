@@ -35,7 +35,7 @@ class Row:
     correct: Tensor | None
     """modfast by the correct ones: `[seeds]`."""
     difference: str
-    """What explains it, in one line."""
+    """What explains it, in one line; empty where the row before has it."""
 
     def cells(self) -> tuple[str, str, str, str]:
         """What stands in the table."""
@@ -51,6 +51,8 @@ class Section:
     settings: str
     """What was run, in a sentence."""
     rows: tuple[Row, ...]
+    finding: str = ""
+    """What the numbers say, in a few sentences."""
     seconds: float = math.nan
 
 
@@ -79,9 +81,9 @@ def text(sections: Sequence[Section]) -> str:
         for cells, row in zip([HEADS, *rows], [None, *section.rows], strict=True):
             first, *others = (f"{cell:<{w}}" for cell, w in zip(cells, widths, strict=True))
             lines.append("  ".join([first, *others]).rstrip())
-            if row is not None:
+            if row is not None and row.difference:
                 lines.append(f"    {row.difference}")
-        lines.append("")
+        lines += ["", section.finding, ""] if section.finding else [""]
     return "\n".join(lines)
 
 
@@ -100,6 +102,7 @@ def numbers(sections: Sequence[Section]) -> dict[str, Any]:
             {
                 "title": section.title,
                 "settings": section.settings,
+                "finding": section.finding,
                 "seconds": section.seconds,
                 "rows": [
                     {
@@ -128,8 +131,9 @@ def page(sections: Sequence[Section]) -> str:
             + "</tr>"
             for row in section.rows
         )
+        finding = f"<p><strong>{escape(section.finding)}</strong></p>" if section.finding else ""
         parts.append(
-            f"<section><h2>{escape(section.title)}</h2><p>{escape(section.settings)}</p>"
+            f"<section><h2>{escape(section.title)}</h2><p>{escape(section.settings)}</p>{finding}"
             f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></section>"
         )
     return _PAGE.substitute(sections="\n".join(parts))

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from modfast.reproduce import Row, Section, numbers, page, run, text
+from modfast import _extension
+from modfast.reproduce import NEEDS_MNIST, Row, Section, numbers, page, run, text
 from modfast.reproduce.tables import spread
 
 SECTION = Section(
@@ -16,6 +17,7 @@ SECTION = Section(
         Row("H", 1.4756, torch.tensor([1.0, 2.0]), torch.tensor([1.5, 1.5]), "a <reason>"),
         Row("I", None, None, torch.tensor([math.nan, 1.0]), "none"),
     ),
+    "H is <more>.",
     seconds=3.2,
 )
 
@@ -36,21 +38,35 @@ def test_text_page_and_numbers_hold_every_row() -> None:
     assert lines[0] == "N9: a <title> (3 s)"
     assert lines[4].split() == ["H", "1.4756", "1.5", "±", "0.71", "1.5"]
     assert lines[5].strip() == "a <reason>"
+    assert "H is <more>." in lines
     markup = page([SECTION])
     assert "<td>a &lt;reason&gt;</td>" in markup
     assert "Settings &amp; more." in markup
+    assert "H is &lt;more&gt;." in markup
     found = json.loads(json.dumps(numbers([SECTION]), allow_nan=False))
+    assert found["sections"][0]["finding"] == "H is <more>."
     first, second = found["sections"][0]["rows"]
     assert first["notebook"] == [1.0, 2.0]
     assert second["notebook"] is None
     assert second["correct"] == [None, 1.0]
 
 
-def test_bad_input() -> None:
+def test_a_row_without_a_difference_of_its_own_has_no_second_line() -> None:
+    values = torch.tensor([1.0, 2.0])
+    rows = (Row("H", 1.0, values, values, "a reason"), Row("I", 1.0, values, values, ""))
+    lines = text([Section("N9", "Settings.", rows)]).splitlines()
+    assert [line.split()[0] for line in lines[3:]] == ["printed", "H", "a", "I"]
 
+
+def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="studies must be of .*'metrics'"):
         run(["metrics"])
-    with pytest.raises(ValueError, match="root must name the folder that holds MNIST"):
-        run(["metric"])
+    for study in sorted(NEEDS_MNIST):
+        with pytest.raises(ValueError, match="root must name the folder that holds MNIST"):
+            run(["tasks", study])
+    with monkeypatch.context() as patch:
+        patch.setattr(_extension, "library", None)
+        with pytest.raises(ValueError, match="'circuits' needs the compiled library"):
+            run(["circuits"], root="anywhere")
     with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
         run([], seeds=0)
