@@ -126,9 +126,11 @@ def _purity_rows(found: Found) -> list[Row]:
         labels = [
             torch.arange(TOP) % n for n, units in enumerate(histogram, 1) for _ in range(units)
         ]
-        score = torch.tensor([label_purity(torch.stack(labels), len(histogram)).score])
+        score = label_purity(torch.stack(labels), len(histogram)).score
+        exact = torch.tensor(score, dtype=torch.float64)
+        why = f"The same rule; {score:.5f} before rounding."
         rows.append(
-            Row(f"label purity, {name}: of the printed histogram", printed, score, score, "Exact.")
+            Row(f"label purity, {name}: of the printed histogram", printed, exact, exact, why)
         )
     why = "Without units that are off on every image, whose top images are the first ones."
     rows += [
@@ -174,7 +176,7 @@ def _size_rows(found: Found) -> list[Row]:
         f"circuit at {THRESHOLD:g}, in {LAYER} alone": "kept of fc2",
         f"circuit at {THRESHOLD:g}, fc1 pruned first": "kept forward",
         "shared by the circuits of two labels (Jaccard)": "overlap",
-        "spread of a cluster's harm over classes": "uneven",
+        "spread over classes of what a cluster's removal costs": "uneven",
     }
     rows = [
         Row(f"{what}, {name}", None, None, found[name][key], _against(found, key, name))
@@ -184,7 +186,7 @@ def _size_rows(found: Found) -> list[Row]:
     by_label = [found[name]["by label"] for name in NAMES]
     return rows + [
         Row(
-            f"circuit of {label}, clustered over plain",
+            f"circuit of label {label}, clustered over plain",
             None,
             None,
             clustered / plain,
@@ -204,23 +206,32 @@ def _change(found: Found, key: str) -> str:
     mean = change.mean()
     agree = int((change.sign() == mean.sign()).sum())
     word = "less" if mean < 0 else "more"
-    return f"{abs(float(mean)):.0%} {word}, as in {agree} of {len(change)} seeds"
+    return f"{abs(float(mean)):.0%} {word} (in {agree} of {len(change)} seeds)"
 
 
 def _finding(found: Found) -> str:
-    first, second = (
-        (found["clustered"][key] / found["plain"][key]).mean() < 1
-        for key in (f"kept at {THRESHOLD:g}", "kept forward")
+    """The published claim is smaller circuits and no more task specialization."""
+
+    def above(key: str) -> Tensor:
+        return found["clustered"][key] > found["plain"][key]
+
+    def verdict(more: Tensor) -> str:
+        if more.all() or not more.any():
+            return "more specialized" if more.all() else "less specialized"
+        return "no clear difference"
+
+    own, forward = f"kept at {THRESHOLD:g}", "kept forward"
+    means = [found["clustered"][key].mean() > found["plain"][key].mean() for key in (own, forward)]
+    decides = "does not decide" if means[0] == means[1] else "decides"
+    others = ", ".join(
+        f"at {each:g} {_change(found, f'kept at {each:g}')}" for each in OTHER_THRESHOLDS
     )
-    order = "so the order decides" if first != second else "so the order does not decide it"
-    shared = ", ".join(_change(found, f"kept at {each:g}") for each in OTHER_THRESHOLDS)
-    low, high = OTHER_THRESHOLDS
     return (
-        "Published: smaller circuits, no more task specialization. Found: circuits of clustered "
-        f"networks hold {_change(found, f'kept at {THRESHOLD:g}')} if pruning begins at the last "
-        f"layer, and {_change(found, 'kept forward')} if at the first: {order}. At {low:g} and "
-        f"{high:g} nats it is {shared}. In {LAYER} itself: {_change(found, 'kept of fc2')}. The "
-        f"circuits of two labels share {_change(found, 'overlap')}, but the harm of a cluster's "
-        f"removal varies {_change(found, 'uneven')} between classes than that of the same units "
-        "in plain networks."
+        f"Published: smaller circuits, no more task specialization. Size: at {THRESHOLD:g} nats "
+        f"circuits of clustered networks have {_change(found, own)} weights if pruning begins at "
+        f"the last layer, {_change(found, forward)} if at the first: the order {decides}. From the "
+        f"last layer, {others}; in {LAYER} itself {_change(found, 'kept of fc2')}. Specialization: "
+        f"circuits of two labels share {_change(found, 'overlap')}: {verdict(~above('overlap'))}. "
+        f"What the removal of a cluster costs varies {_change(found, 'uneven')} between classes "
+        f"than with the same units of plain networks: {verdict(above('uneven'))}."
     )

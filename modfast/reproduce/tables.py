@@ -62,13 +62,18 @@ def spread(values: Tensor | None) -> str:
         return "–"
     mean = float(values.double().mean())
     if values.numel() < 2 or not math.isfinite(mean):
-        return f"{mean:.4g}"
+        return _rounded(mean, 4)
     deviation = float(values.double().std())
     if deviation <= 1e-12 * abs(mean) or deviation == 0:
-        return f"{mean:.4g}"
+        return _rounded(mean, 4)
     decimals = max(0, 1 - math.floor(math.log10(deviation)))
     digits = max(2, decimals + math.floor(math.log10(max(abs(mean), deviation))) + 1)
-    return f"{mean:.{digits}g} ± {deviation:.2g}"
+    return f"{mean:.{digits}g} ± {_rounded(deviation, 2)}"
+
+
+def _rounded(value: float, digits: int) -> str:
+    """To so many digits; whole where an exponent would stand in their place."""
+    return f"{value:.0f}" if 10**digits <= abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
 def text(sections: Sequence[Section]) -> str:

@@ -30,6 +30,8 @@ def test_spread_keeps_the_digits_that_the_deviation_leaves() -> None:
     assert spread(torch.tensor([0.99981, 0.99983])) == "0.99982 ± 1.4e-05"
     assert spread(torch.tensor([190.0, 230.0])) == "210 ± 28"
     assert spread(torch.tensor([1e-4, -1e-4])) == "0 ± 0.00014"
+    assert spread(torch.tensor([53000.0, 54000.0])) == "53500 ± 707"
+    assert spread(torch.tensor([53734.25])) == "53734"
     assert spread(torch.tensor([math.inf, 1.0])) == "inf"
 
 
