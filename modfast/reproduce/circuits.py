@@ -84,7 +84,8 @@ def _measured(trained: Trained, data: Dataset) -> dict[str, Tensor]:
         "kept of fc3 alone": _mean_kept(last),
         "by label": own.double(),
         "overlap": overlap[others].mean(),
-        "uneven": lost.std(1).mean(),
+        "cost": lost.mean(),
+        "uneven": lost.std(1).mean() / lost.mean(),
     }
 
 
@@ -171,12 +172,15 @@ def _loop_rows(loops: Tensor, plain: dict[str, Tensor]) -> list[Row]:
 
 def _size_rows(found: Found) -> list[Row]:
     cases = {
-        f"circuit at {THRESHOLD:g}": f"kept at {THRESHOLD:g}",
-        **{f"circuit at {each:g}": f"kept at {each:g}" for each in OTHER_THRESHOLDS},
+        **{
+            f"circuit at {each:g}": f"kept at {each:g}"
+            for each in sorted((THRESHOLD, *OTHER_THRESHOLDS))
+        },
         f"circuit at {THRESHOLD:g}, in {LAYER} alone": "kept of fc2",
         f"circuit at {THRESHOLD:g}, fc1 pruned first": "kept forward",
         "shared by the circuits of two labels (Jaccard)": "overlap",
-        "spread over classes of what a cluster's removal costs": "uneven",
+        "accuracy that a cluster's removal costs": "cost",
+        "... its spread over classes, of the mean": "uneven",
     }
     rows = [
         Row(f"{what}, {name}", None, None, found[name][key], _against(found, key, name))
@@ -227,11 +231,13 @@ def _finding(found: Found) -> str:
         f"at {each:g} {_change(found, f'kept at {each:g}')}" for each in OTHER_THRESHOLDS
     )
     return (
-        f"Published: smaller circuits, no more task specialization. Size: at {THRESHOLD:g} nats "
-        f"circuits of clustered networks have {_change(found, own)} weights if pruning begins at "
-        f"the last layer, {_change(found, forward)} if at the first: the order {decides}. From the "
-        f"last layer, {others}; in {LAYER} itself {_change(found, 'kept of fc2')}. Specialization: "
-        f"circuits of two labels share {_change(found, 'overlap')}: {verdict(~above('overlap'))}. "
-        f"What the removal of a cluster costs varies {_change(found, 'uneven')} between classes "
-        f"than with the same units of plain networks: {verdict(above('uneven'))}."
+        "Published: smaller circuits, no more task specialization. Size, against plain networks "
+        f"from the same starts: at {THRESHOLD:g} nats circuits of clustered networks hold "
+        f"{_change(found, own)} if pruning begins at the last layer, {_change(found, forward)} if "
+        f"at the first: the order {decides}. From the last layer, {others}; in {LAYER} itself "
+        f"{_change(found, 'kept of fc2')}. Specialization: circuits of two labels share "
+        f"{_change(found, 'overlap')}: {verdict(~above('overlap'))}. The removal of a cluster "
+        f"costs {_change(found, 'cost')} accuracy than that of the same units of plain networks, "
+        f"and varies, relative to that, {_change(found, 'uneven')} between classes: "
+        f"{verdict(above('uneven'))}."
     )

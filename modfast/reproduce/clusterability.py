@@ -56,7 +56,7 @@ def study(networks: Networks) -> Section:
             printed,
             None,
             by_class[:, label],
-            "" if label else seeded,
+            seeded,
         )
         for label, printed in enumerate(PRINTED_CLASSES)
     ]

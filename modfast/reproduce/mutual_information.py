@@ -35,7 +35,7 @@ def study(networks: Networks) -> Section:
             None,
             jacobians,
             jacobians,
-            f"Linear networks: equal to the exact value, within {gap:.0e}.",
+            f"Linear networks: equal to the exact value, within {gap:.1g}.",
         ),
         Row("... from samples, Gaussian", None, samples, samples, "The sampling alone is left."),
         Row(

@@ -53,11 +53,16 @@ def test_text_page_and_numbers_hold_every_row() -> None:
     assert second["correct"] == [None, 1.0]
 
 
-def test_a_row_without_a_difference_of_its_own_has_no_second_line() -> None:
+def test_a_difference_that_rows_share_stands_once() -> None:
     values = torch.tensor([1.0, 2.0])
-    rows = (Row("H", 1.0, values, values, "a reason"), Row("I", 1.0, values, values, ""))
-    lines = text([Section("N9", "Settings.", rows)]).splitlines()
-    assert [line.split()[0] for line in lines[3:]] == ["printed", "H", "a", "I"]
+    why = {"H": "a reason", "I": "a reason", "J": "another", "K": ""}
+    rows = tuple(Row(name, 1.0, values, values, each) for name, each in why.items())
+    section = Section("N9", "Settings.", rows)
+    lines = text([section]).splitlines()
+    firsts = [line.split()[0] for line in lines[3:] if line]
+    assert firsts == ["printed", "H", "a", "I", "J", "another", "K"]
+    assert page([section]).count("<td>a reason</td>") == 1
+    assert page([section]).count("<td></td>") == 2
 
 
 def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
