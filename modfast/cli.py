@@ -135,13 +135,16 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
-    """Leaves out what needs MNIST where all is asked for without it."""
+    """Leaves out what lacks something where all is asked for."""
     studies = list(reproduce.STUDIES) if arguments.study == "all" else [arguments.study]
-    if arguments.root is None:
-        skipped = [name for name in studies if name in reproduce.NEEDS_MNIST]
-        studies = [name for name in studies if name not in reproduce.NEEDS_MNIST]
+    for needed, there, by in (
+        ("--root DIR, the folder that holds MNIST/raw", arguments.root, reproduce.NEEDS_MNIST),
+        ("the compiled library, or take hours", _extension.has_ops(), reproduce.NEEDS_LIBRARY),
+    ):
+        skipped = [name for name in studies if name in by and not there]
+        studies = [name for name in studies if name not in skipped]
         if skipped:
-            needs = f"--root DIR, the folder that holds MNIST/raw: {', '.join(skipped)}"
+            needs = f"{needed}: {', '.join(skipped)}"
             if not studies:
                 raise _InputError(f"these need {needs}")
             print(f"left out, for they need {needs}\n")

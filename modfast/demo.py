@@ -17,7 +17,9 @@ from torch import Tensor
 
 import modfast
 from modfast import checks
+from modfast._extension import has_ops
 from modfast.ablation import AblationResult, ClusterEvaluation, ablate_units, evaluate_clusters
+from modfast.circuits import CircuitSizes, effective_circuit_size
 from modfast.clusters import Clusters, clusterability
 from modfast.data import Dataset
 from modfast.models import MLP
@@ -94,6 +96,7 @@ DEFAULTS = {
 class Trained:
     """A trained network and what was measured on it."""
 
+    model: MLP
     weight: Tensor
     """Of the clustered layer: `[n_out, n_in]`."""
     clusterability: float
@@ -103,6 +106,9 @@ class Trained:
     units: AblationResult | None
     """Of each output of the clustered layer, after its activation, on the test data; None for a
     regression, whose outputs are no logits."""
+    circuits: CircuitSizes | None
+    """How many weights each class needs, on its test data; None for a regression, and without the
+    compiled library, by which it takes seconds instead of hours."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +161,9 @@ def run(
     data = modfast.data.load(settings.data, root)
     _, n_in, n_out, _ = settings.sizes
     clusters = Clusters.equal(n_out, n_in, settings.clusters)
-    with one_thread():
-        # Weight 0 is the base optimizer itself, so the weight is all that the two differ in.
-        plain = _train(replace(settings, weight=0.0), data, clusters, progress)
-        clustered = _train(settings, data, clusters, progress)
+    # Weight 0 is the base optimizer itself, so the weight is all that the two differ in.
+    plain = _train(replace(settings, weight=0.0), data, clusters, progress)
+    clustered = _train(settings, data, clusters, progress)
     return DemoResult(settings, data, clusters, plain, clustered)
 
 
@@ -191,19 +196,23 @@ def _train(settings: Settings, data: Dataset, clusters: Clusters, progress: bool
         base=settings.optimizer,
         **options,
     )
-    history = fit(
-        model,
-        data.train,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        optimizer=optimizer,
-        test=data.test,
-        seed=settings.seed,
-        progress=progress,
-    )
+    with one_thread():
+        history = fit(
+            model,
+            data.train,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            optimizer=optimizer,
+            test=data.test,
+            seed=settings.seed,
+            progress=progress,
+        )
     weight = model.get_submodule(LAYER).get_parameter("weight").detach()
     evaluation = evaluate_clusters(model, LAYER, clusters, data.test)
-    units = None
+    units = circuits = None
     if data.is_classification:
         units = ablate_units(model, data.test_x, SITE, targets=data.test_y)
-    return Trained(weight, float(clusterability(weight, clusters)), history, evaluation, units)
+        if has_ops():
+            circuits = effective_circuit_size(model, *data.test, progress=progress)
+    share = float(clusterability(weight, clusters))
+    return Trained(model, weight, share, history, evaluation, units, circuits)

@@ -17,6 +17,7 @@ from torch import Tensor
 import modfast
 from modfast import plots
 from modfast.ablation import AblationResult
+from modfast.circuits import CircuitSizes
 from modfast.demo import LAYER, DemoResult, Trained
 from modfast.files import replacing
 
@@ -53,9 +54,10 @@ def numbers(result: DemoResult) -> dict[str, Any]:
     """What `report.json` holds: plain Python values, with None for what is undefined.
 
     Keys: `plain` and `clustered` (accuracy, clusterability, class_accuracy, and unit_kl: for each
-    unit of the layer KL(without it | whole), mean over samples; null for a regression), `clusters`
-    (off_accuracy and on_accuracy `[k]`, off_class_accuracy and on_class_accuracy `[k][c]`) and
-    `settings`. For a regression accuracies are R² and classes are outputs.
+    unit of the layer KL(without it | whole), mean over samples; and circuit_sizes: thresholds, and
+    how many weights of the total are kept at each for each class; both null for a regression),
+    `clusters` (off_accuracy and on_accuracy `[k]`, off_class_accuracy and on_class_accuracy
+    `[k][c]`) and `settings`. For a regression accuracies are R² and classes are outputs.
     """
     found = result.clustered.evaluation
 
@@ -65,6 +67,7 @@ def numbers(result: DemoResult) -> dict[str, Any]:
             "clusterability": trained.clusterability,
             "class_accuracy": _json(trained.evaluation.class_accuracy),
             "unit_kl": None if trained.units is None else _json(_mean_kl(trained.units)),
+            "circuit_sizes": None if trained.circuits is None else _sizes(trained.circuits),
         }
 
     return {
@@ -134,6 +137,7 @@ def page(result: DemoResult) -> str:
         ),
         **{name: _embedded(name, figure) for name, figure in figures.items()},
         "units": _units_section(plain, clustered),
+        "circuits": _circuits_section(plain, clustered),
     }
     escaped = {key: escape(value) for key, value in words.items()}
     return _PAGE.substitute(escaped | markup)
@@ -170,6 +174,25 @@ def _units_section(plain: Trained, clustered: Trained) -> str:
     return _UNITS.substitute(layer=LAYER, figure=_embedded("units", figure))
 
 
+def _sizes(circuits: CircuitSizes) -> dict[str, Any]:
+    return {
+        "thresholds": circuits.thresholds.tolist(),
+        "classes": list(circuits.labels),
+        "kept": circuits.kept.tolist(),
+        "total": circuits.total,
+    }
+
+
+def _circuits_section(plain: Trained, clustered: Trained) -> str:
+    """How many weights each class needs, in markup; empty where that was not measured."""
+    if plain.circuits is None or clustered.circuits is None:
+        return ""
+    figure = plots.circuit_sizes({"plain": plain.circuits, "clustered": clustered.circuits})
+    return _CIRCUITS.substitute(
+        total=f"{plain.circuits.total:,}", figure=_embedded("circuits", figure)
+    )
+
+
 def _embedded(name: str, figure: Figure) -> str:
     """A figure's markup; a fixed id, so that the same result gives the same page."""
     markup: str = figure.to_html(
@@ -204,6 +227,14 @@ _UNITS = Template("""<section>
 <p>Each unit of $layer alone was set to zero, and the class probabilities compared with those of
 the whole network: the Kullback–Leibler divergence of those without the unit from those with it,
 mean over the test samples. On the right the same units, strongest first.</p>
+<div class="figure">$figure</div>
+</section>
+""")
+_CIRCUITS = Template("""<section>
+<h2>How many weights each class needs</h2>
+<p>For each class by itself, the network's $total weights were set to zero one by one, from the last
+layer to the first, and put back where the mean loss on the class's test samples rose by more than a
+threshold. What is left is the class's circuit. Thin lines are classes, thick ones their mean.</p>
 <div class="figure">$figure</div>
 </section>
 """)
@@ -301,6 +332,7 @@ $findings
 </section>
 
 $units
+$circuits
 <section>
 <h2>Settings</h2>
 <table class="settings">

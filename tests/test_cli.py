@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import modfast
-from modfast import _extension
+from modfast import _extension, reproduce
 from modfast.cli import main
 
 
@@ -93,6 +93,52 @@ def test_bad_input_ends_with_one_line_before_training(arguments, message, capsys
     line = one_line(capsys)
     assert line.startswith("modfast: error: ")
     assert message in line
+
+
+def test_reproduce_runs_writes_and_tells(tmp_path, capsys, monkeypatch):
+    """All without --root: what needs none, and which are left out."""
+    monkeypatch.setattr(reproduce.tasks, "N_MODELS", 2)
+    assert main(["reproduce", "--seeds", "1", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "left out, for they need --root DIR, the folder that holds MNIST/raw: "
+        "metric, ablation, clusterability, circuits\n" in printed
+    )
+    found = json.loads((tmp_path / "reproduce.json").read_text(encoding="utf-8"))
+    titles = [section["title"] for section in found["sections"]]
+    assert [title.split(":")[0] for title in titles] == ["N2", "N3", "N4"]
+    page = (tmp_path / "reproduce.html").read_text(encoding="utf-8")
+    for title in titles:
+        assert f"{title} (" in printed
+        assert f"<h2>{title}</h2>" in page
+    assert str(tmp_path / "reproduce.html") in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["modularity"], "invalid choice: 'modularity'"),
+        (["tasks", "--seeds", "few"], "--seeds: invalid int value: 'few'"),
+        (["tasks", "--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["circuits"], "these need --root DIR, the folder that holds MNIST/raw: circuits"),
+    ],
+)
+def test_bad_input_to_reproduce_ends_with_one_line(arguments, message, tmp_path, capsys):
+    assert main(["reproduce", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in one_line(capsys)
+
+
+def test_reproduce_says_what_needs_the_library(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_extension, "library", None)
+    assert main(["reproduce", "circuits", "--root", ".", "--out", str(tmp_path)]) == 2
+    assert "these need the compiled library, or take hours: circuits" in one_line(capsys)
+
+
+@pytest.mark.usefixtures("torchvision")
+def test_a_root_without_mnist_is_named_by_reproduce(tmp_path, capsys):
+    root = tmp_path / "nothing"
+    assert main(["reproduce", "metric", "--root", str(root), "--out", str(tmp_path)]) == 2
+    assert f"--root {root} holds no MNIST" in one_line(capsys)
 
 
 @pytest.mark.usefixtures("torchvision")

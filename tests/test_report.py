@@ -38,9 +38,16 @@ def html(result) -> str:
 def test_json_has_the_keys_and_sizes(numbers):
     assert set(numbers) == {"plain", "clustered", "clusters", "settings"}
     for network in ("plain", "clustered"):
-        keys = {"accuracy", "clusterability", "class_accuracy", "unit_kl"}
+        keys = {"accuracy", "clusterability", "class_accuracy", "unit_kl", "circuit_sizes"}
         assert set(numbers[network]) == keys
         assert len(numbers[network]["unit_kl"]) == 64
+        if modfast.has_ops():
+            sizes = numbers[network]["circuit_sizes"]
+            assert sizes["classes"] == list(range(10))
+            assert sizes["total"] == 64 * 64 * 2 + 640
+            kept = torch.tensor(sizes["kept"])
+            assert kept.shape == (len(sizes["thresholds"]), 10)
+            assert (kept.sum(1).diff() < 0).all()
         values = [numbers[network]["accuracy"], *numbers[network]["class_accuracy"]]
         assert all(0 <= value <= 1 for value in values)
         assert len(values) == 11
@@ -100,12 +107,29 @@ def test_physics_is_reported_as_a_regression():
     assert len(report.numbers(result)["clusters"]["off_class_accuracy"][0]) == 2
     assert "This is a regression" in report.page(result)
     assert report.numbers(result)["plain"]["unit_kl"] is None
+    assert report.numbers(result)["plain"]["circuit_sizes"] is None
     assert "What each unit does" not in report.page(result)
+    assert "How many weights each class needs" not in report.page(result)
 
 
 def test_the_page_shows_what_each_unit_does(html):
     assert "What each unit does" in html
     assert 'id="units"' in html
+
+
+@pytest.mark.skipif(not modfast.has_ops(), reason="the compiled library is not built")
+def test_the_page_shows_how_many_weights_each_class_needs(html):
+    assert "How many weights each class needs" in html
+    assert 'id="circuits"' in html
+    assert "8,832 weights" in html
+
+
+def test_circuits_are_left_out_without_the_compiled_library(monkeypatch):
+    monkeypatch.setattr(modfast._extension, "library", None)
+    result = demo.run(replace(demo.DEFAULTS["digits"], epochs=1), progress=False)
+    assert result.plain.circuits is None
+    assert report.numbers(result)["plain"]["circuit_sizes"] is None
+    assert "How many weights each class needs" not in report.page(result)
 
 
 def test_undefined_numbers_are_null(result):
@@ -152,7 +176,8 @@ def test_the_page_is_self_contained(html):
     assert "@import" not in page.style
     # plotly.js weighs millions of characters; everything else together far less.
     assert sum(len(script) > 1_000_000 for script in page.scripts) == 1
-    assert sum("Plotly.newPlot(" in script for script in page.scripts if len(script) < 10**6) == 7
+    figures = sum("Plotly.newPlot(" in script for script in page.scripts if len(script) < 10**6)
+    assert figures == 7 + modfast.has_ops()  # the circuits' sizes take the compiled library
 
 
 def test_the_page_shows_the_numbers(html, numbers):

@@ -12,19 +12,44 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from modfast import checks
+from modfast._extension import has_ops
 from modfast.progress import bar
-from modfast.reproduce import ablation, clusterability, metric
+from modfast.reproduce import (
+    ablation,
+    circuits,
+    clusterability,
+    effective_information,
+    metric,
+    mutual_information,
+    tasks,
+)
 from modfast.reproduce.networks import Networks
 from modfast.reproduce.tables import Row, Section, numbers, page, text
 
-__all__ = ["NEEDS_MNIST", "STUDIES", "Row", "Section", "numbers", "page", "run", "text"]
+__all__ = [
+    "NEEDS_LIBRARY",
+    "NEEDS_MNIST",
+    "STUDIES",
+    "Row",
+    "Section",
+    "numbers",
+    "page",
+    "run",
+    "text",
+]
 
 STUDIES: dict[str, Callable[[Networks], Section]] = {
     "metric": metric.study,
     "ablation": ablation.study,
     "clusterability": clusterability.study,
+    "circuits": circuits.study,
+    "effective-information": effective_information.study,
+    "mutual-information": mutual_information.study,
+    "tasks": tasks.study,
 }
-NEEDS_MNIST = frozenset({"metric", "ablation", "clusterability"})
+NEEDS_MNIST = frozenset({"metric", "ablation", "clusterability", "circuits"})
+NEEDS_LIBRARY = frozenset({"circuits"})
+"""Without the compiled library it would take hours."""
 
 
 def run(
@@ -56,6 +81,8 @@ def run(
             raise ValueError(f"studies must be of {sorted(STUDIES)}, got {name!r}")
         if name in NEEDS_MNIST and root is None:
             raise ValueError(f"root must name the folder that holds MNIST for {name!r}, got None")
+        if name in NEEDS_LIBRARY and not has_ops():
+            raise ValueError(f"{name!r} needs the compiled library: without, it would take hours")
     found = []
     for name in bar(studies, "studies", progress):
         begun = time.perf_counter()

@@ -13,6 +13,7 @@ from modfast.reproduce.tables import Row, Section
 
 PRINTED_OFF = (0.7925, 0.6091, 0.7872, 0.7198)
 PRINTED_ON = (0.3264, 0.2674, 0.4802, 0.2272)
+PRINTED_CLASSES = (0.967, 0.965, 0.859, 0.884, 0.909, 0.816, 0.924, 0.908, 0.854, 0.875)
 
 
 def study(networks: Networks) -> Section:
@@ -48,6 +49,17 @@ def study(networks: Networks) -> Section:
             )
             for i, value in enumerate(sorted(printed))
         ]
+    by_class = over("class_accuracy", "clustered")
+    rows += [
+        Row(
+            f"accuracy of class {label}, clustered",
+            printed,
+            None,
+            by_class[:, label],
+            seeded,
+        )
+        for label, printed in enumerate(PRINTED_CLASSES)
+    ]
     s = DEFAULTS["mnist"]
     settings = (
         f"784-64-64-10 without biases on MNIST, SGD {s.lr:g}, batches of {s.batch_size}, "

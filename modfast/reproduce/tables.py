@@ -35,7 +35,7 @@ class Row:
     correct: Tensor | None
     """modfast by the correct ones: `[seeds]`."""
     difference: str
-    """What explains it, in one line."""
+    """What explains it, in one line; shown once for rows in a row that share it."""
 
     def cells(self) -> tuple[str, str, str, str]:
         """What stands in the table."""
@@ -51,7 +51,16 @@ class Section:
     settings: str
     """What was run, in a sentence."""
     rows: tuple[Row, ...]
+    finding: str = ""
+    """What the numbers say, in a few sentences."""
     seconds: float = math.nan
+
+    @property
+    def differences(self) -> list[str]:
+        """Of the rows, empty where the row before has the same."""
+        found = [row.difference for row in self.rows]
+        shown = zip(found, ["", *found], strict=False)
+        return ["" if this == before else this for this, before in shown]
 
 
 def spread(values: Tensor | None) -> str:
@@ -60,13 +69,18 @@ def spread(values: Tensor | None) -> str:
         return "–"
     mean = float(values.double().mean())
     if values.numel() < 2 or not math.isfinite(mean):
-        return f"{mean:.4g}"
+        return _rounded(mean, 4)
     deviation = float(values.double().std())
     if deviation <= 1e-12 * abs(mean) or deviation == 0:
-        return f"{mean:.4g}"
+        return _rounded(mean, 4)
     decimals = max(0, 1 - math.floor(math.log10(deviation)))
     digits = max(2, decimals + math.floor(math.log10(max(abs(mean), deviation))) + 1)
-    return f"{mean:.{digits}g} ± {deviation:.2g}"
+    return f"{mean:.{digits}g} ± {_rounded(deviation, 2)}"
+
+
+def _rounded(value: float, digits: int) -> str:
+    """To so many digits; whole where an exponent would stand in their place."""
+    return f"{value:.0f}" if 10**digits <= abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
 def text(sections: Sequence[Section]) -> str:
@@ -76,12 +90,11 @@ def text(sections: Sequence[Section]) -> str:
         rows = [row.cells() for row in section.rows]
         widths = [max(map(len, column)) for column in zip(HEADS, *rows, strict=True)]
         lines += [f"{section.title} ({section.seconds:.0f} s)", section.settings, ""]
-        for cells, row in zip([HEADS, *rows], [None, *section.rows], strict=True):
+        for cells, why in zip([HEADS, *rows], ["", *section.differences], strict=True):
             first, *others = (f"{cell:<{w}}" for cell, w in zip(cells, widths, strict=True))
             lines.append("  ".join([first, *others]).rstrip())
-            if row is not None:
-                lines.append(f"    {row.difference}")
-        lines.append("")
+            lines += [f"    {why}"] if why else []
+        lines += ["", section.finding, ""] if section.finding else [""]
     return "\n".join(lines)
 
 
@@ -100,6 +113,7 @@ def numbers(sections: Sequence[Section]) -> dict[str, Any]:
             {
                 "title": section.title,
                 "settings": section.settings,
+                "finding": section.finding,
                 "seconds": section.seconds,
                 "rows": [
                     {
@@ -123,13 +137,12 @@ def page(sections: Sequence[Section]) -> str:
     for section in sections:
         head = "".join(f"<th>{escape(name)}</th>" for name in (*HEADS, "difference"))
         body = "\n".join(
-            "<tr>"
-            + "".join(f"<td>{escape(cell)}</td>" for cell in (*row.cells(), row.difference))
-            + "</tr>"
-            for row in section.rows
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in (*row.cells(), why)) + "</tr>"
+            for row, why in zip(section.rows, section.differences, strict=True)
         )
+        finding = f'<p class="finding">{escape(section.finding)}</p>' if section.finding else ""
         parts.append(
-            f"<section><h2>{escape(section.title)}</h2><p>{escape(section.settings)}</p>"
+            f"<section><h2>{escape(section.title)}</h2><p>{escape(section.settings)}</p>{finding}"
             f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></section>"
         )
     return _PAGE.substitute(sections="\n".join(parts))
@@ -152,6 +165,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: 6px 22px 6px 0;
   border-bottom: 1px solid #e5e7eb; }
 th { font-weight: 500; color: #5b6472; }
+th, td:nth-child(2), td:nth-child(3), td:nth-child(4) { white-space: nowrap; }
+.finding { border-left: 3px solid #d55e00; padding-left: 14px; }
 </style>
 </head>
 <body>
