@@ -35,6 +35,7 @@ MODULES = (
     "bench_modularity",
     "bench_information_gpu",
     "bench_ablation_gpu",
+    "bench_circuits_gpu",
 )
 # Seconds; for `bench` each module, for `sanitizer` each tool. Together more than a run has, but no
 # two stages should need all of theirs.

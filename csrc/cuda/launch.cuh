@@ -10,7 +10,8 @@
 
 namespace modfast {
 
-// Threads of every block: 8 warps. Memory-bound kernels want many small blocks rather than few large.
+// Threads of a block, if nothing else is said: 8 warps. Memory-bound kernels want many small blocks rather
+// than few large.
 constexpr int kThreads = 256;
 
 // A multiprocessor holds at most 8 blocks of 256. Four times as many let the hardware even out blocks
@@ -50,11 +51,13 @@ inline int64_t most_shared(const char* name) {
   return device_attribute(name, cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
-// How many blocks could work side by side, and the bytes of dynamic shared memory of each.
+// How many blocks could work side by side, the bytes of dynamic shared memory of each, and its threads.
 struct Blocks {
   int64_t wanted, shared;
+  int threads;
 
-  Blocks(int64_t wanted, int64_t shared = 0) : wanted(wanted), shared(shared) {}
+  Blocks(int64_t wanted, int64_t shared = 0, int threads = kThreads)
+      : wanted(wanted), shared(shared), threads(threads) {}
 };
 
 // Starts `kernel` on the current device and does not wait for it. The device's size bounds how many
@@ -66,7 +69,7 @@ void launch(const char* name, void (*kernel)(Parameters...), const Blocks& block
   const int64_t most = kBlocksPerMultiprocessor * multiprocessors(name);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks.wanted < most ? blocks.wanted : most));
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(static_cast<unsigned>(blocks.threads));
   config.dynamicSmemBytes = static_cast<size_t>(blocks.shared);
   config.stream = stream;
   if (blocks.shared > kPlainShared) {

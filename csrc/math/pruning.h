@@ -34,6 +34,17 @@ struct SeriesReach<double> {
 constexpr float kMostSurety = 15.0f;
 constexpr double kMostGrowth = 8.5238;
 
+// The reach of a sample whose probability of classes other than the target is `wrong`. F has the functions
+// of V, a T or several, and `all`, a V of one number.
+template <class F, class T, class V>
+MODFAST_BOTH V series_reach(V wrong) {
+  constexpr T most = kMostSurety, least = T(0.4f) / T(5e6f);
+  const V surety = F::smaller(F::log(T(0.4f) / F::larger(wrong, F::all(least))), F::all(most));
+  const V radius = F::smaller(surety, F::all(T(kDegree + 1)));
+  const V growth = F::exp((surety - radius - most) / T(kDegree + 1)) * T(kMostGrowth);
+  return F::larger(F::all(SeriesReach<T>::any), radius * growth * SeriesReach<T>::of_radius);
+}
+
 // series[k - 1] is the coefficient of q^k, of the mean and the central moments m2, m3, ... of r / R.
 template <class V>
 MODFAST_BOTH void cumulant_series(V mean, const V (&m)[kDegree + 1], V (&series)[kDegree]) {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from modfast import checks
-from modfast._extension import has_ops
+from modfast._extension import cuda_loaded, has_ops
 from modfast.ablation.batches import Batch, Inputs, is_stream, read_batches
 from modfast.circuits.result import Circuit
 from modfast.circuits.trials import input_of, linear_suffix, prune_module
@@ -83,9 +83,9 @@ def prune_circuit(
     goes by the same rule. Biases stay. The model itself is not changed.
 
     Only what follows from a weight is computed anew: for linear layers with ReLU up to the logits
-    (on the CPU, float32 or float64) by `modfast.ops.prune_layer`, for any other module by running
-    what comes after it. In float32 a decision whose margin is less than about 1e-6 may be another
-    than in exact arithmetic (`Circuit.close_calls`).
+    (on the CPU or CUDA, float32 or float64) by `modfast.ops.prune_layer`, for any other module by
+    running what comes after it. In float32 a decision whose margin is less than about 1e-6 may be
+    another than in exact arithmetic (`Circuit.close_calls`).
 
     Args:
         model: any module that returns logits `[n, c]`; it runs in eval mode, all samples at once.
@@ -191,7 +191,8 @@ def _prune(
 ) -> None:
     """One layer, for all groups."""
     weight = weight_of(model.get_submodule(name), name).detach()
-    plain = rule.path != "modules" and has_ops() and weight.device.type == "cpu"
+    compiled = {"cpu": has_ops(), "cuda": cuda_loaded}.get(weight.device.type, False)
+    plain = rule.path != "modules" and compiled
     after = linear_suffix(model, name, groups[0].batch) if plain else None
     if after is not None and _prune_fused(model, [name, *after], order, groups, rule):
         return
@@ -237,15 +238,16 @@ def _prune_fused(
         for module, weight in zip(modules, weights, strict=True)
     ]
     targets = torch.cat([_targets(group) for group in groups])
-    sizes = torch.tensor([len(x) for x in inputs])
+    device = inputs[0].device
+    sizes, order_there = torch.tensor([len(x) for x in inputs], device=device), order.to(device)
     network = (torch.cat(inputs), weights, biases, targets, sizes)
     original = None
     if rule.against == "original":
         if groups[0].losses:
-            original = torch.stack([group.original_loss for group in groups])
+            original = torch.stack([group.original_loss for group in groups]).to(device)
         else:  # the operator's own, by a visit of no weight
-            original = prune_layer(*network, order[:0])[1][:, 0]
-    margins, losses = prune_layer(*network, order, original, rule.threshold)
+            original = prune_layer(*network, order_there[:0])[1][:, 0]
+    margins, losses = prune_layer(*network, order_there, original, rule.threshold)
     for i, group in enumerate(groups):
         group.add(chain[0], whole[0], order, (margins[i], losses[i]))
     return True

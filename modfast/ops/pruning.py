@@ -4,6 +4,9 @@ Zeroing a weight moves one unit's pre-activation t, and where no later ReLU swit
 are linear in t, so that a sample's loss is a power series in t (csrc/math/pruning.h). Series are
 made anew only where they end: a trial of a weight costs a polynomial per sample, and no forward
 pass.
+
+On CUDA a block takes a group of samples through all visits of a unit in one launch, and between
+units another launch brings the later layers up to date: orders that go unit by unit are fastest.
 """
 
 from __future__ import annotations
@@ -69,8 +72,8 @@ def prune_layer(
     Returns:
         The margin of each visit, its rise of the loss less the threshold, float64 `[g, v]`: the
         weight stays zero where it is at most 0; and the loss before the first and after each visit,
-        float64 `[g, v + 1]`, in nats. On the CPU both are the same bits for any number of threads.
-        In float32, losses are exact to about 1e-7 of their size.
+        float64 `[g, v + 1]`, in nats. Both are the same bits from run to run, and on the CPU for
+        any number of threads. In float32, losses are exact to about 1e-7 of their size.
 
     Raises:
         TypeError: dtypes other than those above.

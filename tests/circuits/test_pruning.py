@@ -65,6 +65,22 @@ def test_mlps_in_float64_decide_as_brute_force(path: str, against: str, bias: bo
 
 
 @pytest.mark.parametrize("path", ["fused", "modules"])
+@pytest.mark.parametrize("against", ["running", "original"])
+def test_a_gpu_decides_as_the_cpu(path: str, against: str, cuda: torch.device) -> None:
+    torch.manual_seed(0)
+    x, y = blobs(1, (6,))
+    model = trained(MLP([6, 8, 7, 3]), x, y).double()
+    options: dict[str, Any] = {"threshold": 1e-2, "against": against, "labels": "all"}
+    wanted = prune_circuit(model, x.double(), y, **options)
+    found = prune_circuit(model.to(cuda), x.double().to(cuda), y.to(cuda), path=path, **options)
+    for label, circuit in wanted.items():
+        assert found[label].loss_path.device.type == "cpu"
+        torch.testing.assert_close(found[label].loss_path, circuit.loss_path, rtol=0, atol=1e-10)
+        for name, mask in circuit.mask.items():
+            assert torch.equal(found[label].mask[name], mask)
+
+
+@pytest.mark.parametrize("path", ["fused", "modules"])
 @pytest.mark.parametrize("order", ["column", "magnitude", "given"])
 def test_any_order_of_layers_and_weights(path: str, order: str) -> None:
     torch.manual_seed(0)

@@ -63,6 +63,23 @@ def logits(x: dict[str, Any]) -> Tensor:
     return z
 
 
+def on(device: torch.device, x: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else [each.to(device) for each in value]
+        for name, value in x.items()
+    }
+
+
+def prune(
+    x: dict[str, Any], device: torch.device, original: Tensor | None = None, threshold: float = 1e-4
+) -> tuple[Tensor, Tensor]:
+    """By the operator of a device; what it finds lies on the CPU."""
+    over = None if original is None else original.to(device)
+    margins, losses = ops.prune_layer(**on(device, x), original=over, threshold=threshold)
+    assert margins.device.type == losses.device.type == device.type
+    return margins.cpu(), losses.cpu()
+
+
 def replayed(
     x: dict[str, Any], margins: Tensor, threshold: float, original: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -97,11 +114,17 @@ def replayed(
     return torch.stack(found[0]), torch.stack(found[1])
 
 
-def check(x: dict[str, Any], threshold: float, against: str, close: float) -> Tensor:
+def few_visits(x: dict[str, Any], small: bool) -> dict[str, Any]:
+    return x | {"order": x["order"][:24]} if small else x
+
+
+def check(
+    x: dict[str, Any], threshold: float, against: str, close: float, device: torch.device
+) -> Tensor:
     """The found margins, which are those of brute force."""
     empty = x | {"order": x["order"][:0]}
-    original = ops.prune_layer(**empty)[1][:, 0] if against == "original" else None
-    margins, losses = ops.prune_layer(**x, original=original, threshold=threshold)
+    original = prune(empty, device)[1][:, 0] if against == "original" else None
+    margins, losses = prune(x, device, original, threshold)
     groups, visits = len(x["sizes"]), len(x["order"])
     assert margins.shape == (groups, visits)
     assert losses.shape == (groups, visits + 1)
@@ -115,22 +138,26 @@ def check(x: dict[str, Any], threshold: float, against: str, close: float) -> Te
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("against", ["running", "original"])
-def test_random_networks(dtype: torch.dtype, against: str) -> None:
-    kept = [
-        check(example(seed, dtype), 10.0 ** -(seed % 4), against, CLOSE[dtype]) > 0
-        for seed in range(20)
-    ]
+def test_random_networks(
+    dtype: torch.dtype, against: str, device: torch.device, small: bool
+) -> None:
+    kept = []
+    for seed in range(10 if small else 20):
+        x = few_visits(example(seed, dtype), small)
+        kept.append(check(x, 10.0 ** -(seed % 4), against, CLOSE[dtype], device) > 0)
     both = torch.cat([each.flatten() for each in kept])
-    assert min(both.sum(), (~both).sum()) > 50
+    assert min(both.sum(), (~both).sum()) > (15 if small else 50)
 
 
 @pytest.mark.parametrize("against", ["running", "original"])
-def test_float64_decides_as_brute_force_to_the_end(against: str) -> None:
-    for seed in range(40, 55):
-        x = example(seed, torch.float64)
+def test_float64_decides_as_brute_force_to_the_end(
+    against: str, device: torch.device, small: bool
+) -> None:
+    for seed in range(40, 45 if small else 55):
+        x = few_visits(example(seed, torch.float64), small)
         empty = x | {"order": x["order"][:0]}
-        original = ops.prune_layer(**empty)[1][:, 0] if against == "original" else None
-        found = ops.prune_layer(**x, original=original, threshold=1e-2)
+        original = prune(empty, device)[1][:, 0] if against == "original" else None
+        found = prune(x, device, original, threshold=1e-2)
         wanted = reference.prune_layer(*x.values(), original, 1e-2)
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -140,32 +167,35 @@ def test_float64_decides_as_brute_force_to_the_end(against: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_simd_level(simd: str, dtype: torch.dtype) -> None:
     for seed in range(10):
-        check(example(seed, dtype), 1e-2, "running", CLOSE[dtype])
+        check(example(seed, dtype), 1e-2, "running", CLOSE[dtype], torch.device("cpu"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1e-30, 1e-4, 1e-2, 10.0, 100.0])
-def test_weights_of_any_size(dtype: torch.dtype, scale: float) -> None:
-    for seed in range(5):
-        x = example(seed, dtype)
+def test_weights_of_any_size(
+    dtype: torch.dtype, scale: float, device: torch.device, small: bool
+) -> None:
+    for seed in range(2, 4) if small else range(5):
+        x = few_visits(example(seed, dtype), small)
         x["weights"] = [weight * scale for weight in x["weights"]]
-        check(x, 1e-2, "running", CLOSE[dtype])
+        check(x, 1e-2, "running", CLOSE[dtype], device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_pre_activations_that_are_exactly_zero(dtype: torch.dtype) -> None:
+def test_pre_activations_that_are_exactly_zero(
+    dtype: torch.dtype, device: torch.device, small: bool
+) -> None:
     # Small integers: many units stand at the corner of a ReLU, before or while weights go.
-    for seed in range(10):
-        x = example(seed, dtype)
+    for seed in range(4 if small else 10):
+        x = few_visits(example(seed, dtype), small)
         x["inputs"] = x["inputs"].round()
         x["weights"] = [weight.round() for weight in x["weights"]]
         x["biases"] = [bias.round() for bias in x["biases"]]
-        check(x, 1e-1, "running", CLOSE[dtype])
+        check(x, 1e-1, "running", CLOSE[dtype], device)
 
 
-def large(n: int, dtype: torch.dtype) -> dict[str, Any]:
+def large(n: int, dtype: torch.dtype, widths: tuple[int, ...] = (9, 33, 17, 10)) -> dict[str, Any]:
     torch.manual_seed(n)
-    widths = (9, 33, 17, 10) if n < 9000 else (4, 7, 5, 3)
     pairs = list(pairwise(widths))
     return {
         "inputs": torch.randn(n, widths[0], dtype=dtype),
@@ -178,12 +208,41 @@ def large(n: int, dtype: torch.dtype) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_several_tiles_of_samples(dtype: torch.dtype, n_threads: int) -> None:
-    check(large(9000, dtype), 1e-3, "running", CLOSE[dtype])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_several_tiles_of_samples(
+    depth: int, dtype: torch.dtype, n_threads: int, device: torch.device, small: bool
+) -> None:
+    n, widths = 650 if small else 9000, (4, 7, 5, 3)[-1 - depth :]
+    check(few_visits(large(n, dtype, widths), small), 1e-3, "running", CLOSE[dtype], device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_layer_wider_than_shared_memory(dtype: torch.dtype, device: torch.device) -> None:
+    x = large(3, dtype, (2, 3, 1000, 4))
+    check(x, 1e-3, "running", CLOSE[dtype], device)
+
+
+def test_many_groups(device: torch.device) -> None:
+    x = large(50, torch.float32, (3, 2, 3))
+    x["sizes"] = torch.tensor([1, 2] * 16 + [2])
+    for name in ("weights", "biases"):
+        x[name] = [each.expand(33, *each.shape[1:]).contiguous() for each in x[name]]
+    check(x, 1e-2, "running", CLOSE[torch.float32], device)
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_a_weight_may_come_again(n_layers: int, device: torch.device) -> None:
+    x = large(20, torch.float32, (9, 7, 6, 5)[3 - n_layers :])
+    n_in = x["inputs"].shape[1]
+    x["order"] = torch.tensor([0, 1, 1, 0, 2, n_in, 0, n_in, n_in + 1, 1])
+    check(x, 0.1, "running", CLOSE[torch.float32], device)
 
 
 def test_same_bits_for_any_number_of_threads(n_threads: int) -> None:
-    some = [large(9000, torch.float32), *(example(seed, torch.float32) for seed in (2, 5, 8))]
+    some = [
+        large(9000, torch.float32, (4, 7, 5, 3)),
+        *(example(seed, torch.float32) for seed in (2, 5, 8)),
+    ]
     found = [ops.prune_layer(**x) for x in some]
     torch.set_num_threads(1)
     for x, pair in zip(some, found, strict=True):
@@ -191,58 +250,58 @@ def test_same_bits_for_any_number_of_threads(n_threads: int) -> None:
             assert torch.equal(a, b)
 
 
-def test_groups_do_not_see_each_other() -> None:
-    x = example(8, torch.float32)
-    margins, losses = ops.prune_layer(**x)
+def test_groups_do_not_see_each_other(device: torch.device, small: bool) -> None:
+    x = few_visits(example(8, torch.float32), small)
+    margins, losses = prune(x, device)
     offset = 0
     for g, size in enumerate(x["sizes"].tolist()):
-        alone = ops.prune_layer(
-            x["inputs"][offset : offset + size],
-            [weight[g : g + 1] for weight in x["weights"]],
-            [bias[g : g + 1] for bias in x["biases"]],
-            x["targets"][offset : offset + size],
-            torch.tensor([size]),
-            x["order"],
-        )
+        own = {
+            "inputs": x["inputs"][offset : offset + size],
+            "weights": [weight[g : g + 1] for weight in x["weights"]],
+            "biases": [bias[g : g + 1] for bias in x["biases"]],
+            "targets": x["targets"][offset : offset + size],
+            "sizes": torch.tensor([size]),
+        }
+        alone = prune(x | own, device)
         assert torch.equal(alone[0][0], margins[g])
         assert torch.equal(alone[1][0], losses[g])
         offset += size
 
 
-def test_weights_that_change_nothing_go() -> None:
-    x = large(50, torch.float32)
+def test_weights_that_change_nothing_go(device: torch.device, small: bool) -> None:
+    x = large(5 if small else 50, torch.float32)
     x["weights"][0][:, 3] = 0  # zero already
     x["weights"][1][:, :, 5] = 0  # nothing reads unit 5
     x["weights"][1][:, 7, 6] = 1
     x["weights"][1][:, :7, 6] = x["weights"][1][:, 8:, 6] = 0
     x["weights"][2][:, :, 7] = 0  # unit 6 is only read by a unit that nothing reads
     x["inputs"][:, 2] = 0  # never on
-    margins = ops.prune_layer(**x, threshold=0.25)[0].view(33, 9)
+    margins = prune(x, device, threshold=0.25)[0].view(33, 9)
     assert (margins[[3, 5, 6]] == -0.25).all()
     assert (margins[:, 2] == -0.25).all()
-    assert (ops.prune_layer(**x, threshold=0.0)[0].view(33, 9)[5] == 0).all()  # gone as well
+    assert (prune(x, device, threshold=0.0)[0].view(33, 9)[5] == 0).all()  # gone as well
 
 
-def test_inputs_of_any_strides() -> None:
-    x = large(40, torch.float32)
-    wanted = ops.prune_layer(**x)[0]
+def test_inputs_of_any_strides(device: torch.device) -> None:
+    x = few_visits(large(40, torch.float32), small=True)
+    wanted = prune(x, device)[0]
     x["inputs"] = x["inputs"].t().contiguous().t()
     x["weights"] = [weight.mT.contiguous().mT for weight in x["weights"]]
-    assert torch.equal(ops.prune_layer(**x)[0], wanted)
+    assert torch.equal(prune(x, device)[0], wanted)
 
 
 @compiled
-def test_opcheck() -> None:
+def test_opcheck(device: torch.device, small: bool) -> None:
     for seed in (0, 4, 5):
-        x = example(seed, torch.float32)
-        original = torch.ones(len(x["sizes"]), dtype=torch.float64)
+        x = on(device, few_visits(example(seed, torch.float32), small))
+        original = torch.ones(len(x["sizes"]), dtype=torch.float64, device=device)
         for each in (None, original):
             arguments = (*x.values(), each, 0.1)
             torch.library.opcheck(torch.ops.modfast.prune_layer.default, arguments)
 
 
-def test_compiles_without_graph_breaks() -> None:
-    x = example(2, torch.float32)
+def test_compiles_without_graph_breaks(device: torch.device) -> None:
+    x = on(device, few_visits(example(2, torch.float32), small=True))
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def run(inputs: Tensor) -> Tensor:
@@ -252,20 +311,20 @@ def test_compiles_without_graph_breaks() -> None:
 
 
 @compiled
-def test_operator_refuses_what_would_reach_memory_wrongly() -> None:
-    x = large(6, torch.float32)
+def test_operator_refuses_what_would_reach_memory_wrongly(device: torch.device) -> None:
+    x = on(device, large(6, torch.float32))
 
     def raw(**changed: Any) -> None:
         torch.ops.modfast.prune_layer.default(*(x | changed).values(), None, 0.1)
 
     with pytest.raises(RuntimeError, match=r"targets\[1\] must be from 0 to 9, got 10"):
-        raw(targets=x["targets"].index_fill(0, torch.tensor(1), 10))
+        raw(targets=x["targets"].index_fill(0, torch.tensor(1, device=device), 10))
     with pytest.raises(RuntimeError, match=r"order\[0\] must be from 0 to 296, got 297"):
-        raw(order=torch.tensor([297]))
+        raw(order=torch.tensor([297], device=device))
     with pytest.raises(RuntimeError, match=r"sizes\[1\] must be at least 1, got 0"):
-        raw(sizes=torch.tensor([6, 0]))
+        raw(sizes=torch.tensor([6, 0], device=device))
     with pytest.raises(RuntimeError, match="sizes must add up to the samples of inputs, 6, got 5"):
-        raw(sizes=torch.tensor([5]))
+        raw(sizes=torch.tensor([5], device=device))
     with pytest.raises(RuntimeError, match=r"weights\[1\] must be contiguous .* shapes"):
         raw(weights=[x["weights"][0], x["weights"][0], x["weights"][2]])
     with pytest.raises(RuntimeError, match=r"weights\[0\] must have the dtype of inputs"):
@@ -274,8 +333,9 @@ def test_operator_refuses_what_would_reach_memory_wrongly() -> None:
         raw(biases=x["biases"][:2])
     with pytest.raises(RuntimeError, match="targets must be int64"):
         raw(targets=x["targets"].int())
+    two = torch.zeros(2, dtype=torch.float64, device=device)
     with pytest.raises(RuntimeError, match=r"original must be float64 of shape \[1\]"):
-        torch.ops.modfast.prune_layer.default(*x.values(), torch.zeros(2).double(), 0.1)
+        torch.ops.modfast.prune_layer.default(*x.values(), two, 0.1)
 
 
 def test_bad_input() -> None:
