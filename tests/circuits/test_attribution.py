@@ -69,6 +69,20 @@ def test_is_exact_for_a_linear_network_and_metric(method: str, nodes: Any) -> No
     assert_close(found, list(exact.scores.values()))
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_is_exact_for_a_linear_network_of_other_convolutions(n: int) -> None:
+    torch.manual_seed(0)
+    layers = {1: (nn.Conv1d, nn.AvgPool1d), 3: (nn.Conv3d, nn.AvgPool3d)}
+    convolution, pool = layers[n]
+    model = nn.Sequential(
+        convolution(2, 3, 2), pool(2), convolution(3, 4, 2), nn.Flatten(), nn.Linear(4 * 2**n, 3)
+    ).double()
+    clean, corrupted = torch.randn(2, 5, 2, *[7] * n).double()
+    options = {"metric": lambda logits: (logits @ logits.new_tensor([1.0, -2, 3])).mean()}
+    exact = attribute_edges(model, clean, corrupted, method="exact", **options)
+    assert_close(attribute_edges(model, clean, corrupted, **options), list(exact.scores.values()))
+
+
 def test_is_exact_for_a_linear_cnn() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -364,6 +378,10 @@ def test_models_that_are_no_chain() -> None:
         nn.Linear(6, 4), nn.Unflatten(1, (2, 2)), nn.Flatten(0, 1), nn.Linear(2, 3)
     )
     refuses(mixed, "got '_1'")
+    pool = nn.MaxPool2d(3, 1, 1)  # of the channels too, as there is one dimension less
+    flat = nn.Flatten(), nn.Linear(24, 3)
+    mixing = nn.Sequential(nn.Conv1d(2, 6, 1), pool, *flat)
+    refuses(mixing, "must take each unit of '0' by itself", torch.randn(2, 9, 2, 4))
     refuses(Halves(), r"must pass \[9, 2\] to 'fc2', got shape \[18, 2\]")
     groups = nn.Sequential(nn.Conv1d(6, 6, 1, groups=2), nn.Flatten(), nn.Linear(24, 3))
     refuses(groups, "groups=1, got '0'", torch.randn(2, 9, 6, 4))
