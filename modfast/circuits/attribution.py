@@ -35,8 +35,8 @@ def attribute_edges(
 ) -> EdgeScores:
     """How far the metric rises when one edge carries what it carries on corrupted inputs.
 
-    The model is a chain of Linear and convolution layers with activations, 2-d pooling, batch norm
-    and flatten between them. Its nodes are the features of the input (the pixels, or before a
+    The model is a chain of Linear and convolution layers with activations, pooling, batch norm and
+    flatten between them. Its nodes are the features of the input (the pixels, or before a
     convolution the channels), and the units or channels of each layer; edges join nodes of layers
     that follow each other. Edge s -> r adds weight[r, s] h_s to the pre-activation z_r. Its score:
 

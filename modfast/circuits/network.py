@@ -27,6 +27,11 @@ INPUT = "input"
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _RESHAPES = ("flatten", "view", "reshape")
+# Besides what `takes_channels_apart` knows; `_check_apart` sees to it that it is true of each.
+_POOLS = (
+    *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d),
+    *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d, nn.BatchNorm3d),
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def read_network(model: nn.Module, x: Tensor, nodes: Mapping[str, Groups] | None
     parts, modules = _parts(model)
     h = parts[0](x.clone())
     layers: list[Layer] = []
-    units = None
+    units, z = None, h
     for (name, module), after in zip(modules, parts[1:], strict=True):
         m = module.weight.shape[1]
         if h.dim() != module.weight.dim() or h.shape[:2] != (len(x), m):
@@ -136,8 +141,11 @@ def read_network(model: nn.Module, x: Tensor, nodes: Mapping[str, Groups] | None
                 f"model must pass as many values of each of {n_senders} units to {name!r}, got {m}"
             )
         senders = torch.arange(m, device=module.weight.device) // (m // n_senders)
+        if layers:
+            _check_apart(layers[-1], z, h, senders)
         layers.append(Layer(name, module, after, senders))
-        h = after(module(h))
+        z = module(h)
+        h = after(z.clone())
         units = len(module.weight)
     sizes = {INPUT: layers[0].weight.shape[1]}
     sizes |= {layer.name: len(layer.weight) for layer in layers}
@@ -145,6 +153,15 @@ def read_network(model: nn.Module, x: Tensor, nodes: Mapping[str, Groups] | None
     if h.dim() != 2 or not same_output(h, model(x.clone())):
         raise ValueError("model must be a chain of layers that returns logits [n, classes]")
     return network
+
+
+def _check_apart(layer: Layer, z: Tensor, h: Tensor, senders: Tensor) -> None:
+    """Refuses what mixes units between two layers, as a 2-d pool of `[n, units, length]` does."""
+    moved = z.clone()
+    moved[:, ::2] += 1
+    still = senders % 2 == 1
+    if not torch.allclose(layer.after(moved)[:, still], h[:, still], equal_nan=True):
+        raise ValueError(f"model must take each unit of {layer.name!r} by itself up to the next")
 
 
 def _parts(model: nn.Module) -> tuple[list[fx.GraphModule], list[tuple[str, Any]]]:
@@ -178,10 +195,10 @@ def _parts(model: nn.Module) -> tuple[list[fx.GraphModule], list[tuple[str, Any]
             _check_layer(str(node.target), module, [name for name, _ in modules])
             starts.append(node)
             modules.append((str(node.target), module))
-        elif not _is_reshape(node, module) and not takes_channels_apart(model, node):
+        elif not _takes_apart(model, node, module):
             kind = "" if module is None else f", a {type(module).__name__}"
             raise ValueError(
-                "model must be a chain of Linear and convolution layers with activations, 2-d "
+                "model must be a chain of Linear and convolution layers with activations, "
                 f"pooling, batch norm and flatten between them, got {node.name!r}{kind}"
             )
     if not modules:
@@ -213,6 +230,12 @@ def _part(
 def _is_size(node: fx.Node) -> bool:
     method = node.op == "call_method" and node.target in ("size", "dim")
     return method or (node.op == "call_function" and node.target is getattr)
+
+
+def _takes_apart(model: nn.Module, node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node may stand between two layers."""
+    pools = module is not None and type(module) in _POOLS and not is_changed(module)
+    return pools or _is_reshape(node, module) or takes_channels_apart(model, node)
 
 
 def _is_reshape(node: fx.Node, module: nn.Module | None) -> bool:
