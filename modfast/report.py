@@ -187,9 +187,13 @@ def _circuits_section(plain: Trained, clustered: Trained) -> str:
     """How many weights each class needs, in markup; empty where that was not measured."""
     if plain.circuits is None or clustered.circuits is None:
         return ""
-    figure = plots.circuit_sizes({"plain": plain.circuits, "clustered": clustered.circuits})
+    sizes = {"plain": plain.circuits, "clustered": clustered.circuits}
+    middle = len(plain.circuits.thresholds) // 2
     return _CIRCUITS.substitute(
-        total=f"{plain.circuits.total:,}", figure=_embedded("circuits", figure)
+        {name: f"{float(each.kept[middle].double().mean()):,.0f}" for name, each in sizes.items()},
+        total=f"{plain.circuits.total:,}",
+        threshold=f"{float(plain.circuits.thresholds[middle]):g}",
+        figure=_embedded("circuits", plots.circuit_sizes(sizes)),
     )
 
 
@@ -234,7 +238,9 @@ _CIRCUITS = Template("""<section>
 <h2>How many weights each class needs</h2>
 <p>For each class by itself, the network's $total weights were set to zero one by one, from the last
 layer to the first, and put back where the mean loss on the class's test samples rose by more than a
-threshold. What is left is the class's circuit. Thin lines are classes, thick ones their mean.</p>
+threshold. What is left is the class's circuit. At $threshold nats circuits hold $plain weights in
+the plain network and $clustered in the clustered one, mean over the classes. Thin lines are
+classes, thick ones their mean.</p>
 <div class="figure">$figure</div>
 </section>
 """)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,16 @@ import modfast
 from modfast.reproduce import Row, run, tasks
 
 
-def rows_of(study: str, root: Path | None = None, seeds: int = 2) -> dict[str, Row]:
-    (section,) = run([study], root, seeds, progress=False)
-    return {row.quantity: row for row in section.rows}
+def rows_of(*studies: str, root: Path | None = None) -> dict[str, Row]:
+    sections = run(studies, root, seeds=2, progress=False)
+    return {row.quantity: row for section in sections for row in section.rows}
+
+
+@cache
+def rows_of_clustered(root: Path) -> dict[str, Row]:
+    """Of both studies that train N1's networks, which takes most of their time."""
+    circuits = ["circuits"] if modfast.has_ops() else []
+    return rows_of("clusterability", *circuits, root=root)
 
 
 def near(row: Row, tolerance: float) -> bool:
@@ -25,7 +33,7 @@ def near(row: Row, tolerance: float) -> bool:
 
 
 def test_metric(mnist_root: Path) -> None:
-    rows = rows_of("metric", mnist_root)
+    rows = rows_of("metric", root=mnist_root)
     information = rows["I(fc1; fc2), untrained"]
     assert near(information, 0.02)
     assert information.correct is not None
@@ -40,7 +48,7 @@ def test_metric(mnist_root: Path) -> None:
 
 
 def test_ablation(mnist_root: Path) -> None:
-    rows = rows_of("ablation", mnist_root)
+    rows = rows_of("ablation", root=mnist_root)
     assert near(rows["mean over 128 units"], 0.06)
     assert near(rows["mean over 128 random directions"], 0.05)
     best = rows["most informative direction"].correct
@@ -54,7 +62,7 @@ def test_ablation(mnist_root: Path) -> None:
 
 
 def test_clusterability(mnist_root: Path) -> None:
-    rows = rows_of("clusterability", mnist_root)
+    rows = rows_of_clustered(mnist_root)
     assert near(rows["loss at step 0"], 0.2)
     assert near(rows["clusterability at step 0"], 0.01)
     assert near(rows["accuracy, clustered"], 0.01)
@@ -75,7 +83,7 @@ def test_clusterability(mnist_root: Path) -> None:
 def test_circuits(mnist_root: Path) -> None:
     if not modfast.has_ops():
         pytest.skip("the compiled library is not built; this takes hours without")
-    rows = rows_of("circuits", mnist_root)
+    rows = rows_of_clustered(mnist_root)
     assert near(rows["search space cut off by one of 4 clusters"], 5e-5)
     for name in ("clustered", "plain"):
         assert near(rows[f"label purity, {name}: of the printed histogram"], 5e-5)
