@@ -20,8 +20,8 @@ from modfast.models import MLP
 
 BRUTE = "brute force in torch"
 LAYERS = ("fc1", "fc2", "fc3")
-# layer -> how often modfast's time must go into brute force's
-TARGETS = {"fc1": 350.0, "fc2": 400.0, "fc3": 300.0}
+# How often modfast's time must at least go into brute force's, for ten groups.
+TARGET = 100.0
 VISITS = 100  # of brute force
 THRESHOLD = 1e-4
 # The operator's inputs, weights, biases, targets and sizes.
@@ -90,7 +90,7 @@ def pruning_case(layer: str, n: int, n_groups: int, width: int, device: str) -> 
             "modfast": lambda: ops.prune_layer(*arguments, order, None, THRESHOLD),
             BRUTE: brute_force,
         },
-        {BRUTE: TARGETS[layer]} if n_groups > 1 and width > 64 else {},
+        {BRUTE: TARGET} if n_groups == 10 else {},
         rounds=3,
         device=device,
         parts={BRUTE: len(some) / n_weights},

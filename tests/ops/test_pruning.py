@@ -293,7 +293,7 @@ def test_inputs_of_any_strides(device: torch.device) -> None:
 @compiled
 def test_opcheck(device: torch.device, small: bool) -> None:
     for seed in (0, 4, 5):
-        x = on(device, few_visits(example(seed, torch.float32), small))
+        x = on(device, few_visits(example(seed, torch.float32), small, 3))
         original = torch.ones(len(x["sizes"]), dtype=torch.float64, device=device)
         for each in (None, original):
             arguments = (*x.values(), each, 0.1)
@@ -301,7 +301,7 @@ def test_opcheck(device: torch.device, small: bool) -> None:
 
 
 def test_compiles_without_graph_breaks(device: torch.device) -> None:
-    x = on(device, few_visits(example(2, torch.float32), small=True))
+    x = on(device, few_visits(example(2, torch.float32), True, 3))
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def run(inputs: Tensor) -> Tensor:
