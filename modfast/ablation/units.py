@@ -54,9 +54,9 @@ def ablate_units(
         max_memory: bytes that the ablations may take at a time, 256 MiB by default; one ablation
             of one batch is the least.
         progress: show a progress bar on long sweeps, where standard error is a terminal.
-        path: how the ablations run: `"fused"` (one or two linear layers up to the logits),
-            `"split"` (a traced graph, cut at the site), `"hooks"` (any module), which give the same
-            numbers; by default the first that can be taken.
+        path: how the ablations run: `"fused"` (linear layers, and activations between them, up
+            to the logits), `"split"` (a traced graph, cut at the site), `"hooks"` (any module),
+            which give the same numbers; by default the first that can be taken.
 
     Raises:
         TypeError: arguments of a wrong type, a site or model without a floating tensor as output.
@@ -79,9 +79,10 @@ def ablate_units(
 
     def make(activations: Tensor) -> Changes:
         d = activations.shape[-1]
-        index = torch.arange(d) if units is None else _indices("units", units, d)
         values = _values(value if mean is None else mean, activations)
-        return Units(index.to(activations.device), values, in_order=units is None)
+        if units is None:
+            return Units(torch.arange(d, device=values.device), values, in_order=True)
+        return Units(_indices("units", units, d).to(values.device), values)
 
     return sweep(model, inputs, site, make, targets, options)
 
@@ -132,15 +133,7 @@ def ablate_directions(
             )
         if len(directions) == 0:
             raise ValueError("directions must not be empty")
-        checks.finite("directions", directions)
-        vectors = directions.detach().to(activations)
-        # By the largest entry first, so that no square under- or overflows.
-        vectors = vectors / vectors.abs().amax(1, keepdim=True)
-        lengths = vectors.norm(dim=1, keepdim=True)
-        if not lengths.isfinite().all():
-            zero = (~lengths[:, 0].isfinite()).nonzero()[0].item()
-            raise ValueError(f"directions must not be zero, got zeros in row {zero}")
-        return Directions(vectors / lengths)
+        return Directions(_unit_length(directions.detach().to(activations)))
 
     return sweep(model, inputs, site, make, targets, options)
 
@@ -186,6 +179,21 @@ def ablate_groups(
         return Groups(~mask if keep else mask, values)
 
     return sweep(model, inputs, site, make, targets, options)
+
+
+def _unit_length(vectors: Tensor) -> Tensor:
+    lengths = vectors.norm(dim=1, keepdim=True)
+    low, high = lengths.aminmax()
+    if low < 1e-3 or not high < 1e3:  # also where any is NaN
+        checks.finite("directions", vectors)
+        # By the largest entry first, so that no square under- or overflows.
+        vectors = vectors / vectors.abs().amax(1, keepdim=True)
+        lengths = vectors.norm(dim=1, keepdim=True)
+        if not lengths.isfinite().all():
+            zero = (~lengths[:, 0].isfinite()).nonzero()[0].item()
+            raise ValueError(f"directions must not be zero, got zeros in row {zero}")
+    found: Tensor = vectors / lengths
+    return found
 
 
 def _memory(max_memory: int | None) -> int | None:

@@ -83,16 +83,16 @@ def test_leaves_the_model_as_it_was_after_an_exception(path: str) -> None:
 
 @pytest.mark.parametrize("path", [None, "split"])
 def test_a_changed_model_is_traced_again(path: str | None) -> None:
-    model = MLP([8, 6, 6, 3])
-    before = ablate_units(model, X, "act1", path=path)
+    model, x = MLP([8, 6, 6, 3]).double(), X.double()
+    before = ablate_units(model, x, "act1", path=path)
     model.act2 = nn.Tanh()
-    found = ablate_units(model, X, "act1", path=path)
-    wanted = ablate_units(model, X, "act1", path="hooks")
+    found = ablate_units(model, x, "act1", path=path)
+    wanted = ablate_units(model, x, "act1", path="hooks")
     torch.testing.assert_close(found.kl_ablated_original, wanted.kl_ablated_original)
     assert not torch.equal(found.kl_ablated_original, before.kl_ablated_original)
     model.fc3.weight.data.mul_(2)
-    found = ablate_units(model, X, "act1", path=path)
-    wanted = ablate_units(model, X, "act1", path="hooks")
+    found = ablate_units(model, x, "act1", path=path)
+    wanted = ablate_units(model, x, "act1", path="hooks")
     torch.testing.assert_close(found.kl_ablated_original, wanted.kl_ablated_original)
 
 
@@ -183,7 +183,7 @@ def test_bad_paths() -> None:
     with pytest.raises(ValueError, match="path must be one of .*got 'fast'"):
         ablate_units(model, X, "act2", path="fast")
     with pytest.raises(ValueError, match="path='fused': needs units, or directions without"):
-        ablate_units(model, X, "act1", path="fused")
+        ablate_directions(model, X, "fc1", torch.eye(6), path="fused")
 
 
 def test_results_rank_and_draw_themselves() -> None:
