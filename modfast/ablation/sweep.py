@@ -26,7 +26,7 @@ from modfast.sites import in_mode, unit_dim
 
 Output = Callable[[Any], Tensor]
 MAX_MEMORY = 2**28
-# Larger ones fall out of a processor's cache, and malloc gives them back to the system each time.
+# Of hidden layers: more falls out of a processor's cache, and goes back to the system each time.
 CPU_BLOCK = 2**24
 LONG = 2.0  # seconds, after which a bar tells of progress
 NOT_FUSED = (
@@ -206,7 +206,7 @@ def _fused(
         # ... or what goes into and comes out of each activation, and the terms' doubles.
         widths = sum(layer.out_features for layer in chain.layers)
         each = len(site) * (2 * widths * site.element_size() + 80 * logits.shape[1])
-        memory = _block(memory, site.device)
+        memory = min(memory, CPU_BLOCK) if site.device.type == "cpu" else memory
     chunks = _chunks(len(changes), each, memory)
     found = []
     for chosen in bar(chunks, "ablations", options.progress, LONG) if is_deep else chunks:
@@ -263,11 +263,6 @@ def _joined(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([terms for terms, _ in found], -1), torch.cat([c for _, c in found])
 
 
-def _block(memory: int, device: torch.device) -> int:
-    """The bytes of tensors to work on at a time, where `memory` may be taken."""
-    return min(memory, CPU_BLOCK) if device.type == "cpu" else memory
-
-
 def _chunks(n: int, each: int, memory: int) -> list[slice]:
     """Slices of n ablations that take `each` bytes apiece, as many at a time as may be."""
     size = max(1, memory // max(each, 1))
@@ -297,8 +292,7 @@ def _batched(
             # The suffix asks a tensor for its value, or changes one in place, which vmap refuses.
             resume = _one_by_one(place.resume)
             found = [run(first)]
-    most = _block(options.max_memory or MAX_MEMORY, site.device)
-    rest = _chunks(len(changes) - 1, memory.peak, most)
+    rest = _chunks(len(changes) - 1, memory.peak, options.max_memory or MAX_MEMORY)
     for chunk in bar(rest, "ablations", options.progress, LONG):
         found.append(run(slice(chunk.start + 1, chunk.stop + 1)))
     return _joined(found)
