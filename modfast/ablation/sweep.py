@@ -329,6 +329,8 @@ class _Table:
     n_samples: int = 0
 
     def add(self, terms: Tensor, classes: Tensor, logits: Tensor, targets: Tensor | None) -> None:
+        if self.terms and (targets is None) == bool(self.targets):
+            raise ValueError("inputs must have targets in all of its batches, or in none")
         self.terms.append(terms)
         self.classes.append(classes)
         self.n_samples += len(logits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -133,7 +133,10 @@ def ablate_directions(
             )
         if len(directions) == 0:
             raise ValueError("directions must not be empty")
-        return Directions(_unit_length(directions.detach().to(activations)))
+        # In the wider dtype, where no entry is too large or small that was not so before.
+        dtype = torch.promote_types(directions.dtype, activations.dtype)
+        vectors = directions.detach().to(activations.device, dtype)
+        return Directions(_unit_length(vectors).to(activations))
 
     return sweep(model, inputs, site, make, targets, options)
 
@@ -182,13 +185,13 @@ def ablate_groups(
 
 
 def _unit_length(vectors: Tensor) -> Tensor:
-    lengths = vectors.norm(dim=1, keepdim=True)
-    low, high = lengths.aminmax()
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    low, high = (length.item() for length in lengths.aminmax())
     if low < 1e-3 or not high < 1e3:  # also where any is NaN
         checks.finite("directions", vectors)
         # By the largest entry first, so that no square under- or overflows.
         vectors = vectors / vectors.abs().amax(1, keepdim=True)
-        lengths = vectors.norm(dim=1, keepdim=True)
+        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
         if not lengths.isfinite().all():
             zero = (~lengths[:, 0].isfinite()).nonzero()[0].item()
             raise ValueError(f"directions must not be zero, got zeros in row {zero}")
@@ -207,6 +210,8 @@ def _mean(
         return None
     if value != "mean":
         raise ValueError(f"value must be a number, a tensor or 'mean', got {value!r}")
+    if isinstance(inputs, Iterator):
+        raise TypeError("value='mean' reads inputs twice, so that they must not be an iterator")
     return mean_of_site(model, inputs, site, options)
 
 
@@ -214,15 +219,22 @@ def _values(value: Any, activations: Tensor) -> Tensor:
     """One value for each unit."""
     d = activations.shape[-1]
     if not isinstance(value, Tensor):
-        return activations.new_full((d,), checks.finite_number("value", value))
+        number = checks.finite_number("value", value)
+        if abs(number) > torch.finfo(activations.dtype).max:
+            raise ValueError(f"value must be finite in {activations.dtype}, got {number}")
+        return activations.new_full((d,), number)
     if value.shape not in ((), (d,)):
         raise ValueError(f"value must have shape [] or [{d}], got {list(value.shape)}")
-    checks.finite("value", value)
-    return value.detach().to(activations).expand(d)
+    values = value.detach().to(activations)
+    checks.finite("value", values)
+    return values.expand(d)
 
 
 def _indices(argument: str, units: Sequence[int] | Tensor, d: int) -> Tensor:
-    index = torch.as_tensor(units)
+    try:
+        index = torch.as_tensor(units)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{argument} must be a list of integers, got {units!r}") from None
     if index.numel() == 0:
         raise ValueError(f"{argument} must not be empty")
     if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:

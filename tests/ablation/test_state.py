@@ -134,8 +134,22 @@ def test_bad_arguments(path: str | None) -> None:
         units(units=[-1])
     with pytest.raises(TypeError, match="units must be a list of integers"):
         units(units=[0.5])
+    with pytest.raises(TypeError, match="units must be a list of integers, got 'ab'"):
+        units(units="ab")
     with pytest.raises(ValueError, match="units must not be empty"):
         units(units=[])
+    for value in (1e300, torch.tensor(1e300, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="value must be finite"):
+            units(value=value)
+    with pytest.raises(TypeError, match="value='mean' reads inputs twice"):
+        ablate_units(model, iter([X]), "act2", value="mean", path=path)
+    y = torch.zeros(20, dtype=torch.int64)
+    for batches in ([(X, y), X], [X, (X, y)]):
+        with pytest.raises(ValueError, match="targets in all of its batches, or in none"):
+            ablate_units(model, batches, "act2", path=path)
+    for vectors in (torch.full((1, 6), torch.inf), torch.full((1, 6), torch.nan)):
+        with pytest.raises(ValueError, match="directions must be finite, got 6 of 6"):
+            ablate_directions(model, X, "act2", vectors, path=path)
     with pytest.raises(ValueError, match="value must be finite, got nan"):
         units(value=float("nan"))
     with pytest.raises(ValueError, match="value must be a number, a tensor or 'mean', got 'max'"):

@@ -127,6 +127,23 @@ def test_directions(model: MLP, path: str, site: str) -> None:
     oracle.assert_equal(result, torch.stack(expected), 1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_directions_of_another_dtype(model: MLP, dtype: torch.dtype) -> None:
+    model, x = model.float(), example()[0].float()
+    directions = torch.randn(20, 8).half()
+    wanted = ablate_directions(model, x, "act2", directions.float())
+    # Too small or large for the site's dtype, as long as their own holds them.
+    scale = 1.0 if dtype == torch.float16 else torch.logspace(-200, 200, 20, dtype=dtype)[:, None]
+    found = ablate_directions(model, x, "act2", directions.to(dtype) * scale)
+    oracle_scale = float(wanted.kl_ablated_original.max())
+    torch.testing.assert_close(
+        found.kl_ablated_original,
+        wanted.kl_ablated_original,
+        rtol=1e-5,
+        atol=1e-5 * oracle_scale,
+    )
+
+
 @pytest.mark.parametrize("path", ["split", "hooks", None])
 @pytest.mark.parametrize("keep", [False, True])
 def test_groups(model: MLP, path: str | None, keep: bool) -> None:
