@@ -37,6 +37,8 @@ def cases() -> Iterator[Case]:
         yield units_case(n, site)
     for n, site in TARGETS:
         yield alone_case(n, site)
+    for site in ("act1", "act2"):
+        yield deep_case(site)
     yield cnn_case()
     yield gpt2_case()
     yield search_case()
@@ -205,6 +207,49 @@ def alone_case(n: int, site: str) -> Case:
         f"ablation sweep alone, {site}, {n} samples",
         {"modfast": ours, "one forward": torch.no_grad()(lambda: model(x))},
         {"one forward": target},
+    )
+
+
+@torch.no_grad()
+def deep_case(site: str) -> Case:
+    """784-256-256-256-256-10, of which several layers follow the site."""
+    torch.manual_seed(0)
+    model, x = modfast.models.MLP([784, 256, 256, 256, 256, 10]).eval(), torch.randn(1000, 784)
+    for parameter in model.parameters():
+        parameter *= 2  # so that the logits are far apart, as those of a trained network
+    layers = list(model.children())
+    place = layers.index(model.get_submodule(site)) + 1
+    before, after = nn.Sequential(nn.Flatten(), *layers[:place]), nn.Sequential(*layers[place:])
+
+    def batched(chunk: int) -> Tensor:
+        """What follows the site, run on the cached activations."""
+        h = before(x)
+        log_p = after(h).log_softmax(-1)
+        found = []
+        for units in torch.arange(256).split(chunk):
+            ablated = h.repeat(len(units), 1, 1)
+            ablated[torch.arange(len(units)), :, units] = 0
+            found.append(divergences(log_p, after(ablated).log_softmax(-1)))
+        return torch.cat(found, 1)
+
+    def ours(network: nn.Module = model, inputs: Tensor = x, **options: Any) -> Tensor:
+        found = modfast.ablate_units(network, inputs, site, progress=False, **options)
+        return torch.stack(
+            [found.entropy_difference, found.kl_ablated_original, found.kl_original_ablated]
+        )
+
+    exact = ours(copy.deepcopy(model).double(), x.double(), path="hooks")
+    assert_close(ours(), exact, 1e-4)
+    peer = fastest([torch.no_grad()(partial(batched, chunk)) for chunk in (1, 4, 16)])
+    assert_close(peer(), exact, 1e-2)
+    return Case(
+        f"ablation of 256 units, {site} of five layers, 1000 samples",
+        {
+            "modfast": ours,
+            TORCH: peer,
+            "modfast, path='split'": lambda: ours(path="split"),
+        },
+        rounds=5,
     )
 
 

@@ -71,8 +71,8 @@ def finite(argument: str, values: Tensor) -> None:
     if not values.is_floating_point() or values.numel() == 0:
         return
     # The quickest single pass: NaN and infinity spread to the sum. Finite values may overflow it.
-    dtype = torch.float32 if values.itemsize < 4 else None
-    if math.isfinite(values.detach().sum(dtype=dtype).item()):
+    total = values.sum() if values.itemsize >= 4 else values.sum(dtype=torch.float32)
+    if math.isfinite(total.item()):
         return
     n_bad = int(values.isfinite().logical_not().sum())
     if n_bad:

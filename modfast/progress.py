@@ -8,12 +8,16 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def bar(items: Iterable[Item], description: str, shown: bool) -> Iterable[Item]:
-    """`items` with a progress bar, where standard error is a terminal and tqdm is installed."""
+def bar(items: Iterable[Item], description: str, shown: bool, delay: float = 0.0) -> Iterable[Item]:
+    """`items` with a progress bar, where standard error is a terminal and tqdm is installed.
+
+    It appears after `delay` seconds.
+    """
     try:
         from tqdm.auto import tqdm
     except ImportError:
         return items
     # disable=None: shown only where standard error is a terminal.
-    found: Iterable[Item] = tqdm(items, desc=description, disable=None if shown else True)
+    disable = None if shown else True
+    found: Iterable[Item] = tqdm(items, desc=description, disable=disable, delay=delay)
     return found

@@ -74,9 +74,14 @@ def _batch(
             f"{argument} must be a tensor, a tuple or mapping of model inputs, or a DataLoader, "
             f"got {type(inputs).__name__}"
         )
-    for tensor in tree_leaves((args, kwargs)):
+    values: list[Any] = [*args, *kwargs.values()]
+    for value in values:
+        if not isinstance(value, Tensor):
+            values = tree_leaves(values)
+            break
+    for tensor in values:
         if isinstance(tensor, Tensor):
-            if tensor.dim() and len(tensor) == 0:
+            if tensor.dim() and tensor.shape[0] == 0:
                 raise ValueError(f"{argument} must not be empty, got shape {tuple(tensor.shape)}")
             if finite:
                 checks.finite(argument, tensor)

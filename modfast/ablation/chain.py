@@ -15,33 +15,24 @@ from modfast.reference import ACTIVATIONS
 
 @dataclass(frozen=True)
 class Chain:
-    """first, then `linear`, then, with `last`, `activation` and `last`."""
+    """Linear layers, and the name of the activation before each."""
 
-    first: str
-    linear: nn.Linear
-    activation: str = "identity"
-    last: nn.Linear | None = None
+    activations: tuple[str, ...]
+    layers: tuple[nn.Linear, ...]
 
-    def __call__(self, site: Tensor) -> Tensor:
-        """The logits."""
-        hidden: Tensor = self.hidden(site)
-        return hidden if self.last is None else self.from_hidden(hidden)
-
-    def hidden(self, site: Tensor) -> Tensor:
-        """What `linear` returns."""
-        found: Tensor = self.linear(ACTIVATIONS[self.first](site))
+    def outputs(self, value: Tensor, first: int = 0) -> list[Tensor]:
+        """What the layers from `first` on return for what comes before it; the logits are last."""
+        found = []
+        for name, layer in zip(self.activations[first:], self.layers[first:], strict=True):
+            # Not the module's call, which looks for hooks: there are none.
+            value = functional.linear(ACTIVATIONS[name](value), layer.weight, layer.bias)
+            found.append(value)
         return found
 
-    def from_hidden(self, hidden: Tensor) -> Tensor:
-        """The logits from what `linear` returns, where there is a `last`."""
-        assert self.last is not None
-        found: Tensor = self.last(ACTIVATIONS[self.activation](hidden))
-        return found
-
-    def takes(self, *tensors: Tensor) -> bool:
-        """Whether the operators know these, and all are of one dtype."""
-        dtype = self.linear.weight.dtype
-        return dtype in SWEEP_DTYPES and all(tensor.dtype == dtype for tensor in tensors)
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether the operators know the layers' dtype, and it is the tensor's."""
+        dtype = self.layers[0].weight.dtype
+        return dtype in SWEEP_DTYPES and tensor.dtype == dtype
 
 
 _FUNCTIONS = {
@@ -140,21 +131,22 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _chain(steps: list[str | nn.Linear]) -> Chain | None:
-    """Gives each linear layer the activation before it; the operators know one or two of them."""
-    pairs: list[tuple[str, nn.Linear]] = []
+    """Gives each linear layer the activation before it."""
+    activations: list[str] = []
+    layers: list[nn.Linear] = []
     before = "identity"
     for step in steps:
         if isinstance(step, nn.Linear):
-            pairs.append((before, step))
+            activations.append(before)
+            layers.append(step)
             before = "identity"
         elif before == "identity":
             before = step
         else:
             return None
-    if before != "identity" or not 1 <= len(pairs) <= 2:
+    if before != "identity" or not layers:
         return None
-    (first, linear), *rest = pairs
-    return Chain(first, linear, *rest[0]) if rest else Chain(first, linear)
+    return Chain(tuple(activations), tuple(layers))
 
 
 def _step(model: nn.Module, node: fx.Node) -> str | nn.Linear | None:

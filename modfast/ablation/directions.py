@@ -12,8 +12,7 @@ from modfast import checks
 from modfast.ablation.batches import Inputs
 from modfast.ablation.changes import Directions
 from modfast.ablation.result import DirectionResult
-from modfast.ablation.sweep import NOT_FUSED, Options, Output, Place, batches_of, begin
-from modfast.reference import ACTIVATIONS
+from modfast.ablation.sweep import NOT_FUSED, Options, Output, Place, as_rows, batches_of, begin
 from modfast.sites import in_mode
 
 Objective = Callable[[Tensor], Tensor]
@@ -102,7 +101,7 @@ def _objective(place: Place, path: str | None) -> Objective:
     """The sum over samples of KL(ablated | original) for directions `[r, d]`: `[r]`."""
     site, logits = place.site, place.logits()
     log_p = logits.reshape(-1, logits.shape[-1]).log_softmax(-1)
-    rank_one = _rank_one(place, logits) if path in (None, "fused") else None
+    rank_one = _rank_one(place) if path in (None, "fused") else None
     if path == "fused" and rank_one is None:
         raise ValueError(NOT_FUSED)
     ablated = rank_one or (lambda v: vmap(place.resume)(Directions(v).apply(site, slice(None))))
@@ -115,24 +114,17 @@ def _objective(place: Place, path: str | None) -> Objective:
     return kl
 
 
-def _rank_one(place: Place, logits: Tensor) -> Objective | None:
+def _rank_one(place: Place) -> Objective | None:
     """The logits for directions `[r, d]`, where what follows is a chain: `[r, n, c]`."""
     chain = place.start.chain
-    if chain is None or not place.is_chain or chain.first != "identity":
+    if chain is None or not place.is_chain or chain.activations[0] != "identity":
         return None
-    site = place.start.site.flatten(0, -2)
-    weight = chain.linear.weight.detach()
-    before = logits if chain.last is None else chain.hidden(site).detach()
-    before = before.reshape(len(site), -1)
-    after = None if chain.last is None else (chain.last.weight.detach(), chain.last.bias)
-    act = ACTIVATIONS[chain.activation]
+    site, before = as_rows(place.start.site), as_rows(place.start.outputs[0])
+    weight = chain.layers[0].weight.detach()
 
     def ablated(v: Tensor) -> Tensor:
         scales, updates = (site @ v.T).T, v @ weight.T
         hidden = torch.addcmul(before, scales[..., None], updates[:, None], value=-1)
-        if after is None:
-            return hidden
-        matrix, bias = after
-        return nn.functional.linear(act(hidden), matrix, None if bias is None else bias.detach())
+        return [hidden, *chain.outputs(hidden, 1)][-1]
 
     return ablated

@@ -53,6 +53,8 @@ class Start:
     """The model's output for another value of the site, and with a `follower` perhaps one of that;
     it may be batched by torch.vmap."""
     chain: Chain | None = None
+    outputs: Sequence[Tensor] = ()
+    """Of the chain's layers."""
     follower: Follower | None = None
     by_channel: Callable[[Tensor], Tensor] | None = None
     """What follows a site `[n, channels, h, w]` and takes each channel for itself, ..."""
@@ -108,10 +110,11 @@ class Split:
         """Runs prefix and suffix."""
         given = {**self.defaults, **dict(zip(self.names, args, strict=False)), **kwargs}
         inputs = [given[name] for name in self.names]
-        site, *shared = self.prefix(*inputs)
+        # Not the module's call, which looks for hooks: the graph has none of its own.
+        site, *shared = self.prefix.forward(*inputs)
         if self.chain is not None:
-            chain = self.chain
-            return Start(site, chain(site), lambda x: self.suffix(x, *shared), chain)
+            outputs = self.chain.outputs(site)
+            return Start(site, outputs[-1], self.suffix.forward, self.chain, outputs)
         watch = Watch()
         watch.keep(shared)
         output = self.suffix(site.clone(), *shared)

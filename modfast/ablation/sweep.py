@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch.func import vmap
 
 from modfast import checks, ops
 from modfast.ablation.batches import Batch, Inputs, is_stream, read_batches
+from modfast.ablation.chain import Chain
 from modfast.ablation.changes import Changes, Groups, Units
 from modfast.ablation.memory import PeakMemory
 from modfast.ablation.result import AblationResult, class_shares
@@ -24,11 +26,13 @@ from modfast.sites import in_mode, unit_dim
 
 Output = Callable[[Any], Tensor]
 MAX_MEMORY = 2**28
+# Of hidden layers: more falls out of a processor's cache, and goes back to the system each time.
+CPU_BLOCK = 2**24
+LONG = 2.0  # seconds, after which a bar tells of progress
 NOT_FUSED = (
     "path='fused': needs units, or directions without an activation after the site, "
-    "and one or two linear layers of float32 or float64 up to the logits"
+    "and linear layers of float32 or float64 up to the logits"
 )
-LONG = 2.0**36  # site elements times ablations that take seconds
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Place:
     @property
     def site(self) -> Tensor:
         """`[..., d]`."""
-        return self.start.site.movedim(self.dim, -1)
+        site = self.start.site
+        return site if self.features_last else site.movedim(self.dim, -1)
 
     @property
     def is_chain(self) -> bool:
@@ -99,6 +104,11 @@ def pick(output: Any, chosen: Output | None) -> Tensor:
     return found
 
 
+def as_rows(values: Tensor) -> Tensor:
+    """`[..., d]` as `[n, d]`."""
+    return values if values.dim() == 2 else values.reshape(-1, values.shape[-1])
+
+
 def begin(model: nn.Module, site: str, batch: Batch, options: Options) -> Place:
     """Runs the model on a batch up to the site, and to the end."""
     route = find_route(model, site, batch.args, batch.kwargs, options.path)
@@ -113,7 +123,9 @@ def begin(model: nn.Module, site: str, batch: Batch, options: Options) -> Place:
         raise TypeError(f"site={site!r}: must be a floating tensor [n, ..., features], got {what}")
     dim = options.dim
     if dim is None:
-        dim = unit_dim(value, dict(model.named_modules(remove_duplicate=False)).get(site))
+        # Only of three dimensions does it hang on the module, which a graph's node has none of.
+        modules = dict(model.named_modules(remove_duplicate=False)) if value.dim() == 3 else {}
+        dim = unit_dim(value, modules.get(site))
     if not -value.dim() <= dim < value.dim():
         raise ValueError(f"dim must be a dimension of the site, {tuple(value.shape)}, got {dim}")
     return Place(start, dim, options.output)
@@ -121,9 +133,8 @@ def begin(model: nn.Module, site: str, batch: Batch, options: Options) -> Place:
 
 def batches_of(model: nn.Module, inputs: Inputs, targets: Tensor | None) -> Any:
     """Checked batches; those of a stream go to the model's device."""
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None and is_stream(inputs) else None
-    return read_batches(inputs, targets, device)
+    parameter = next(model.parameters(), None) if is_stream(inputs) else None
+    return read_batches(inputs, targets, None if parameter is None else parameter.device)
 
 
 @torch.no_grad()
@@ -143,7 +154,7 @@ def sweep(
             place = begin(model, site, batch, options)
             changes = changes or make(place.site)
             logits = place.logits()
-            rows = logits.reshape(-1, logits.shape[-1])
+            rows = as_rows(logits)
             y = None
             if batch.targets is not None:
                 y = batch.targets.reshape(-1)
@@ -186,39 +197,75 @@ def _fused(
     chain = place.start.chain
     if chain is None or not place.is_chain or logits.dtype != place.start.site.dtype:
         return None
-    site = place.start.site.flatten(0, -2)
-    first = None if chain.first == "identity" else ACTIVATIONS[chain.first]
-    hidden = None if chain.last is None else chain.hidden(site)
+    site, hidden = as_rows(place.start.site), as_rows(place.start.outputs[0])
+    activation = None if chain.activations[0] == "identity" else ACTIVATIONS[chain.activations[0]]
+    memory = options.max_memory or MAX_MEMORY
+    # Scales and updates are all that grows with the number of ablations, ...
+    each = (len(site) + hidden.shape[1]) * site.element_size()
+    if is_deep := len(chain.layers) > 2:
+        # ... or what goes into and comes out of each activation, and the terms' doubles.
+        widths = sum(layer.out_features for layer in chain.layers)
+        each = len(site) * (2 * widths * site.element_size() + 80 * logits.shape[1])
+        memory = min(memory, CPU_BLOCK) if site.device.type == "cpu" else memory
+    chunks = _chunks(len(changes), each, memory)
     found = []
-    # Scales and updates are all that grows with the number of ablations.
-    each = (len(site) + chain.linear.out_features) * site.element_size()
-    for chosen in _chunks(len(changes), each, options.max_memory):
-        rank_one = changes.rank_one(site, first, chain.linear.weight, chosen)
+    for chosen in bar(chunks, "ablations", options.progress, LONG) if is_deep else chunks:
+        rank_one = changes.rank_one(site, activation, chain.layers[0].weight, chosen)
         if rank_one is None:
             return None
-        if chain.last is None:
+        if is_deep:
+            ablated = _ablated(chain, logits, hidden, *rank_one)
+            found.append(_summed(ablated, logits, targets, options))
+        elif len(chain.layers) == 1:
             found.append(ops.ablation_sweep(logits, *rank_one, targets, options.per_sample))
         else:
-            assert hidden is not None
             found.append(
                 ops.ablation_sweep_hidden(
                     logits,
                     hidden,
                     *rank_one,
-                    chain.activation,
-                    chain.last.weight,
+                    chain.activations[1],
+                    chain.layers[1].weight,
                     targets,
                     options.per_sample,
                 )
             )
+    return _joined(found)
+
+
+def _ablated(
+    chain: Chain, logits: Tensor, hidden: Tensor, scales: Tensor, updates: Tensor
+) -> Tensor:
+    """The logits `[a, n, c]` where the first layer's outputs change by scales times updates.
+
+    Only the samples with a scale go through the other layers: a unit that is off stays off.
+    """
+    j, i = scales.T.nonzero(as_tuple=True)
+    changed = hidden[i].addcmul_(scales[i, j, None], updates[j])
+    ablated = logits.repeat(len(updates), 1, 1)
+    ablated[j, i] = chain.outputs(changed, 1)[-1]
+    return ablated
+
+
+def _summed(
+    ablated: Tensor, logits: Tensor, targets: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor]:
+    """What `_run` returns, from the logits after each ablation: `[a, n, c]`."""
+    terms = ablation_terms(logits, ablated, targets).movedim(1, -1)
+    classes = class_sums(terms[-1], targets, logits.shape[1])
+    return (terms if options.per_sample else terms.sum(1)), classes
+
+
+def _joined(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Several runs' ablations, one after the other."""
     if len(found) == 1:
         return found[0]
     return torch.cat([terms for terms, _ in found], -1), torch.cat([c for _, c in found])
 
 
-def _chunks(n: int, each: int, max_memory: int | None) -> list[slice]:
+def _chunks(n: int, each: int, memory: int) -> list[slice]:
     """Slices of n ablations that take `each` bytes apiece, as many at a time as may be."""
-    size = max(1, (max_memory or MAX_MEMORY) // max(each, 1))
+    size = max(1, memory // max(each, 1))
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
@@ -235,10 +282,7 @@ def _batched(
         if follower is not None:
             rank_one = changes.rank_one(site.flatten(0, -2), None, follower.weight, chosen)
             values += [] if rank_one is None else [follower.changed(*rank_one)]
-        ablated = resume(*values).reshape(-1, *logits.shape)
-        terms = ablation_terms(logits, ablated, targets).movedim(1, -1)
-        classes = class_sums(terms[-1], targets, logits.shape[1])
-        return (terms if options.per_sample else terms.sum(1)), classes
+        return _summed(resume(*values).reshape(-1, *logits.shape), logits, targets, options)
 
     first = slice(0, 1)
     with PeakMemory() as memory:
@@ -248,11 +292,10 @@ def _batched(
             # The suffix asks a tensor for its value, or changes one in place, which vmap refuses.
             resume = _one_by_one(place.resume)
             found = [run(first)]
-    rest = _chunks(len(changes) - 1, memory.peak, options.max_memory)
-    shown = options.progress and site.numel() * len(changes) > LONG
-    for chunk in bar(rest, "ablations", shown):
+    rest = _chunks(len(changes) - 1, memory.peak, options.max_memory or MAX_MEMORY)
+    for chunk in bar(rest, "ablations", options.progress, LONG):
         found.append(run(slice(chunk.start + 1, chunk.stop + 1)))
-    return torch.cat([terms for terms, _ in found], -1), torch.cat([c for _, c in found])
+    return _joined(found)
 
 
 def _after_channels(place: Place, changes: Changes) -> tuple[Place, Changes]:
@@ -286,6 +329,8 @@ class _Table:
     n_samples: int = 0
 
     def add(self, terms: Tensor, classes: Tensor, logits: Tensor, targets: Tensor | None) -> None:
+        if self.terms and (targets is None) == bool(self.targets):
+            raise ValueError("inputs must have targets in all of its batches, or in none")
         self.terms.append(terms)
         self.classes.append(classes)
         self.n_samples += len(logits)
@@ -298,17 +343,19 @@ class _Table:
         else:
             terms = self.terms[0] if len(self.terms) == 1 else torch.stack(self.terms).sum(0)
         terms = terms.cpu()
-        if not terms.isfinite().all():
+        # One pass where all is well, as NaN and infinity spread to the sum.
+        if not math.isfinite(terms.sum().item()) and not terms.isfinite().all():
             bad = int((~terms.isfinite()).flatten(0, -2).any(0).nonzero()[0])
             number = int(changes.numbers()[bad])
             raise ValueError(f"the logits after ablating {changes.kind} {number} must be finite")
-        entropy, kl_after, kl_before = terms[:3].unbind()
+        entropy, kl_after, kl_before, *others = terms.unbind()
         names: dict[str, Any] = {"kind": changes.kind, "numbers": changes.numbers().cpu()}
         if not self.targets:
             return AblationResult(entropy, kl_after, kl_before, self.n_samples, **names)
         classes = torch.stack(self.classes).sum(0)
-        accuracy = terms[4] if self.per_sample else terms[4] / self.n_samples
+        loss, correct = others
+        accuracy = correct if self.per_sample else correct / self.n_samples
         shares = class_shares(classes, torch.cat(self.targets)).cpu()
         return AblationResult(
-            entropy, kl_after, kl_before, self.n_samples, terms[3], accuracy, shares, **names
+            entropy, kl_after, kl_before, self.n_samples, loss, accuracy, shares, **names
         )

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from modfast.ablation.chain import Chain, by_channel, read_chain
 from modfast.ablation.routes import Hooks, Route, Split, check_calls
-from modfast.sites import nearest
+from modfast.sites import modules_of, nearest
 
 PATHS = ("fused", "split", "hooks")
+_PLAIN = frozenset({bool, int, float, str, type(None)})
 
 # Tracing takes milliseconds, a sweep less. The first entry tells whether the model is the same.
 _known: WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Split | None]]] = WeakKeyDictionary()
@@ -68,15 +69,14 @@ def _split(
 
 def _fingerprint(model: nn.Module) -> tuple[object, ...]:
     """What a forward pass's course may hang on: the modules, and their plain attributes."""
-    plain = (bool, int, float, str, type(None))
     return tuple(
         (
             id(module),
             len(module._forward_hooks),
             len(module._forward_pre_hooks),
-            *[value for value in module.__dict__.values() if type(value) in plain],
+            *[value for value in module.__dict__.values() if type(value) in _PLAIN],
         )
-        for module in model.modules()
+        for module in modules_of(model)
     )
 
 

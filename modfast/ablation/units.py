@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,9 +54,9 @@ def ablate_units(
         max_memory: bytes that the ablations may take at a time, 256 MiB by default; one ablation
             of one batch is the least.
         progress: show a progress bar on long sweeps, where standard error is a terminal.
-        path: how the ablations run: `"fused"` (one or two linear layers up to the logits),
-            `"split"` (a traced graph, cut at the site), `"hooks"` (any module), which give the same
-            numbers; by default the first that can be taken.
+        path: how the ablations run: `"fused"` (linear layers, and activations between them, up
+            to the logits), `"split"` (a traced graph, cut at the site), `"hooks"` (any module),
+            which give the same numbers; by default the first that can be taken.
 
     Raises:
         TypeError: arguments of a wrong type, a site or model without a floating tensor as output.
@@ -79,9 +79,10 @@ def ablate_units(
 
     def make(activations: Tensor) -> Changes:
         d = activations.shape[-1]
-        index = torch.arange(d) if units is None else _indices("units", units, d)
         values = _values(value if mean is None else mean, activations)
-        return Units(index.to(activations.device), values, in_order=units is None)
+        if units is None:
+            return Units(torch.arange(d, device=values.device), values, in_order=True)
+        return Units(_indices("units", units, d).to(values.device), values)
 
     return sweep(model, inputs, site, make, targets, options)
 
@@ -132,15 +133,10 @@ def ablate_directions(
             )
         if len(directions) == 0:
             raise ValueError("directions must not be empty")
-        checks.finite("directions", directions)
-        vectors = directions.detach().to(activations)
-        # By the largest entry first, so that no square under- or overflows.
-        vectors = vectors / vectors.abs().amax(1, keepdim=True)
-        lengths = vectors.norm(dim=1, keepdim=True)
-        if not lengths.isfinite().all():
-            zero = (~lengths[:, 0].isfinite()).nonzero()[0].item()
-            raise ValueError(f"directions must not be zero, got zeros in row {zero}")
-        return Directions(vectors / lengths)
+        # In the wider dtype, where no entry is too large or small that was not so before.
+        dtype = torch.promote_types(directions.dtype, activations.dtype)
+        vectors = directions.detach().to(activations.device, dtype)
+        return Directions(_unit_length(vectors).to(activations))
 
     return sweep(model, inputs, site, make, targets, options)
 
@@ -188,6 +184,21 @@ def ablate_groups(
     return sweep(model, inputs, site, make, targets, options)
 
 
+def _unit_length(vectors: Tensor) -> Tensor:
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    low, high = (length.item() for length in lengths.aminmax())
+    if low < 1e-3 or not high < 1e3:  # also where any is NaN
+        checks.finite("directions", vectors)
+        # By the largest entry first, so that no square under- or overflows.
+        vectors = vectors / vectors.abs().amax(1, keepdim=True)
+        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        if not lengths.isfinite().all():
+            zero = (~lengths[:, 0].isfinite()).nonzero()[0].item()
+            raise ValueError(f"directions must not be zero, got zeros in row {zero}")
+    found: Tensor = vectors / lengths
+    return found
+
+
 def _memory(max_memory: int | None) -> int | None:
     return None if max_memory is None else checks.count("max_memory", max_memory)
 
@@ -199,6 +210,8 @@ def _mean(
         return None
     if value != "mean":
         raise ValueError(f"value must be a number, a tensor or 'mean', got {value!r}")
+    if isinstance(inputs, Iterator):
+        raise TypeError("value='mean' reads inputs twice, so that they must not be an iterator")
     return mean_of_site(model, inputs, site, options)
 
 
@@ -206,15 +219,22 @@ def _values(value: Any, activations: Tensor) -> Tensor:
     """One value for each unit."""
     d = activations.shape[-1]
     if not isinstance(value, Tensor):
-        return activations.new_full((d,), checks.finite_number("value", value))
+        number = checks.finite_number("value", value)
+        if abs(number) > torch.finfo(activations.dtype).max:
+            raise ValueError(f"value must be finite in {activations.dtype}, got {number}")
+        return activations.new_full((d,), number)
     if value.shape not in ((), (d,)):
         raise ValueError(f"value must have shape [] or [{d}], got {list(value.shape)}")
-    checks.finite("value", value)
-    return value.detach().to(activations).expand(d)
+    values = value.detach().to(activations)
+    checks.finite("value", values)
+    return values.expand(d)
 
 
 def _indices(argument: str, units: Sequence[int] | Tensor, d: int) -> Tensor:
-    index = torch.as_tensor(units)
+    try:
+        index = torch.as_tensor(units)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{argument} must be a list of integers, got {units!r}") from None
     if index.numel() == 0:
         raise ValueError(f"{argument} must not be empty")
     if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:

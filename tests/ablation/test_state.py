@@ -83,16 +83,16 @@ def test_leaves_the_model_as_it_was_after_an_exception(path: str) -> None:
 
 @pytest.mark.parametrize("path", [None, "split"])
 def test_a_changed_model_is_traced_again(path: str | None) -> None:
-    model = MLP([8, 6, 6, 3])
-    before = ablate_units(model, X, "act1", path=path)
+    model, x = MLP([8, 6, 6, 3]).double(), X.double()
+    before = ablate_units(model, x, "act1", path=path)
     model.act2 = nn.Tanh()
-    found = ablate_units(model, X, "act1", path=path)
-    wanted = ablate_units(model, X, "act1", path="hooks")
+    found = ablate_units(model, x, "act1", path=path)
+    wanted = ablate_units(model, x, "act1", path="hooks")
     torch.testing.assert_close(found.kl_ablated_original, wanted.kl_ablated_original)
     assert not torch.equal(found.kl_ablated_original, before.kl_ablated_original)
     model.fc3.weight.data.mul_(2)
-    found = ablate_units(model, X, "act1", path=path)
-    wanted = ablate_units(model, X, "act1", path="hooks")
+    found = ablate_units(model, x, "act1", path=path)
+    wanted = ablate_units(model, x, "act1", path="hooks")
     torch.testing.assert_close(found.kl_ablated_original, wanted.kl_ablated_original)
 
 
@@ -134,8 +134,22 @@ def test_bad_arguments(path: str | None) -> None:
         units(units=[-1])
     with pytest.raises(TypeError, match="units must be a list of integers"):
         units(units=[0.5])
+    with pytest.raises(TypeError, match="units must be a list of integers, got 'ab'"):
+        units(units="ab")
     with pytest.raises(ValueError, match="units must not be empty"):
         units(units=[])
+    for value in (1e300, torch.tensor(1e300, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="value must be finite"):
+            units(value=value)
+    with pytest.raises(TypeError, match="value='mean' reads inputs twice"):
+        ablate_units(model, iter([X]), "act2", value="mean", path=path)
+    y = torch.zeros(20, dtype=torch.int64)
+    for batches in ([(X, y), X], [X, (X, y)]):
+        with pytest.raises(ValueError, match="targets in all of its batches, or in none"):
+            ablate_units(model, batches, "act2", path=path)
+    for vectors in (torch.full((1, 6), torch.inf), torch.full((1, 6), torch.nan)):
+        with pytest.raises(ValueError, match="directions must be finite, got 6 of 6"):
+            ablate_directions(model, X, "act2", vectors, path=path)
     with pytest.raises(ValueError, match="value must be finite, got nan"):
         units(value=float("nan"))
     with pytest.raises(ValueError, match="value must be a number, a tensor or 'mean', got 'max'"):
@@ -183,7 +197,7 @@ def test_bad_paths() -> None:
     with pytest.raises(ValueError, match="path must be one of .*got 'fast'"):
         ablate_units(model, X, "act2", path="fast")
     with pytest.raises(ValueError, match="path='fused': needs units, or directions without"):
-        ablate_units(model, X, "act1", path="fused")
+        ablate_directions(model, X, "fc1", torch.eye(6), path="fused")
 
 
 def test_results_rank_and_draw_themselves() -> None:

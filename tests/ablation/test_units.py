@@ -62,8 +62,7 @@ def test_units_equal_the_notebooks_way(
     assert result.n_samples == 50
     each = ablate_units(model, x, site, value=0.3, path=path, per_sample=True)
     assert each.kl_ablated_original.shape == (50, n_units)
-    torch.testing.assert_close(each.kl_ablated_original.sum(0), result.kl_ablated_original)
-    torch.testing.assert_close(each.entropy_difference.sum(0), result.entropy_difference)
+    oracle.assert_equal(each, expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -126,6 +125,23 @@ def test_directions(model: MLP, path: str, site: str) -> None:
     scaled = directions * torch.logspace(-250, 250, 20, dtype=torch.float64)[:, None]
     result = ablate_directions(model, x, site, scaled, path=path)
     oracle.assert_equal(result, torch.stack(expected), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_directions_of_another_dtype(model: MLP, dtype: torch.dtype) -> None:
+    model, x = model.float(), example()[0].float()
+    directions = torch.randn(20, 8).half()
+    wanted = ablate_directions(model, x, "act2", directions.float())
+    # Too small or large for the site's dtype, as long as their own holds them.
+    scale = 1.0 if dtype == torch.float16 else torch.logspace(-200, 200, 20, dtype=dtype)[:, None]
+    found = ablate_directions(model, x, "act2", directions.to(dtype) * scale)
+    oracle_scale = float(wanted.kl_ablated_original.max())
+    torch.testing.assert_close(
+        found.kl_ablated_original,
+        wanted.kl_ablated_original,
+        rtol=1e-5,
+        atol=1e-5 * oracle_scale,
+    )
 
 
 @pytest.mark.parametrize("path", ["split", "hooks", None])
@@ -219,12 +235,51 @@ def test_little_memory_gives_the_same(model: MLP, path: str) -> None:
     assert torch.equal(whole.class_accuracy, little.class_accuracy)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("site", ["act1", "fc1", "act2", "act3"])
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_chains_of_many_layers(dtype: torch.dtype, path: str, site: str, value: float) -> None:
+    torch.manual_seed(0)
+    model, (x, y) = MLP([12, 9, 8, 7, 6, 5]).double(), example()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 3
+    model.act3 = nn.Tanh()
+    width = model.get_submodule(site.replace("act", "fc")).out_features
+    # Float32's own rounding of the model is in what the oracle gets.
+    model, x = model.to(dtype), x.to(dtype)
+    expected = unit_terms(copy.deepcopy(model).double(), x.double(), site, range(width), value)
+    each = ablate_units(model, x, site, value=value, targets=y, path=path, per_sample=True)
+    oracle.assert_equal(each, expected, TOLERANCE[dtype])
+    for memory in (None, 1, 20_000):
+        found = ablate_units(
+            model, x, site, value=value, targets=y, path=path, max_memory=memory, units=range(width)
+        )
+        oracle.assert_equal(found, expected, TOLERANCE[dtype])
+        assert found.loss is not None
+        assert each.loss is not None
+        torch.testing.assert_close(found.loss, each.loss.sum(0), rtol=TOLERANCE[dtype], atol=0)
+        torch.testing.assert_close(found.accuracy, each.accuracy.mean(0))
+        assert torch.equal(found.class_accuracy, each.class_accuracy)
+    if site != "fc1" or path != "fused":
+        directions = ablate_directions(model, x, site, 5 * torch.eye(width), path=path)
+        zeroed = ablate_units(model, x, site, path=path)
+        scale = float(zeroed.kl_ablated_original.max())
+        torch.testing.assert_close(
+            directions.kl_ablated_original,
+            zeroed.kl_ablated_original,
+            rtol=TOLERANCE[dtype],
+            atol=scale * TOLERANCE[dtype],
+        )
+
+
 def test_the_memory_cap_holds() -> None:
     from modfast.ablation.memory import PeakMemory
 
-    model, x = MLP([12, 64, 64, 5]), torch.randn(1000, 12)
+    model, x = MLP([12, 64, 64, 64, 5]), torch.randn(1000, 12)
     cap = 8 << 20
-    for path in ("split", "hooks"):
+    for path in PATHS:
         with PeakMemory() as memory:
             ablate_units(model, x, "act1", path=path, max_memory=cap)
         # The prefix's own activations come on top.
