@@ -38,6 +38,24 @@ MODFAST_LANE void store_lanes(T* to, Lanes<T> v) {
   memcpy(to, &v, sizeof(v));
 }
 
+// The first n of them, and zeros.
+template <class T>
+MODFAST_LANE Lanes<T> load_first(const T* from, int64_t n) {
+  if (n >= kLanes<T>) return load_lanes(from);
+#if MODFAST_SIMD_BITS == 512
+  const uint32_t some = (1u << n) - 1;
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(some), from);
+  } else {
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>(some), from);
+  }
+#else
+  T some[kLanes<T>] = {};
+  for (int64_t l = 0; l < n; ++l) some[l] = from[l];
+  return load_lanes(some);
+#endif
+}
+
 template <class T>
 MODFAST_LANE Lanes<T> splat(T x) {
   return x - Lanes<T>{};  // a broadcast: x - 0 is x for all x; a loop over lanes is one for each
@@ -54,9 +72,13 @@ MODFAST_LANE V smaller(V a, V b) {
 #if MODFAST_SIMD_BITS == 512
 MODFAST_LANE Lanes<float> larger(Lanes<float> a, Lanes<float> b) { return _mm512_max_ps(a, b); }
 MODFAST_LANE Lanes<double> larger(Lanes<double> a, Lanes<double> b) { return _mm512_max_pd(a, b); }
+MODFAST_LANE Lanes<float> smaller(Lanes<float> a, Lanes<float> b) { return _mm512_min_ps(a, b); }
+MODFAST_LANE Lanes<double> smaller(Lanes<double> a, Lanes<double> b) { return _mm512_min_pd(a, b); }
 #elif MODFAST_SIMD_BITS == 256
 MODFAST_LANE Lanes<float> larger(Lanes<float> a, Lanes<float> b) { return _mm256_max_ps(a, b); }
 MODFAST_LANE Lanes<double> larger(Lanes<double> a, Lanes<double> b) { return _mm256_max_pd(a, b); }
+MODFAST_LANE Lanes<float> smaller(Lanes<float> a, Lanes<float> b) { return _mm256_min_ps(a, b); }
+MODFAST_LANE Lanes<double> smaller(Lanes<double> a, Lanes<double> b) { return _mm256_min_pd(a, b); }
 #endif
 
 template <class M>
@@ -85,6 +107,20 @@ MODFAST_LANE uint32_t bits(Mask<T> mask) {
   uint32_t found = 0;
   for (int l = 0; l < kLanes<T>; ++l) found |= static_cast<uint32_t>(mask[l] & 1) << l;
   return found;
+#endif
+}
+
+// A bit for each lane where a > b.
+template <class T>
+MODFAST_LANE uint32_t bits_above(Lanes<T> a, Lanes<T> b) {
+#if MODFAST_SIMD_BITS == 512
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+  } else {
+    return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ);
+  }
+#else
+  return bits<T>(a > b);
 #endif
 }
 
@@ -119,6 +155,19 @@ MODFAST_LANE Lanes<T> zip_low(Lanes<T> a, Lanes<T> b, std::integer_sequence<int,
 template <class T, int... lane>
 MODFAST_LANE Lanes<T> zip_high(Lanes<T> a, Lanes<T> b, std::integer_sequence<int, lane...>) {
   return __builtin_shufflevector(a, b, ((lane + kLanes<T>) / 2 + lane % 2 * kLanes<T>)...);
+}
+
+template <class T, int by, int... lane>
+MODFAST_LANE Lanes<T> max_lanes(Lanes<T> v, std::integer_sequence<int, lane...> lanes) {
+  if constexpr (by < kLanes<T>) {
+    return max_lanes<T, 2 * by>(larger(v, __builtin_shufflevector(v, v, (lane ^ by)...)), lanes);
+  }
+  return v;
+}
+// The largest of all lanes, in each.
+template <class T>
+MODFAST_LANE Lanes<T> max_lanes(Lanes<T> v) {
+  return max_lanes<T, 1>(v, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
 // The columns of at most `block` rows, row i at row_of(i), to [n_cols][block], with zeros for the rows
