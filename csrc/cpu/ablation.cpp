@@ -212,19 +212,16 @@ std::tuple<Tensor, Tensor> run_logits(AblationSweep& sweep, const Tensor& logits
 }
 
 template <class T>
-std::tuple<Tensor, Tensor> run_relu(AblationSweep& sweep, const Tensor& logits, const Tensor& updates,
-                                    const Tensor& weight) {
+std::tuple<Tensor, Tensor> run_relu(AblationSweep& sweep, const Tensor& logits, const Tensor& weight) {
   constexpr int t = sizeof(T) == sizeof(double);
   const AblationKernels& kernels = at_level(kTables);
   const Prepared<T> prepared(kernels, sweep);
   const int64_t block = kernels.block[t] / 2, n_blocks = blocks_of(sweep.n_ablations, block);
   sweep.group = group_of(sweep.n_classes, kReluWide, kReluNarrow);
-  Packed<T> packed_updates(updates.data_ptr(), sweep.n_ablations, sweep.n_hidden, block);
-  Packed<T> packed_weight(weight.data_ptr(), sweep.n_classes, sweep.n_hidden, sweep.group);
-  sweep.updates = packed_updates.data();
-  sweep.weight = packed_weight.data();
-  sweep.tables = true;
-  sweep.tables = sweep.n_samples >= kTableSamples && kernels.relu_bytes[t](sweep) <= kMostTables;
+  Packed<T> packed(weight.data_ptr(), sweep.n_classes, sweep.n_hidden, sweep.group);
+  sweep.weight = packed.data();
+  sweep.tables = sweep.n_samples >= kTableSamples && sweep.n_hidden > 0;
+  if (kernels.relu_bytes[t](sweep) > kMostTables) sweep.tables = false;
   Tiles tiles(sweep, logits, tile_samples(sweep));
   const int64_t n_shares = blocks_of(tiles.size(), kTableTiles), n = n_blocks * n_shares;
   const auto run = [&](int64_t begin, int64_t end) {
@@ -302,8 +299,8 @@ std::tuple<Tensor, Tensor> ablation_sweep_hidden(const Tensor& logits, const Ten
   sweep.term_stride = sweep.n_ablations * (per_sample ? sweep.n_samples : 1);
   const bool is_double = logits.scalar_type() == ScalarType::Double;
   if (sweep.activation == Activation::relu && sweep.n_classes <= kReluClasses) {
-    return is_double ? run_relu<double>(sweep, logits, updates, weight)
-                     : run_relu<float>(sweep, logits, updates, weight);
+    return is_double ? run_relu<double>(sweep, logits, weight)
+                     : run_relu<float>(sweep, logits, weight);
   }
   return is_double ? run_hidden<double>(sweep, logits, weight)
                    : run_hidden<float>(sweep, logits, weight);

@@ -9,8 +9,8 @@ namespace modfast {
 struct AblationSweep {
   const void* logits;      // [n_samples, n_classes]
   const void* scales;      // [n_samples, n_ablations]
-  const void* updates;     // of the logits, or before a ReLU: [block of ablations][class or hidden
-                           // unit][ablation of the block]; else [n_ablations, n_hidden]
+  const void* updates;     // of the logits: [block of ablations][class][ablation of the block]; of a
+                           // hidden layer: [n_ablations, n_hidden]
   const int64_t* targets;  // [n_samples], if any
   const void* hidden;      // [n_samples, n_hidden]
   const void* weight;      // [group of classes][hidden unit][class of the group]

@@ -19,22 +19,25 @@ constexpr int64_t kPart = 128;
 template <class T>
 struct ReluMemory {
   const int64_t n_words, n_tables;
-  const int64_t sure_at, tables_at, linear_at, size;  // bytes
+  const int64_t updates_at, words_at, tables_at, linear_at, size;  // bytes
   char* memory;
 
   explicit ReluMemory(const AblationSweep& sweep, void* memory = nullptr)
       : n_words((sweep.n_hidden + kWord - 1) / kWord),
         n_tables(sweep.n_hidden / kWord * kTables + (sweep.n_hidden % kWord + kTabled - 1) / kTabled),
-        sure_at(n_words * kWord * sizeof(T)),
-        tables_at(sure_at + 3 * n_words * kPart * sizeof(uint64_t)),
+        updates_at(n_words * kWord * sizeof(T)),
+        words_at(updates_at + sweep.n_hidden * kLaneBytes),
+        tables_at(words_at + 3 * n_words * kPart * sizeof(uint64_t)),
         linear_at(tables_at + (sweep.tables ? sweep.n_classes * n_tables * kEntries * kLaneBytes : 0)),
         size(linear_at + (sweep.tables ? kPart * sweep.n_classes * kLaneBytes : 0)),
         memory(static_cast<char*>(memory)) {}
 
   // [n_words * kWord]: the largest |u_j| of the block
   T* most() const { return reinterpret_cast<T*>(memory); }
+  // [n_hidden][ablation]
+  T* updates() const { return reinterpret_cast<T*>(memory + updates_at); }
   // [kPart][n_words][3]: units that are surely on, maybe no longer on, and maybe no longer off
-  uint64_t* words(int64_t i) const { return reinterpret_cast<uint64_t*>(memory + sure_at) + i * 3 * n_words; }
+  uint64_t* words(int64_t i) const { return reinterpret_cast<uint64_t*>(memory + words_at) + i * 3 * n_words; }
   // [n_classes][n_tables][kEntries][ablation]
   T* tables(int64_t c) const {
     return reinterpret_cast<T*>(memory + tables_at) + c * n_tables * kEntries * kLanes<T>;
@@ -56,8 +59,10 @@ void relu_tables(const AblationSweep& sweep, int64_t block, void* workspace) {
   using V = Lanes<T>;
   const ReluMemory<T> memory(sweep, workspace);
   const int64_t n_hidden = sweep.n_hidden;
-  const T* updates = static_cast<const T*>(sweep.updates) + block * kLanes<T> * n_hidden;
-  T* most = memory.most();
+  const int64_t first = block * kLanes<T>, n = sweep.n_ablations - first;
+  T *updates = memory.updates(), *most = memory.most();
+  transpose(static_cast<const T*>(sweep.updates) + first * n_hidden, n < kLanes<T> ? n : kLanes<T>, n_hidden,
+            n_hidden, kLanes<T>, updates);
   for (int64_t j = 0; j < memory.n_words * kWord; ++j) most[j] = T(0);
   for (int64_t j = 0; j < n_hidden; ++j) {
     const V u = load_lanes(updates + j * kLanes<T>);
@@ -173,7 +178,6 @@ void sweep_relu(const AblationSweep& sweep, SampleTile tile, int64_t block, void
   using V = Lanes<T>;
   const ReluMemory<T> memory(sweep, workspace);
   const int64_t n_classes = sweep.n_classes;
-  const T* updates = static_cast<const T*>(sweep.updates) + block * kLanes<T> * sweep.n_hidden;
   BlockTerms<T> terms(sweep, tile, block);
   for (int64_t first = tile.begin; first < tile.end; first += kPart) {
     const int64_t n = tile.end - first < kPart ? tile.end - first : kPart;
@@ -188,9 +192,9 @@ void sweep_relu(const AblationSweep& sweep, SampleTile tile, int64_t block, void
         const T* weight = static_cast<const T*>(sweep.weight) + c * sweep.n_hidden;
         T* to = changes + c * kLanes<T>;
         if (sweep.group == kReluWide) {
-          changes_of_units<kReluWide>(sweep, first + i, updates, weight, scales, memory.words(i), to);
+          changes_of_units<kReluWide>(sweep, first + i, memory.updates(), weight, scales, memory.words(i), to);
         } else {
-          changes_of_units<kReluNarrow>(sweep, first + i, updates, weight, scales, memory.words(i), to);
+          changes_of_units<kReluNarrow>(sweep, first + i, memory.updates(), weight, scales, memory.words(i), to);
         }
       }
       V low, high;

@@ -212,8 +212,9 @@ struct Numbers;
 template <>
 struct Numbers<float> {
   static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  static constexpr float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr int32_t shift_bits = 0x4b400000, bias = 127, digits = 23;
+  // 1.5 * 2^23 + bias: adding it rounds to an integer, and leaves that and the bias in the lowest bits.
+  static constexpr float shift = 12583039.0f;
+  static constexpr int32_t bias = 127, digits = 23;
   static constexpr int32_t one_bits = 0x3f800000, digit_mask = 0x7fffff;
   static constexpr float lowest = -87.0f;  // of which e^x is a normal number
   // Of (e^f - 1 - f) / f^2, fitted for |f| < ln2 / 2 to 1.4e-7 of the whole.
@@ -227,8 +228,8 @@ template <>
 struct Numbers<double> {
   static constexpr double log2e = 1.4426950408889634, ln2_high = 6.93147180369123816490e-01,
                           ln2_low = 1.90821492927058770002e-10;
-  static constexpr double shift = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr int64_t shift_bits = 0x4338000000000000, bias = 1023, digits = 52;
+  static constexpr double shift = 6755399441056767.0;  // 1.5 * 2^52 + bias
+  static constexpr int64_t bias = 1023, digits = 52;
   static constexpr int64_t one_bits = 0x3ff0000000000000, digit_mask = 0xfffffffffffff;
   static constexpr double lowest = -708.0;
   // The rest is 7e-17 of the whole.
@@ -261,7 +262,7 @@ MODFAST_LANE Reduced<T> reduce(Lanes<T> x) {
   const Lanes<T> shifted = x * N::log2e + N::shift;
   const Lanes<T> k = shifted - N::shift;
   const Lanes<T> f = (x - k * N::ln2_high) - k * N::ln2_low;
-  const Mask<T> power = ((Mask<T>)shifted - N::shift_bits + N::bias) << N::digits;
+  const Mask<T> power = (Mask<T>)shifted << N::digits;
   return {k, f, (Lanes<T>)power, f * f * polynomial<T>(f, N::exp)};
 }
 
