@@ -31,9 +31,11 @@ constexpr int64_t kMostCounts = int64_t{1} << 24;
 constexpr int64_t kFewShare = 16, kManyShare = 128, kManyTiles = 16;
 // Exponentials that are not worth waking a thread for, and multiplications of a hidden layer.
 constexpr int64_t kGrain = int64_t{1} << 16, kHiddenGrain = 8 * kGrain;
-// Before a ReLU, tables cost as much as is saved by them on that many samples, and serve tiles of samples
-// in a row. Larger ones than kMostTables are not made, so that every thread can have its own.
-constexpr int64_t kTableSamples = 32, kTableTiles = 8, kMostTables = int64_t{1} << 23;
+// Before a ReLU, the tables of a block cost what they save on some 45 samples: 416 sums a class and 64
+// units against, for each sample, a product for each unit that is surely on less one sum for five units.
+// They serve kTableTiles tiles in a row. Those larger than kMostTables bytes are not made, so that every
+// thread can have its own.
+constexpr int64_t kTableSamples = 48, kTableTiles = 8, kMostTables = int64_t{1} << 23;
 
 int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
@@ -103,7 +105,7 @@ class Packed {
   Memory<T> memory_;
 };
 
-// The size of a group, of two, that fewer classes are missing of.
+// Of two sizes of groups, the one that leaves fewer places empty.
 int64_t group_of(int64_t n_classes, int64_t wide, int64_t narrow) {
   return blocks_of(n_classes, wide) * wide <= blocks_of(n_classes, narrow) * narrow ? wide : narrow;
 }
@@ -254,7 +256,8 @@ std::tuple<Tensor, Tensor> run_hidden(AblationSweep& sweep, const Tensor& logits
   Tiles tiles(sweep, logits, tile_samples(sweep));
   const int64_t share = tiles.size() < kManyTiles ? kFewShare : kManyShare;
   const int64_t n_shares = blocks_of(sweep.n_ablations, share);
-  const int64_t n_workspace = (3 * n_hidden + n_classes + kernels.groups[0] + kMostTerms + share) * kernels.block[t];
+  const int64_t n_workspace =
+      (3 * n_hidden + n_classes + kernels.groups[0] + kMostTerms + share) * kernels.block[t];
   const int64_t cost = std::min(kTileSamples, sweep.n_samples) * share * n_hidden * n_classes;
   const auto run = [&](int64_t begin, int64_t end) {
     Memory<T> workspace(n_workspace);

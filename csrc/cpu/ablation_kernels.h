@@ -115,7 +115,11 @@ void sweep_hidden(const AblationSweep& sweep, SampleTile tile, int64_t begin, in
       const auto delta = [&](int64_t j, int h) {
         return load_lanes(deltas + j * n_block + h * kLanes<T>);
       };
-      sweep.group == kWide ? all_changes<kWide, T>(sweep, delta, changes) : all_changes<kNarrow, T>(sweep, delta, changes);
+      if (sweep.group == kWide) {
+        all_changes<kWide, T>(sweep, delta, changes);
+      } else {
+        all_changes<kNarrow, T>(sweep, delta, changes);
+      }
       for (int h = 0; h < 2; ++h) {
         const auto at = [&](const T* values) {
           return [=](int64_t c) { return load_lanes(values + c * n_block + h * kLanes<T>); };

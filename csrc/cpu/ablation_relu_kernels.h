@@ -5,15 +5,17 @@
 //   max(h_j + s u_j, 0) - max(h_j, 0),   s: the sample's scale, u_j: the ablation's update.
 // Of the ablations of a block and one sample, no |s u_j| is above the product of the largest |s| and the
 // largest |u_j|. Where |h_j| is above it, unit j stays off, and changes nothing, or stays on, and the change
-// is linear: all such units together move logit c by s sum_j u_j W_cj. Of these sums' terms, tables
-// hold those of every subset of kTabled units, made once for all samples. Only the rest, a fifth of the
-// units in trained networks, takes a product for each class.
+// is linear: all such units together move logit c by s sum_j u_j W_cj. Tables, made once for all
+// samples, hold this sum over every subset of kTabled units. Only units that may cross, a fifth of them
+// in the trained network of bench/bench_ablation.py, take a product for each class.
 
-constexpr int kTabled = 5;  // units of a table, which has an entry for each subset of them
-constexpr int kWord = 64;   // units of a word of bits
+constexpr int kWord = 64;  // units of a word of bits
+// Units of a table, which has an entry for each subset of them: as many as let the tables of a word and
+// a class fit in a first-level cache.
+constexpr int kTabled = 5;
 constexpr int kTables = (kWord + kTabled - 1) / kTabled, kEntries = 1 << kTabled;
-// Samples whose bits and linear changes lie in memory at once: as many as leave room for the tables of
-// some hundred units in a second-level cache.
+// Samples whose bits and linear changes lie in memory at once, in a second-level cache beside the tables
+// of some hundred units; and the samples that tables of one word and class serve before the next ones.
 constexpr int64_t kPart = 128;
 
 template <class T>
@@ -82,7 +84,8 @@ void relu_tables(const AblationSweep& sweep, int64_t block, void* workspace) {
       for (int k = 0; k < kTabled; ++k) {
         const int unit = table % kTables * kTabled + k;
         const int64_t j = table / kTables * kWord + unit;
-        const V term = unit < kWord && j < n_hidden ? load_lanes(updates + j * kLanes<T>) * weight[j * sweep.group] : V{};
+        const bool here = unit < kWord && j < n_hidden;
+        const V term = here ? load_lanes(updates + j * kLanes<T>) * weight[j * sweep.group] : V{};
         sum += larger(term, -term);
 #pragma GCC unroll 16
         for (int e = 0; e < 1 << k; ++e) {
@@ -132,7 +135,8 @@ MODFAST_LANE void sum_linear(const AblationSweep& sweep, const ReluMemory<T>& me
         uint64_t units = memory.words(i)[3 * word];
         T* to = memory.linear(i, sweep.n_classes) + c * kLanes<T>;
         const auto entry = [&](int table) {
-          return load_lanes(tables + (table * kEntries + (units >> table * kTabled & (kEntries - 1))) * kLanes<T>);
+          const int64_t subset = units >> table * kTabled & (kEntries - 1);
+          return load_lanes(tables + (table * kEntries + subset) * kLanes<T>);
         };
         V sums[4] = {word > 0 ? load_lanes(to) : V{}};
         if (rest >= kTables) {
@@ -147,11 +151,13 @@ MODFAST_LANE void sum_linear(const AblationSweep& sweep, const ReluMemory<T>& me
   }
 }
 
-// Of sample i, without what its units that are surely on change.
+// Of sample i and the classes of a group from `first`, without what units that are surely on change.
 template <int kGroup, class T>
-MODFAST_LANE void changes_of_units(const AblationSweep& sweep, int64_t i, const T* updates, const T* weight,
-                                   Lanes<T> scales, const uint64_t* words, T* changes) {
+MODFAST_LANE void changes_of_units(const AblationSweep& sweep, int64_t i, const ReluMemory<T>& memory,
+                                   int64_t first, Lanes<T> scales, const uint64_t* words, T* changes) {
   using V = Lanes<T>;
+  const T* updates = memory.updates();
+  const T* weight = static_cast<const T*>(sweep.weight) + first * sweep.n_hidden;
   const T* hidden = static_cast<const T*>(sweep.hidden) + i * sweep.n_hidden;
   V sums[kGroup] = {};
   for (int64_t begin = 0; begin < sweep.n_hidden; begin += kWord, words += 3) {
@@ -189,12 +195,11 @@ void sweep_relu(const AblationSweep& sweep, SampleTile tile, int64_t block, void
       T changes[(kReluClasses + kReluWide) * kLanes<T>];
       const V scales = terms.scales(first + i);
       for (int64_t c = 0; c < n_classes; c += sweep.group) {
-        const T* weight = static_cast<const T*>(sweep.weight) + c * sweep.n_hidden;
         T* to = changes + c * kLanes<T>;
         if (sweep.group == kReluWide) {
-          changes_of_units<kReluWide>(sweep, first + i, memory.updates(), weight, scales, memory.words(i), to);
+          changes_of_units<kReluWide>(sweep, first + i, memory, c, scales, memory.words(i), to);
         } else {
-          changes_of_units<kReluNarrow>(sweep, first + i, memory.updates(), weight, scales, memory.words(i), to);
+          changes_of_units<kReluNarrow>(sweep, first + i, memory, c, scales, memory.words(i), to);
         }
       }
       V low, high;

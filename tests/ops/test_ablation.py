@@ -128,8 +128,8 @@ def test_more_than_is_done_at_once(
     test_hidden_matches_reference(shape, torch.float32, True, device, small)
 
 
-# Of the CPU before a ReLU: no units, whole words of units and lanes of ablations and one more, more tiles
-# than share tables, the most classes and one more, and more units than get tables.
+# Of the CPU before a ReLU: no units, whole words of units and lanes of ablations and one more, more
+# tiles than share tables, the most classes and one more, and more units than get tables.
 RELU_SHAPES = [
     (40, 5, 3, 0),
     (33, 16, 10, 64),
