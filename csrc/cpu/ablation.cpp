@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -27,10 +29,31 @@ constexpr int64_t kMostCounts = int64_t{1} << 24;
 // Ablations that share one transposed block of a hidden layer: more where that leaves enough to do for
 // many threads. No result depends on it.
 constexpr int64_t kFewShare = 16, kManyShare = 128, kManyTiles = 16;
-// Exponentials, or multiplications of a hidden layer, that are not worth waking a thread for.
-constexpr int64_t kGrain = int64_t{1} << 16;
+// Exponentials that are not worth waking a thread for, and multiplications of a hidden layer.
+constexpr int64_t kGrain = int64_t{1} << 16, kHiddenGrain = 8 * kGrain;
+// Before a ReLU, the tables of a block cost what they save on some 45 samples: 416 sums a class and 64
+// units against, for each sample, a product for each unit that is surely on less one sum for five units.
+// They serve kTableTiles tiles in a row. Those larger than kMostTables bytes are not made, so that every
+// thread can have its own.
+constexpr int64_t kTableSamples = 48, kTableTiles = 8, kMostTables = int64_t{1} << 23;
 
 int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+// For vectors: begins where one may, and is not filled.
+template <class T>
+class Memory {
+ public:
+  explicit Memory(int64_t n)
+      : data_(static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(kAlign)))) {}
+  ~Memory() { ::operator delete(data_, std::align_val_t(kAlign)); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  T* data() { return data_; }
+
+ private:
+  static constexpr size_t kAlign = 64;
+  T* data_;
+};
 
 AblationSweep read_sweep(const char* op, const Tensor& logits, const Tensor& scales,
                          const std::optional<Tensor>& targets, bool per_sample) {
@@ -62,22 +85,29 @@ void for_each(int64_t n, int64_t cost, const F& f) {
   torch::stable::parallel_for(0, n, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, cost)), run);
 }
 
-// updates [n_ablations, n_classes] as [block][class][ablation of the block], zeros at the end.
+// rows [n_rows, n_cols] as [block of rows][column][row of the block], with zeros for the rows that are
+// missing.
 template <class T>
-void pack_updates(const T* updates, int64_t n_ablations, int64_t n_classes, int64_t block, T* packed) {
-  for (int64_t a = 0; a < n_ablations; ++a) {
-    T* to = packed + a / block * block * n_classes + a % block;
-    for (int64_t c = 0; c < n_classes; ++c) to[c * block] = updates[a * n_classes + c];
+class Packed {
+ public:
+  Packed(const void* rows, int64_t n_rows, int64_t n_cols, int64_t block)
+      : memory_(blocks_of(n_rows, block) * block * n_cols) {
+    const T* from = static_cast<const T*>(rows);
+    for (int64_t i = 0; i < blocks_of(n_rows, block) * block; ++i) {
+      T* to = memory_.data() + i / block * block * n_cols + i % block;
+      for (int64_t j = 0; j < n_cols; ++j) to[j * block] = i < n_rows ? from[i * n_cols + j] : T(0);
+    }
   }
-}
 
-// weight [n_classes, n_hidden] as [group][hidden unit][class of the group], zeros at the end.
-template <class T>
-void pack_weight(const T* weight, int64_t n_classes, int64_t n_hidden, int64_t group, T* packed) {
-  for (int64_t c = 0; c < n_classes; ++c) {
-    T* to = packed + c / group * group * n_hidden + c % group;
-    for (int64_t j = 0; j < n_hidden; ++j) to[j * group] = weight[c * n_hidden + j];
-  }
+  T* data() { return memory_.data(); }
+
+ private:
+  Memory<T> memory_;
+};
+
+// Of two sizes of groups, the one that leaves fewer places empty.
+int64_t group_of(int64_t n_classes, int64_t wide, int64_t narrow) {
+  return blocks_of(n_classes, wide) * wide <= blocks_of(n_classes, narrow) * narrow ? wide : narrow;
 }
 
 // Where the terms of each tile of samples go, and what they add up to.
@@ -150,32 +180,67 @@ int64_t tile_samples(const AblationSweep& sweep) {
   return n;
 }
 
+// What all ablations share of the samples.
 template <class T>
-void prepare(const AblationKernels& kernels, AblationSweep& sweep, std::vector<T>& memory) {
-  constexpr int t = sizeof(T) == sizeof(double);
-  const int64_t block = kernels.block[t], n_blocks = blocks_of(sweep.n_samples, block);
-  memory.resize(n_blocks * 3 * sweep.n_classes * block);
-  sweep.prepared = memory.data();
-  for_each(n_blocks, block * sweep.n_classes,
-           [&](int64_t i) { kernels.prepare[t](sweep, i, i + 1); });
-}
+class Prepared {
+ public:
+  Prepared(const AblationKernels& kernels, AblationSweep& sweep)
+      : memory_(blocks_of(sweep.n_samples, kernels.block[kType]) * kernels.block[kType] * 3 * sweep.n_classes) {
+    const int64_t block = kernels.block[kType];
+    sweep.prepared = memory_.data();
+    for_each(blocks_of(sweep.n_samples, block), block * sweep.n_classes,
+             [&](int64_t i) { kernels.prepare[kType](sweep, i, i + 1); });
+  }
+
+ private:
+  static constexpr int kType = sizeof(T) == sizeof(double);
+  Memory<T> memory_;
+};
 
 template <class T>
 std::tuple<Tensor, Tensor> run_logits(AblationSweep& sweep, const Tensor& logits, const Tensor& updates) {
   constexpr int t = sizeof(T) == sizeof(double);
   const AblationKernels& kernels = at_level(kTables);
-  std::vector<T> prepared, packed;
-  prepare(kernels, sweep, prepared);
+  const Prepared<T> prepared(kernels, sweep);
   const int64_t block = kernels.block[t] / 2, n_blocks = blocks_of(sweep.n_ablations, block);
-  packed.resize(n_blocks * block * sweep.n_classes);
-  pack_updates(static_cast<const T*>(updates.data_ptr()), sweep.n_ablations, sweep.n_classes, block,
-               packed.data());
+  Packed<T> packed(updates.data_ptr(), sweep.n_ablations, sweep.n_classes, block);
   sweep.updates = packed.data();
-  Tiles tiles(sweep, logits, sweep.per_sample ? 1 : tile_samples(sweep));
-  const int64_t n = sweep.per_sample ? 1 : std::min(kTileSamples, sweep.n_samples);
+  Tiles tiles(sweep, logits, tile_samples(sweep));
+  const int64_t n = std::min(kTileSamples, sweep.n_samples);
   for_each(tiles.size() * n_blocks, n * block * sweep.n_classes, [&](int64_t i) {
     kernels.logits[t](sweep, tiles.at(i / n_blocks), i % n_blocks);
   });
+  return tiles.collect();
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> run_relu(AblationSweep& sweep, const Tensor& logits, const Tensor& weight) {
+  constexpr int t = sizeof(T) == sizeof(double);
+  const AblationKernels& kernels = at_level(kTables);
+  const Prepared<T> prepared(kernels, sweep);
+  const int64_t block = kernels.block[t] / 2, n_blocks = blocks_of(sweep.n_ablations, block);
+  sweep.group = group_of(sweep.n_classes, kReluWide, kReluNarrow);
+  Packed<T> packed(weight.data_ptr(), sweep.n_classes, sweep.n_hidden, sweep.group);
+  sweep.weight = packed.data();
+  sweep.tables = sweep.n_samples >= kTableSamples && sweep.n_hidden > 0;
+  if (kernels.relu_bytes[t](sweep) > kMostTables) sweep.tables = false;
+  Tiles tiles(sweep, logits, tile_samples(sweep));
+  const int64_t n_shares = blocks_of(tiles.size(), kTableTiles), n = n_blocks * n_shares;
+  const auto run = [&](int64_t begin, int64_t end) {
+    Memory<char> workspace(kernels.relu_bytes[t](sweep));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t now = i / n_shares, first = i % n_shares * kTableTiles;
+      if (i == begin || first == 0) kernels.relu_tables[t](sweep, now, workspace.data());
+      for (int64_t tile = first; tile < std::min(first + kTableTiles, tiles.size()); ++tile) {
+        kernels.relu[t](sweep, tiles.at(tile), now, workspace.data());
+      }
+    }
+  };
+  if (sweep.n_samples * sweep.n_ablations * sweep.n_hidden * sweep.n_classes <= kHiddenGrain) {
+    run(0, n);
+  } else {
+    torch::stable::parallel_for(0, n, 1, run);
+  }
   return tiles.collect();
 }
 
@@ -184,21 +249,18 @@ std::tuple<Tensor, Tensor> run_hidden(AblationSweep& sweep, const Tensor& logits
   constexpr int t = sizeof(T) == sizeof(double);
   const AblationKernels& kernels = at_level(kTables);
   const int64_t n_classes = sweep.n_classes, n_hidden = sweep.n_hidden;
-  std::vector<T> prepared, packed;
-  prepare(kernels, sweep, prepared);
-  const int64_t wide = blocks_of(n_classes, kernels.groups[0]) * kernels.groups[0];
-  const int64_t narrow = blocks_of(n_classes, kernels.groups[1]) * kernels.groups[1];
-  packed.resize(std::min(wide, narrow) * n_hidden);
-  pack_weight(static_cast<const T*>(weight.data_ptr()), n_classes, n_hidden,
-              kernels.groups[wide <= narrow ? 0 : 1], packed.data());
+  const Prepared<T> prepared(kernels, sweep);
+  sweep.group = group_of(n_classes, kernels.groups[0], kernels.groups[1]);
+  Packed<T> packed(weight.data_ptr(), n_classes, n_hidden, sweep.group);
   sweep.weight = packed.data();
   Tiles tiles(sweep, logits, tile_samples(sweep));
   const int64_t share = tiles.size() < kManyTiles ? kFewShare : kManyShare;
   const int64_t n_shares = blocks_of(sweep.n_ablations, share);
-  const int64_t n_workspace = (3 * n_hidden + n_classes + kernels.groups[0] + kMostTerms + share) * kernels.block[t];
+  const int64_t n_workspace =
+      (3 * n_hidden + n_classes + kernels.groups[0] + kMostTerms + share) * kernels.block[t];
   const int64_t cost = std::min(kTileSamples, sweep.n_samples) * share * n_hidden * n_classes;
   const auto run = [&](int64_t begin, int64_t end) {
-    std::vector<T> workspace(n_workspace);
+    Memory<T> workspace(n_workspace);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % n_shares * share;
       kernels.hidden[t](sweep, tiles.at(i / n_shares), first,
@@ -206,7 +268,7 @@ std::tuple<Tensor, Tensor> run_hidden(AblationSweep& sweep, const Tensor& logits
     }
   };
   const int64_t n = tiles.size() * n_shares;
-  if (n * cost <= 8 * kGrain) {
+  if (n * cost <= kHiddenGrain) {
     run(0, n);
   } else {
     torch::stable::parallel_for(0, n, 1, run);
@@ -239,6 +301,10 @@ std::tuple<Tensor, Tensor> ablation_sweep_hidden(const Tensor& logits, const Ten
   sweep.updates = updates.data_ptr();
   sweep.term_stride = sweep.n_ablations * (per_sample ? sweep.n_samples : 1);
   const bool is_double = logits.scalar_type() == ScalarType::Double;
+  if (sweep.activation == Activation::relu && sweep.n_classes <= kReluClasses) {
+    return is_double ? run_relu<double>(sweep, logits, weight)
+                     : run_relu<float>(sweep, logits, weight);
+  }
   return is_double ? run_hidden<double>(sweep, logits, weight)
                    : run_hidden<float>(sweep, logits, weight);
 }

@@ -38,6 +38,24 @@ MODFAST_LANE void store_lanes(T* to, Lanes<T> v) {
   memcpy(to, &v, sizeof(v));
 }
 
+// The first n of them, and zeros.
+template <class T>
+MODFAST_LANE Lanes<T> load_first(const T* from, int64_t n) {
+  if (n >= kLanes<T>) return load_lanes(from);
+#if MODFAST_SIMD_BITS == 512
+  const uint32_t some = (1u << n) - 1;
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(some), from);
+  } else {
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>(some), from);
+  }
+#else
+  T some[kLanes<T>] = {};
+  for (int64_t l = 0; l < n; ++l) some[l] = from[l];
+  return load_lanes(some);
+#endif
+}
+
 template <class T>
 MODFAST_LANE Lanes<T> splat(T x) {
   return x - Lanes<T>{};  // a broadcast: x - 0 is x for all x; a loop over lanes is one for each
@@ -54,9 +72,13 @@ MODFAST_LANE V smaller(V a, V b) {
 #if MODFAST_SIMD_BITS == 512
 MODFAST_LANE Lanes<float> larger(Lanes<float> a, Lanes<float> b) { return _mm512_max_ps(a, b); }
 MODFAST_LANE Lanes<double> larger(Lanes<double> a, Lanes<double> b) { return _mm512_max_pd(a, b); }
+MODFAST_LANE Lanes<float> smaller(Lanes<float> a, Lanes<float> b) { return _mm512_min_ps(a, b); }
+MODFAST_LANE Lanes<double> smaller(Lanes<double> a, Lanes<double> b) { return _mm512_min_pd(a, b); }
 #elif MODFAST_SIMD_BITS == 256
 MODFAST_LANE Lanes<float> larger(Lanes<float> a, Lanes<float> b) { return _mm256_max_ps(a, b); }
 MODFAST_LANE Lanes<double> larger(Lanes<double> a, Lanes<double> b) { return _mm256_max_pd(a, b); }
+MODFAST_LANE Lanes<float> smaller(Lanes<float> a, Lanes<float> b) { return _mm256_min_ps(a, b); }
+MODFAST_LANE Lanes<double> smaller(Lanes<double> a, Lanes<double> b) { return _mm256_min_pd(a, b); }
 #endif
 
 template <class M>
@@ -85,6 +107,20 @@ MODFAST_LANE uint32_t bits(Mask<T> mask) {
   uint32_t found = 0;
   for (int l = 0; l < kLanes<T>; ++l) found |= static_cast<uint32_t>(mask[l] & 1) << l;
   return found;
+#endif
+}
+
+// A bit for each lane where a > b.
+template <class T>
+MODFAST_LANE uint32_t bits_above(Lanes<T> a, Lanes<T> b) {
+#if MODFAST_SIMD_BITS == 512
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+  } else {
+    return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ);
+  }
+#else
+  return bits<T>(a > b);
 #endif
 }
 
@@ -119,6 +155,19 @@ MODFAST_LANE Lanes<T> zip_low(Lanes<T> a, Lanes<T> b, std::integer_sequence<int,
 template <class T, int... lane>
 MODFAST_LANE Lanes<T> zip_high(Lanes<T> a, Lanes<T> b, std::integer_sequence<int, lane...>) {
   return __builtin_shufflevector(a, b, ((lane + kLanes<T>) / 2 + lane % 2 * kLanes<T>)...);
+}
+
+template <class T, int by, int... lane>
+MODFAST_LANE Lanes<T> max_lanes(Lanes<T> v, std::integer_sequence<int, lane...> lanes) {
+  if constexpr (by < kLanes<T>) {
+    return max_lanes<T, 2 * by>(larger(v, __builtin_shufflevector(v, v, (lane ^ by)...)), lanes);
+  }
+  return v;
+}
+// The largest of all lanes, in each.
+template <class T>
+MODFAST_LANE Lanes<T> max_lanes(Lanes<T> v) {
+  return max_lanes<T, 1>(v, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
 // The columns of at most `block` rows, row i at row_of(i), to [n_cols][block], with zeros for the rows
@@ -163,8 +212,9 @@ struct Numbers;
 template <>
 struct Numbers<float> {
   static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  static constexpr float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr int32_t shift_bits = 0x4b400000, bias = 127, digits = 23;
+  // 1.5 * 2^23 + bias: adding it rounds to an integer, and leaves that and the bias in the lowest bits.
+  static constexpr float shift = 12583039.0f;
+  static constexpr int32_t bias = 127, digits = 23;
   static constexpr int32_t one_bits = 0x3f800000, digit_mask = 0x7fffff;
   static constexpr float lowest = -87.0f;  // of which e^x is a normal number
   // Of (e^f - 1 - f) / f^2, fitted for |f| < ln2 / 2 to 1.4e-7 of the whole.
@@ -178,8 +228,8 @@ template <>
 struct Numbers<double> {
   static constexpr double log2e = 1.4426950408889634, ln2_high = 6.93147180369123816490e-01,
                           ln2_low = 1.90821492927058770002e-10;
-  static constexpr double shift = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr int64_t shift_bits = 0x4338000000000000, bias = 1023, digits = 52;
+  static constexpr double shift = 6755399441056767.0;  // 1.5 * 2^52 + bias
+  static constexpr int64_t bias = 1023, digits = 52;
   static constexpr int64_t one_bits = 0x3ff0000000000000, digit_mask = 0xfffffffffffff;
   static constexpr double lowest = -708.0;
   // The rest is 7e-17 of the whole.
@@ -212,7 +262,7 @@ MODFAST_LANE Reduced<T> reduce(Lanes<T> x) {
   const Lanes<T> shifted = x * N::log2e + N::shift;
   const Lanes<T> k = shifted - N::shift;
   const Lanes<T> f = (x - k * N::ln2_high) - k * N::ln2_low;
-  const Mask<T> power = ((Mask<T>)shifted - N::shift_bits + N::bias) << N::digits;
+  const Mask<T> power = (Mask<T>)shifted << N::digits;
   return {k, f, (Lanes<T>)power, f * f * polynomial<T>(f, N::exp)};
 }
 
