@@ -131,7 +131,7 @@ def effective_information(
     shapes, sums = [], []
     for use in uses:
         wiring = use.wiring(channel_mixing)
-        if norm == "softmax":
+        if norm == "softmax" and wiring.weight.numel():
             _require_small(use, wiring.weight, wiring.scale)
         shapes.append(wiring.shape)
         sums.append(wiring.sums(norm).cpu())
