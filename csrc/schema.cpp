@@ -49,4 +49,7 @@ STABLE_TORCH_LIBRARY(modfast, m) {
       "train_mlps_(Tensor x, Tensor y, int[] sizes, Tensor(a!) parameters, Tensor(b!) exp_avgs,"
       " Tensor(c!) exp_avg_sqs, int step, int epochs, float lr, float beta1, float beta2, float eps)"
       " -> Tensor losses");
+  m.def(
+      "wiring_sums(Tensor weight, Tensor? scale, Tensor sources, Tensor n_in, Tensor n_out, str norm,"
+      " int blocks, int ins, int outs) -> Tensor");
 }

@@ -120,7 +120,7 @@ def resolve_modules(
         several of the picked names is given once, under the first.
 
     Raises:
-        TypeError: ``patterns`` is no string or sequence of strings.
+        TypeError: ``model`` is no module, ``patterns`` is no string or sequence of strings.
         ValueError: ``patterns`` is empty, or one of them matches no module that can be picked; the
             message lists the nearest names.
 
@@ -130,6 +130,8 @@ def resolve_modules(
         >>> list(resolve_modules(MLP([4, 3, 3, 2]), ["fc3", "act*"]))
         ['act1', 'act2', 'fc3']
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     # Without remove_duplicate=False a shared module's other names would be called unknown.
     modules = {
         name: module

@@ -26,9 +26,41 @@ using Memory = std::unique_ptr<void, FreeAligned>;
 
 Memory allocate(size_t bytes) { return Memory(operator new[](bytes, std::align_val_t(kAlignment))); }
 
-// values [n, d] as [block][column][sample of the block], zeros at the end.
+// Puts samples order[begin, end) that are near each other into one block, so that more units are off for
+// a whole block: parts them by the input that differs most among them, and then each part again.
 template <class T>
-Memory by_blocks(const Tensor& values) {
+void gather_near(const T* x, int64_t d, int64_t begin, int64_t end, std::vector<int64_t>& order) {
+  const int64_t n_blocks = (end - begin + kBlockSamples - 1) / kBlockSamples;
+  if (n_blocks < 2) return;
+  int64_t widest = 0;
+  double most = -1.0;
+  const int64_t step = n_blocks;  // some kBlockSamples tell enough
+  for (int64_t j = 0; j < d; ++j) {
+    double sum = 0.0, squares = 0.0, n = 0.0;
+    for (int64_t i = begin; i < end; i += step, ++n) {
+      const double value = x[order[i] * d + j];
+      sum += value;
+      squares += value * value;
+    }
+    const double variance = squares - sum * sum / n;
+    if (variance > most) {
+      most = variance;
+      widest = j;
+    }
+  }
+  const int64_t middle = begin + n_blocks / 2 * kBlockSamples;
+  std::nth_element(order.begin() + begin, order.begin() + middle, order.begin() + end,
+                   [=](int64_t a, int64_t b) {
+                     const T left = x[a * d + widest], right = x[b * d + widest];
+                     return left != right ? left < right : a < b;
+                   });
+  gather_near(x, d, begin, middle, order);
+  gather_near(x, d, middle, end, order);
+}
+
+// values [n, d] as [block][column][sample of the block], in that order, zeros at the end.
+template <class T>
+Memory by_blocks(const Tensor& values, const std::vector<int64_t>& order) {
   const int64_t n = values.size(0), d = values.size(1);
   const int64_t n_blocks = (n + kBlockSamples - 1) / kBlockSamples, size = n_blocks * d * kBlockSamples;
   Memory memory = allocate(size * sizeof(T));
@@ -37,7 +69,7 @@ Memory by_blocks(const Tensor& values) {
   std::fill(to, to + size, T(0));
   for (int64_t i = 0; i < n; ++i) {
     T* sample = to + i / kBlockSamples * d * kBlockSamples + i % kBlockSamples;
-    for (int64_t j = 0; j < d; ++j) sample[j * kBlockSamples] = from[i * d + j];
+    for (int64_t j = 0; j < d; ++j) sample[j * kBlockSamples] = from[order[i] * d + j];
   }
   return memory;
 }
@@ -77,7 +109,10 @@ template <class T>
 void train_all(MlpTraining& all, const std::vector<int64_t>& sizes, const Tensor& x, const Tensor& y,
                const Tensor& parameters, const Tensor& exp_avgs, const Tensor& exp_avg_sqs,
                double* losses) {
-  const Memory x_blocks = by_blocks<T>(x), y_blocks = by_blocks<T>(y);
+  std::vector<int64_t> order(x.size(0));
+  std::iota(order.begin(), order.end(), 0);
+  gather_near(static_cast<const T*>(x.data_ptr()), x.size(1), 0, x.size(0), order);
+  const Memory x_blocks = by_blocks<T>(x, order), y_blocks = by_blocks<T>(y, order);
   all.x = x_blocks.get();
   all.y = y_blocks.get();
   const auto train = at_level(kTables).train[sizeof(T) == sizeof(double)];

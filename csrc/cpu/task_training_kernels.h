@@ -5,8 +5,8 @@
 // block, up to half of them in a trained network, take no part in what follows: lists of the active
 // ones steer every loop. Gradients are summed by lane over all blocks, and across lanes once.
 #include "lanes_kernels.h"
+#include "by_tiles_kernels.h"
 
-constexpr int kTileRows = 4;
 constexpr int kVectors = MODFAST_SIMD_BITS == 512 ? 4 : 2;  // registers of samples at a time
 
 // A layer of the network in training.
@@ -52,24 +52,6 @@ MODFAST_LANE void add_products(const T* const (&weights)[kRows], int64_t stride,
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sums[r][v] += in[v] * w;
     }
-  }
-}
-
-// Calls f(rows, first) for tiles of at most kTileRows of n, as even as can be: a tile of one row
-// would wait for its own sums.
-template <class F>
-MODFAST_LANE void by_tiles(int64_t n, const F& f) {
-  static_assert(kTileRows == 4);
-  int64_t first = 0;
-  for (int64_t n_tiles = (n + kTileRows - 1) / kTileRows; n_tiles > 0; --n_tiles) {
-    const int64_t rows = (n - first + n_tiles - 1) / n_tiles;
-    switch (rows) {
-      case 4: f(std::integral_constant<int, 4>{}, first); break;
-      case 3: f(std::integral_constant<int, 3>{}, first); break;
-      case 2: f(std::integral_constant<int, 2>{}, first); break;
-      default: f(std::integral_constant<int, 1>{}, first);
-    }
-    first += rows;
   }
 }
 

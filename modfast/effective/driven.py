@@ -46,7 +46,8 @@ class Driven:
         self.bins = self.binning.bins
         # On the CPU, so that the noise is the same on each device.
         self.generator = torch.Generator()
-        self.generator.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+        drawn = int(torch.randint(2**62, ())) if seed is None else checks.seed("seed", seed)
+        self.generator.manual_seed(drawn)
         self.width = max(self.n_in, self.outputs(one.flatten(1)).shape[1])
 
     def noise(self, n: int, d: int) -> Tensor:

@@ -109,7 +109,7 @@ def effective_information(
         TypeError: `model` is no module, `input_shape` no shape, weights of another type.
         ValueError: an input that does not fit the model, weights that are not counted or not
             finite, a padding mode other than zeros, a BatchNorm that cannot be folded, weights
-            above 600 with "softmax", an unknown option.
+            beyond -600 to 600 with "softmax", an unknown option.
 
     Source: N2, the effective-information notebook; Mattsson, Michaud and Hoel (2020).
 
@@ -131,7 +131,7 @@ def effective_information(
     shapes, sums = [], []
     for use in uses:
         wiring = use.wiring(channel_mixing)
-        if norm == "softmax":
+        if norm == "softmax" and wiring.weight.numel():
             _require_small(use, wiring.weight, wiring.scale)
         shapes.append(wiring.shape)
         sums.append(wiring.sums(norm).cpu())
@@ -217,9 +217,11 @@ def _bits(n_in: int, entropy: float, total: float, total_log: float) -> tuple[fl
 
 
 def _require_small(use: Use, weight: Tensor, scale: Tensor | None) -> None:
-    largest = float(weight.amax() if scale is None else (weight.amax((2, 3, 4)) * scale).amax())
+    ends = torch.stack([weight.amin((2, 3, 4)), weight.amax((2, 3, 4))])
+    ends = ends if scale is None else ends * scale
+    largest = float(ends.abs().amax())
     if largest > MAX_LOGIT:
         raise ValueError(
-            f"the weight of {use.name!r} must be at most {MAX_LOGIT:.0f} with norm='softmax', "
-            f"got {largest}"
+            f"the weight of {use.name!r} must be from -{MAX_LOGIT:.0f} to {MAX_LOGIT:.0f} with "
+            f"norm='softmax', got {largest} in size"
         )

@@ -75,7 +75,7 @@ class Use:
                 "with others one pair of units may be connected twice"
             )
         weight = weight if weight.dim() == 4 else weight[:, :, None]
-        weight = weight.unflatten(0, (module.groups, -1))
+        weight = weight.reshape(module.groups, -1, *weight.shape[1:])
         weight = weight.transpose(1, 2) if isinstance(module, _TRANSPOSED) else weight
         axes = _convolution_axes(module, self.in_shape, self.out_shape)
         batched = len(self.in_shape) == len(module.kernel_size) + 2

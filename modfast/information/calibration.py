@@ -135,9 +135,7 @@ def calibrate(
     if checks.finite_number("information", information) <= 0:
         raise ValueError(f"information must be above 0, got {information}")
     dims, samples = _counts("dims", dims), _counts("samples", samples)
-    numbers = list(range(checks.count("seeds", seeds)) if isinstance(seeds, int) else seeds)
-    if not numbers:
-        raise ValueError("seeds must hold at least one seed, got none")
+    numbers = _seeds(seeds)
     shape = len(chosen), len(dims), len(samples), len(numbers)
     estimates = torch.empty(shape, dtype=torch.float64)
     places = product(enumerate(dims), enumerate(samples), enumerate(numbers))
@@ -174,6 +172,15 @@ def _functions(estimators: Mapping[str, Estimator]) -> dict[str, Estimator]:
         if not callable(each):
             raise TypeError(f"estimators[{name!r}] must be a function of (x, y), got {each!r}")
     return dict(estimators)
+
+
+def _seeds(seeds: int | Iterable[int]) -> list[int]:
+    if not isinstance(seeds, Iterable):
+        return list(range(checks.count("seeds", seeds)))
+    numbers = [checks.seed("seeds", each) for each in seeds]
+    if not numbers:
+        raise ValueError("seeds must hold at least one seed, got none")
+    return numbers
 
 
 def _counts(argument: str, values: Sequence[int]) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def kmeans_mutual_information(
         module's entropy of codes on the diagonal. The same for any number of threads.
 
     Raises:
-        TypeError: values that do not float, a partition of another kind.
+        TypeError: values that do not float, a partition of another kind, a seed that is no integer.
         ValueError: k that is not below n; values that are not finite or require grad; different
             samples; modules that overlap or are empty.
 
@@ -63,6 +63,7 @@ def kmeans_mutual_information(
     if not 2 <= k < min(n, MAX_BINS + 1):
         raise ValueError(f"k must be from 2 to {min(n - 1, MAX_BINS)} for {n} samples, got {k}")
     max_iterations = checks.count("max_iterations", max_iterations)
+    seed = checks.seed("seed", seed)
     codes = [
         quantized(standardized(values).to(compute_dtype(values)), k, max_iterations, seed)
         for values in groups.each()

@@ -62,7 +62,7 @@ def ksg_mutual_information(
         modules, infinite on the diagonal. The same for any number of threads.
 
     Raises:
-        TypeError: values that do not float, a partition of another kind.
+        TypeError: values that do not float, a partition of another kind, a seed that is no integer.
         ValueError: k that is not below n; more than k equal samples with jitter=0; values that are
             not finite or require grad; different samples; modules that overlap or are empty.
 
@@ -83,7 +83,7 @@ def ksg_mutual_information(
         raise ValueError(f"k must be below the number of samples, {n}, got {k}")
     if checks.finite_number("jitter", jitter) < 0:
         raise ValueError(f"jitter must be at least 0, got {jitter}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     points = []
     for values in groups.each():
         noise = torch.randn(values.shape, dtype=torch.float64, generator=generator)

@@ -18,6 +18,7 @@ from modfast.ops.information import (
 from modfast.ops.pruning import prune_layer
 from modfast.ops.task_training import train_mlps_
 from modfast.ops.top import update_top_
+from modfast.ops.wiring import wiring_sums
 
 __all__ = [
     "ablation_sweep",
@@ -36,4 +37,5 @@ __all__ = [
     "prune_layer",
     "train_mlps_",
     "update_top_",
+    "wiring_sums",
 ]

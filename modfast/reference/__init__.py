@@ -40,6 +40,7 @@ from modfast.reference.information import (
 from modfast.reference.pruning import prune_layer
 from modfast.reference.task_training import run_mlps, split_mlps, train_mlps_
 from modfast.reference.top import update_top_
+from modfast.reference.wiring import wiring_sums
 
 __all__ = [
     "ACTIVATIONS",
@@ -74,4 +75,5 @@ __all__ = [
     "split_mlps",
     "train_mlps_",
     "update_top_",
+    "wiring_sums",
 ]

@@ -100,8 +100,7 @@ class TaskStudy:
         Source: N4, which trains 100 networks of 4-16-16-2 for 1,000 epochs, one by one.
         """
         n_models, epochs = checks.count("n_models", n_models), checks.count("epochs", epochs)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be an integer, got {seed!r}")
+        seed = checks.seed("seed", seed)
         x, y = checks.pair("data", data)
         checks.finite("data[0]", x)
         checks.finite("data[1]", y)

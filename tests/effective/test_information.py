@@ -155,7 +155,7 @@ def test_parts_of_any_size_give_one_result(norm: str, monkeypatch: pytest.Monkey
         (nn.Linear(50, 30), (50,)),
     ]:
         for cells in (1, 100, 700, 2**20):
-            monkeypatch.setattr("modfast.effective.wiring._CELLS", cells)
+            monkeypatch.setattr("modfast.reference._WIRING_CELLS", cells)
             assert_equals(layer, shape, [matrix_of(layer, shape)], norm)
 
 
@@ -413,15 +413,18 @@ def test_weights_that_are_not_real() -> None:
 
 
 def test_weights_too_large_for_softmax() -> None:
-    layer = nn.Linear(4, 3)
-    layer.weight.data[0, 0] = 601.0
-    with pytest.raises(ValueError, match="the weight of 'Linear' must be at most 600 with norm="):
-        effective_information(layer, 4, "softmax")
-    assert math.isfinite(effective_information(layer, 4, "sigmoid").ei)
-    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-    net[1].weight.data.fill_(1e4)
-    with pytest.raises(ValueError, match="the weight of '0' must be at most 600"):
-        effective_information(net, 4, "softmax", batch_norm="fold")
+    for weight in (601.0, -601.0):
+        layer = nn.Linear(4, 3)
+        layer.weight.data[0, 0] = weight
+        with pytest.raises(ValueError, match="weight of 'Linear' must be from -600 to 600 with no"):
+            effective_information(layer, 4, "softmax")
+        assert math.isfinite(effective_information(layer, 4, "sigmoid").ei)
+    for factor in (1e4, -1e4):
+        net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        net[0].weight.data.uniform_(-1, -0.5)
+        net[1].weight.data.fill_(factor)
+        with pytest.raises(ValueError, match="the weight of '0' must be from -600 to 600"):
+            effective_information(net, 4, "softmax", batch_norm="fold")
 
 
 def test_figure() -> None:

@@ -227,6 +227,7 @@ def test_whole_of_many_outputs() -> None:
         ({"samples": 2_000_000}, ValueError, "samples must be at most max_samples=1000000"),
         ({"tolerance": 0.0}, ValueError, "tolerance must be above 0, got 0.0"),
         ({"tolerance": math.nan}, ValueError, "tolerance must be finite"),
+        ({"seed": "a"}, TypeError, "seed must be an integer, got 'a'"),
         ({"activation": lambda y: y * math.nan}, ValueError, "outputs must be finite"),
         ({"activation": lambda y: y[:1]}, TypeError, "must return a floating tensor with a row"),
         ({"activation": lambda y: (y,)}, TypeError, "must return a floating tensor .* got tuple"),

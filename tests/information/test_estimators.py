@@ -289,6 +289,8 @@ def test_calibration_by_default_and_its_figure() -> None:
         ({"samples": ["a"]}, TypeError, "samples must be an integer, got 'a'"),
         ({"seeds": []}, ValueError, "seeds must hold at least one seed"),
         ({"seeds": 0}, ValueError, "seeds must be at least 1, got 0"),
+        ({"seeds": 1.5}, TypeError, "seeds must be an integer, got 1.5"),
+        ({"seeds": ["a"]}, TypeError, "seeds must be an integer, got 'a'"),
         ({"information": 0}, ValueError, "information must be above 0, got 0"),
         ({"information": torch.inf}, ValueError, "information must be finite"),
     ],

@@ -172,6 +172,8 @@ def test_the_notebooks_sorted_codes_share_the_logarithm_of_n() -> None:
         ({"k": 20}, "k must be from 2 to 19 for 20 samples, got 20"),
         ({"k": 2.5}, "k must be an integer"),
         ({"max_iterations": 0}, "max_iterations must be at least 1"),
+        ({"seed": "a"}, "seed must be an integer, got 'a'"),
+        ({"seed": 2**64}, "seed must be from -2\\^63 to 2\\^64 - 1, got 18446744073709551616"),
     ],
 )
 def test_bad_input(arguments: dict, message: str) -> None:

@@ -155,6 +155,7 @@ def test_equal_samples() -> None:
         ({"variant": 3}, ValueError, r"variant must be one of \(1, 2\), got 3"),
         ({"jitter": -1.0}, ValueError, "jitter must be at least 0, got -1"),
         ({"jitter": "a"}, TypeError, "jitter must be a number"),
+        ({"seed": 1.5}, TypeError, "seed must be an integer, got 1.5"),
     ],
 )
 def test_bad_input(arguments: dict, error: type[Exception], message: str) -> None:

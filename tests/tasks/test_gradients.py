@@ -213,6 +213,9 @@ def test_bad_input() -> None:
         task_gradients(model, x[:0], "act1")
     with pytest.raises(TypeError, match="sites='input': inputs must be one floating tensor"):
         task_gradients(model, x.long(), "input")
+    for sites in ("input", "act1"):
+        with pytest.raises(TypeError, match="model must be a torch.nn.Module, got str"):
+            task_gradients("model", x, sites)
     with pytest.raises(TypeError, match="sites=3: must be a name"):
         task_gradients(model, x, 3)
     with pytest.raises(TypeError, match="must return a floating tensor .*got tuple"):
