@@ -128,4 +128,4 @@ class Directions:
         if activation is not None:  # it acts on each unit, of which a direction has many
             return None
         vectors = self.vectors[chosen]
-        return site @ vectors.T, -(vectors @ weight.T)
+        return site @ vectors.T, (vectors @ weight.T).neg_()
