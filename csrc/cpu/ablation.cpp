@@ -205,6 +205,7 @@ std::tuple<Tensor, Tensor> run_logits(AblationSweep& sweep, const Tensor& logits
   const int64_t block = kernels.block[t] / 2, n_blocks = blocks_of(sweep.n_ablations, block);
   Packed<T> packed(updates.data_ptr(), sweep.n_ablations, sweep.n_classes, block);
   sweep.updates = packed.data();
+  sweep.joined = true;
   Tiles tiles(sweep, logits, tile_samples(sweep));
   const int64_t n = std::min(kTileSamples, sweep.n_samples);
   for_each(tiles.size() * n_blocks, n * block * sweep.n_classes, [&](int64_t i) {
@@ -222,6 +223,8 @@ std::tuple<Tensor, Tensor> run_relu(AblationSweep& sweep, const Tensor& logits, 
   sweep.group = group_of(sweep.n_classes, kReluWide, kReluNarrow);
   Packed<T> packed(weight.data_ptr(), sweep.n_classes, sweep.n_hidden, sweep.group);
   sweep.weight = packed.data();
+  // Of fewer samples, the sums are those of the terms of each, whose logarithms are the least of the work.
+  sweep.joined = sweep.n_samples > kTileSamples;
   sweep.tables = sweep.n_samples >= kTableSamples && sweep.n_hidden > 0;
   if (kernels.relu_bytes[t](sweep) > kMostTables) sweep.tables = false;
   Tiles tiles(sweep, logits, tile_samples(sweep));
