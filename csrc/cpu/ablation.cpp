@@ -33,9 +33,10 @@ constexpr int64_t kFewShare = 16, kManyShare = 128, kManyTiles = 16;
 constexpr int64_t kGrain = int64_t{1} << 16, kHiddenGrain = 8 * kGrain;
 // Before a ReLU, the tables of a block cost what they save on some 45 samples: 416 sums a class and 64
 // units against, for each sample, a product for each unit that is surely on less one sum for five units.
-// They serve kTableTiles tiles in a row. Those larger than kMostTables bytes are not made, so that every
+// With tables, what is rounded depends on the other ablations of a block; without, it does not. They
+// serve kTableTiles tiles in a row. Those larger than kMostTables bytes are not made, so that every
 // thread can have its own.
-constexpr int64_t kTableSamples = 48, kTableTiles = 8, kMostTables = int64_t{1} << 23;
+constexpr int64_t kTableSamples = 64, kTableTiles = 8, kMostTables = int64_t{1} << 23;
 
 int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 

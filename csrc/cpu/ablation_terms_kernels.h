@@ -186,10 +186,17 @@ struct Joined {
 
   MODFAST_LANE void flush(double (&sums)[kMostTerms][kLanes<T>]) {
     const V log = log1p_up<T>(excess, 1 / (1 + excess));
-    const V after = second - log;
-    add_lanes<T>(sums[0], first + after);
-    add_lanes<T>(sums[1], larger(after, V{}));  // only rounding goes below 0
-    add_lanes<T>(sums[2], log);
+    T out[3][kLanes<T>];
+    store_lanes(out[0], first);
+    store_lanes(out[1], second);
+    store_lanes(out[2], log);
+#pragma omp simd
+    for (int l = 0; l < kLanes<T>; ++l) {
+      const double gap = out[2][l], after = out[1][l] - gap;
+      sums[0][l] += out[0][l] + after;
+      sums[1][l] += after > 0.0 ? after : 0.0;  // only rounding goes below 0
+      sums[2][l] += gap;
+    }
     *this = Joined{};
   }
 };
