@@ -33,9 +33,10 @@ constexpr int64_t kFewShare = 16, kManyShare = 128, kManyTiles = 16;
 constexpr int64_t kGrain = int64_t{1} << 16, kHiddenGrain = 8 * kGrain;
 // Before a ReLU, the tables of a block cost what they save on some 45 samples: 416 sums a class and 64
 // units against, for each sample, a product for each unit that is surely on less one sum for five units.
-// They serve kTableTiles tiles in a row. Those larger than kMostTables bytes are not made, so that every
+// With tables, what is rounded depends on the other ablations of a block; without, it does not. They
+// serve kTableTiles tiles in a row. Those larger than kMostTables bytes are not made, so that every
 // thread can have its own.
-constexpr int64_t kTableSamples = 48, kTableTiles = 8, kMostTables = int64_t{1} << 23;
+constexpr int64_t kTableSamples = 64, kTableTiles = 8, kMostTables = int64_t{1} << 23;
 
 int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
@@ -205,6 +206,7 @@ std::tuple<Tensor, Tensor> run_logits(AblationSweep& sweep, const Tensor& logits
   const int64_t block = kernels.block[t] / 2, n_blocks = blocks_of(sweep.n_ablations, block);
   Packed<T> packed(updates.data_ptr(), sweep.n_ablations, sweep.n_classes, block);
   sweep.updates = packed.data();
+  sweep.joined = true;
   Tiles tiles(sweep, logits, tile_samples(sweep));
   const int64_t n = std::min(kTileSamples, sweep.n_samples);
   for_each(tiles.size() * n_blocks, n * block * sweep.n_classes, [&](int64_t i) {
@@ -222,6 +224,8 @@ std::tuple<Tensor, Tensor> run_relu(AblationSweep& sweep, const Tensor& logits, 
   sweep.group = group_of(sweep.n_classes, kReluWide, kReluNarrow);
   Packed<T> packed(weight.data_ptr(), sweep.n_classes, sweep.n_hidden, sweep.group);
   sweep.weight = packed.data();
+  // Of fewer samples, the sums are those of the terms of each, whose logarithms are the least of the work.
+  sweep.joined = sweep.n_samples > kTileSamples;
   sweep.tables = sweep.n_samples >= kTableSamples && sweep.n_hidden > 0;
   if (kernels.relu_bytes[t](sweep) > kMostTables) sweep.tables = false;
   Tiles tiles(sweep, logits, tile_samples(sweep));

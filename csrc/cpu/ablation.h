@@ -20,6 +20,7 @@ struct AblationSweep {
   int64_t group;  // classes of a group
   bool tables;    // before a ReLU: of the changes of units that stay on
   bool per_sample;
+  bool joined;  // samples may share a logarithm
   int n_terms;          // 3, or with targets all
   int64_t term_stride;  // from one term to the next
 

@@ -186,10 +186,17 @@ struct Joined {
 
   MODFAST_LANE void flush(double (&sums)[kMostTerms][kLanes<T>]) {
     const V log = log1p_up<T>(excess, 1 / (1 + excess));
-    const V after = second - log;
-    add_lanes<T>(sums[0], first + after);
-    add_lanes<T>(sums[1], larger(after, V{}));  // only rounding goes below 0
-    add_lanes<T>(sums[2], log);
+    T out[3][kLanes<T>];
+    store_lanes(out[0], first);
+    store_lanes(out[1], second);
+    store_lanes(out[2], log);
+#pragma omp simd
+    for (int l = 0; l < kLanes<T>; ++l) {
+      const double gap = out[2][l], after = out[1][l] - gap;
+      sums[0][l] += out[0][l] + after;
+      sums[1][l] += after > 0.0 ? after : 0.0;  // only rounding goes below 0
+      sums[2][l] += gap;
+    }
     *this = Joined{};
   }
 };
@@ -224,10 +231,10 @@ struct BlockTerms {
     const T* p = probabilities(i);
     const auto p_of = [=](int64_t c) { return p[c * kBlock<T>]; };
     const auto centered = [=](int64_t c) { return p[part + c * kBlock<T>]; };
-    const bool alone = sweep.per_sample || sweep.has_targets();
-    if (!alone && !any(range > T(kJoinedRange))) {
+    if (sweep.joined && !sweep.has_targets() && !any(range > T(kJoinedRange))) {
       joined.add(ablation_moments<T>(n_classes, mean, p_of, centered, changes));
-      if (joined.n == kJoined) joined.flush(sums);
+      if (sweep.per_sample || joined.n == kJoined) joined.flush(sums);
+      if (sweep.per_sample) finish_sample(i);
       return;
     }
     const int64_t target = sweep.has_targets() ? sweep.targets[i] : -1;
@@ -240,16 +247,8 @@ struct BlockTerms {
         [&](int64_t c) { return c < target ? ~none : none; }, found);
     const V terms[kMostTerms] = {found.terms.entropy_difference, found.terms.kl_ablated_original,
                                  found.terms.kl_original_ablated, found.loss, found.correct};
-    for (int k = 0; k < sweep.n_terms; ++k) {
-      if (sweep.per_sample) {
-        T out[kLanes<T>];
-        store_lanes(out, terms[k]);
-        double* to = tile.terms + k * sweep.term_stride + (i - tile.begin) * sweep.n_ablations + first;
-        for (int64_t l = 0; l < n; ++l) to[l] = out[l];
-      } else {
-        add_lanes<T>(sums[k], terms[k]);
-      }
-    }
+    for (int k = 0; k < sweep.n_terms; ++k) add_lanes<T>(sums[k], terms[k]);
+    if (sweep.per_sample) finish_sample(i);
     if (tile.classes != nullptr) {
       for (int64_t l = 0; l < n; ++l) {
         tile.classes[target * sweep.n_ablations + first + l] += found.correct[l] != T(0);
@@ -257,11 +256,20 @@ struct BlockTerms {
     }
   }
 
+  MODFAST_LANE void finish_sample(int64_t i) {
+    store(tile.terms + (i - tile.begin) * sweep.n_ablations);
+    memset(sums, 0, sizeof(sums));
+  }
+
   MODFAST_LANE void finish() {
     if (sweep.per_sample) return;
     joined.flush(sums);
+    store(tile.terms);
+  }
+
+  MODFAST_LANE void store(double* to) const {
     for (int k = 0; k < sweep.n_terms; ++k) {
-      for (int64_t l = 0; l < n; ++l) tile.terms[k * sweep.term_stride + first + l] = sums[k][l];
+      for (int64_t l = 0; l < n; ++l) to[k * sweep.term_stride + first + l] = sums[k][l];
     }
   }
 };

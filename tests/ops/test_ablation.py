@@ -131,13 +131,13 @@ def test_more_than_is_done_at_once(
 # Of the CPU before a ReLU: no units, whole words of units and lanes of ablations and one more, more
 # tiles than share tables, the most classes and one more, and more units than get tables.
 RELU_SHAPES = [
-    (40, 5, 3, 0),
-    (33, 16, 10, 64),
+    (80, 5, 3, 0),
+    (65, 16, 10, 64),
     (70, 33, 11, 65),
     (2400, 17, 4, 130),
-    (35, 20, 64, 7),
-    (35, 20, 65, 7),
-    (33, 3, 64, 330),
+    (67, 20, 64, 7),
+    (67, 20, 65, 7),
+    (64, 3, 64, 330),
 ]
 
 
@@ -182,7 +182,7 @@ def test_changes_that_just_reach_zero(simd: str, dtype: torch.dtype) -> None:
 
 def test_products_too_large_for_a_float(simd: str) -> None:
     # u W overflows, s u W does not.
-    x = example((40, 20, 6, 18), torch.float32, torch.device("cpu"))
+    x = example((80, 20, 6, 18), torch.float32, torch.device("cpu"))
     factors = {"scales": 1e-40, "updates": 1e25, "hidden": 1e-15, "weight": 1e15}
     x |= {name: x[name] * factor for name, factor in factors.items()}
     names = ("logits", "hidden", "scales", "updates")
