@@ -21,11 +21,10 @@ struct Run {
   int64_t row, first, end;
 };
 
-std::vector<int64_t> read_integers(const Tensor& tensor, cudaStream_t stream) {
-  std::vector<int64_t> values(tensor.numel());
+void read_integers(const Tensor& tensor, cudaStream_t stream, std::vector<int64_t>& values) {
+  values.resize(tensor.numel());
   const int64_t bytes = tensor.numel() * static_cast<int64_t>(sizeof(int64_t));
   copy_to_host(kOp, values.data(), tensor.data_ptr(), bytes, stream);
-  return values;
 }
 
 // The order in runs of one unit, in which no weight comes twice. At least one, for the loss at first.
@@ -176,12 +175,14 @@ std::tuple<Tensor, Tensor> prune_layer(const Tensor& inputs, std::vector<Tensor>
                                        std::optional<Tensor> original, double threshold) {
   check_samples(kOp, inputs, sizes);
   const OnDevice device(kOp, inputs);
-  const std::vector<int64_t> group_sizes = read_integers(sizes, device.stream());
+  std::vector<int64_t> group_sizes, visits, classes;
+  read_integers(sizes, device.stream(), group_sizes);
   const int64_t n_groups = sizes.numel();
   check_sizes(kOp, group_sizes.data(), n_groups, inputs.size(0));
   const int64_t n_classes = check_network(kOp, inputs, weights, biases, targets, order, original, n_groups);
-  const std::vector<int64_t> visits = read_integers(order, device.stream());
-  check_range(kOp, "targets", read_integers(targets, device.stream()).data(), targets.numel(), n_classes);
+  read_integers(order, device.stream(), visits);
+  read_integers(targets, device.stream(), classes);
+  check_range(kOp, "targets", classes.data(), targets.numel(), n_classes);
   const int64_t n_out = weights[0].size(1), n_in = weights[0].size(2);
   check_range(kOp, "order", visits.data(), order.numel(), n_out * n_in);
   const std::vector<Run> runs = find_runs(visits, n_out, n_in);
