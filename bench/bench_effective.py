@@ -79,7 +79,7 @@ def check(ours: list[float], theirs: list[float], error: float) -> None:
 @torch.no_grad()
 def small_case() -> Case:
     torch.manual_seed(0)
-    conv, shape = nn.Conv2d(3, 16, 3, padding=1), (3, 28, 28)
+    conv, shape = nn.Conv2d(3, 16, 3, padding=1).eval(), (3, 28, 28)
     check(found(conv, shape), dense(conv, shape, torch.float64), 1e-9)
     # As many digits take a matrix in float64.
     check(found(conv, shape), dense(conv, shape, torch.float32), 1e-4)
@@ -100,7 +100,7 @@ def small_case() -> Case:
 @torch.no_grad()
 def large_case() -> Case:
     torch.manual_seed(0)
-    conv, shape = nn.Conv2d(64, 128, 3, stride=2, padding=1), (64, 56, 56)
+    conv, shape = nn.Conv2d(64, 128, 3, stride=2, padding=1).eval(), (64, 56, 56)
     check(found(conv, shape), convolutions(conv, shape), 1e-9)
     return Case(
         "effective information, conv 64 to 128, 3 x 3, stride 2, 56 x 56",

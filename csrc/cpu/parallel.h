@@ -11,15 +11,12 @@ namespace modfast {
 // Fewer elements than this are not worth waking a thread for.
 constexpr int64_t kGrainElements = 4 * kTileElements;
 
-// Calls f(i) for each i < n, of which each costs so much; less than `grain` is not worth waking a
-// thread for.
+// Calls f(begin, end) for parts of n, of which each costs so much; less than `grain` is not worth
+// waking a thread for.
 template <class F>
-void for_each(int64_t n, int64_t cost, int64_t grain, const F& f) {
-  const auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) f(i);
-  };
-  if (n * cost <= grain) return run(0, n);
-  torch::stable::parallel_for(0, n, std::max<int64_t>(1, grain / std::max<int64_t>(1, cost)), run);
+void for_ranges(int64_t n, int64_t cost, int64_t grain, const F& f) {
+  if (n * cost <= grain) return f(0, n);
+  torch::stable::parallel_for(0, n, std::max<int64_t>(1, grain / std::max<int64_t>(1, cost)), f);
 }
 
 // Calls f(weight index, tile index within the weight, running index over all tiles) for each tile.

@@ -19,8 +19,10 @@ namespace {
 
 constexpr const WiringKernels* kTables[] = MODFAST_TABLES;
 constexpr const char* kOp = "wiring_sums";
-// Multiplications, or a few times as many exponentials, that are not worth waking a thread for.
-constexpr int64_t kGrain = int64_t{1} << 16;
+// Multiplications that are not worth waking a thread for: they take some 50 µs.
+constexpr int64_t kGrain = int64_t{1} << 18;
+// A logarithm or exponential in multiplications.
+constexpr int64_t kLog = 4;
 // Of the right factor's numbers at a time: they stay in the second-level cache, 512 KB.
 constexpr int64_t kRight = int64_t{1} << 16;
 
@@ -102,9 +104,12 @@ class WiringSums {
     totals_.assign(groups_ * stride_, 0.0);
     terms_.assign(groups_ * stride_, 0.0);
     const auto sum = at_level(kTables).sum[norm_][dtype_];
-    for_each(groups_ * n_segments, 4 * outputs_ * std::min(n_cols, kSegment), kGrain, [&](int64_t i) {
-      const int64_t g = i / n_segments, first = i % n_segments * kSegment, at = g * stride_ + first;
-      sum(rows(g, 0, outputs_, first, std::min(kSegment, n_cols - first)), &totals_[at], &terms_[at]);
+    const int64_t cost = kLog * outputs_ * std::min(n_cols, kSegment);
+    for_ranges(groups_ * n_segments, cost, kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t g = i / n_segments, first = i % n_segments * kSegment, at = g * stride_ + first;
+        sum(rows(g, 0, outputs_, first, std::min(kSegment, n_cols - first)), &totals_[at], &terms_[at]);
+      }
     });
   }
 
@@ -126,21 +131,23 @@ class WiringSums {
     }
     reciprocals_.resize(groups_ * inputs_ * n_sources_);
     std::vector<double> entropies(groups_ * inputs_);
-    for_each(groups_ * inputs_, n_sources_ * (taps_ + 16), kGrain, [&](int64_t i) {
-      const int64_t at = i / inputs_ * stride_ + i % inputs_ * taps_;
-      for (int64_t c = 0; c < n_sources_; ++c) {
-        double total = 0.0, terms = 0.0;
-        for (const int64_t t : taps[c]) {
-          total += totals_[at + t];
-          terms += terms_[at + t];
+    for_ranges(groups_ * inputs_, n_sources_ * (taps_ + kLog), kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t at = i / inputs_ * stride_ + i % inputs_ * taps_;
+        for (int64_t c = 0; c < n_sources_; ++c) {
+          double total = 0.0, terms = 0.0;
+          for (const int64_t t : taps[c]) {
+            total += totals_[at + t];
+            terms += terms_[at + t];
+          }
+          total = outs * total + absent_ * n_absent[c];
+          terms = outs * terms;
+          if (absent_ > 0.0) terms += absent_ * std::log(absent_) * n_absent[c];
+          // A row may be all zeros. It stays so, and has no entropy.
+          const bool nothing = total == 0.0;
+          reciprocals_[i * n_sources_ + c] = nothing ? 0.0 : 1.0 / total;
+          entropies[i] += nothing ? 0.0 : n_in_[c] * (std::log(total) - terms / total);
         }
-        total = outs * total + absent_ * n_absent[c];
-        terms = outs * terms;
-        if (absent_ > 0.0) terms += absent_ * std::log(absent_) * n_absent[c];
-        // A row may be all zeros. It stays so, and has no entropy.
-        const bool nothing = total == 0.0;
-        reciprocals_[i * n_sources_ + c] = nothing ? 0.0 : 1.0 / total;
-        entropies[i] += nothing ? 0.0 : n_in_[c] * (std::log(total) - terms / total);
       }
     });
     double entropy = 0.0;
@@ -153,26 +160,26 @@ class WiringSums {
     columns_.assign(groups_ * outputs_ * n_kinds_, 0.0);
     const auto kernel = at_level(kTables).multiply[norm_][dtype_];
     const int64_t of_input = std::max<int64_t>(1, taps_ * n_kinds_);
-    const int64_t n_inputs = std::clamp<int64_t>(inputs_, 1, std::max<int64_t>(1, kRight / of_input));
-    const int64_t stride = padded(n_inputs * taps_), of_group = std::max<int64_t>(1, stride * n_kinds_);
-    const int64_t n_groups = std::clamp<int64_t>(groups_, 1, std::max<int64_t>(1, kRight / of_group));
-    const int64_t n_tiles = blocks_of(outputs_, kMostRows);
-    std::vector<double> right(n_groups * of_group);
-    for (int64_t g = 0; g < groups_; g += n_groups) {
-      const int64_t n_here = std::min(n_groups, groups_ - g);
-      for (int64_t a = 0; a < inputs_; a += n_inputs) {
-        const int64_t n = std::min(n_inputs, inputs_ - a);
-        for_each(n_here * n_kinds_, stride, kGrain, [&](int64_t i) {
-          gather(g + i / n_kinds_, a, n, i % n_kinds_, &right[i * stride], stride);
-        });
-        for_each(n_here * n_tiles, kMostRows * n * (of_input + 4), kGrain, [&](int64_t i) {
-          const int64_t at = i / n_tiles, o = i % n_tiles * kMostRows;
-          kernel(rows(g + at, o, std::min(kMostRows, outputs_ - o), a * taps_, n * taps_),
-                 &right[at * n_kinds_ * stride], stride, n_kinds_,
-                 &columns_[((g + at) * outputs_ + o) * n_kinds_]);
-        });
+    const int64_t n_inputs = std::clamp<int64_t>(kRight / of_input, 1, std::max<int64_t>(1, inputs_));
+    const int64_t stride = padded(n_inputs * taps_), n_tiles = blocks_of(outputs_, kMostRows);
+    const int64_t cost = kMostRows * inputs_ * (of_input + kLog * taps_);
+    for_ranges(groups_ * n_tiles, cost, kGrain, [&](int64_t begin, int64_t end) {
+      std::vector<double> right(stride * n_kinds_);
+      // All tiles of a group that are in the range at once: they share the right factor.
+      for (int64_t i = begin, after; i < end; i = after) {
+        const int64_t g = i / n_tiles;
+        after = std::min(end, (g + 1) * n_tiles);
+        for (int64_t a = 0; a < inputs_; a += n_inputs) {
+          const int64_t n = std::min(n_inputs, inputs_ - a);
+          for (int64_t k = 0; k < n_kinds_; ++k) gather(g, a, n, k, &right[k * stride], stride);
+          for (int64_t tile = i; tile < after; ++tile) {
+            const int64_t o = tile % n_tiles * kMostRows;
+            kernel(rows(g, o, std::min(kMostRows, outputs_ - o), a * taps_, n * taps_), right.data(), stride,
+                   n_kinds_, &columns_[(g * outputs_ + o) * n_kinds_]);
+          }
+        }
       }
-    }
+    });
   }
 
   // The reciprocal sums of the rows that an out-position of kind k is connected to.
