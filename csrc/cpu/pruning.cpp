@@ -2,13 +2,16 @@
 #include "pruning.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <deque>
 #include <limits>
 #include <optional>
 #include <tuple>
 #include <utility>
 
 #include "../abi.h"
+#include "crew.h"
 #include "simd.h"
 
 #define MODFAST_KERNELS "pruning_kernels.h"
@@ -20,8 +23,10 @@ namespace {
 constexpr const BothPruningKernels* kTables[] = MODFAST_TABLES;
 constexpr const char* kOp = "prune_layer";
 
-// Samples of a tile: a sum of losses is taken tile by tile, whatever the number of threads.
-constexpr int64_t kTileSamples = 4096;
+// At most so many samples are a tile, which is the least that a thread takes.
+constexpr int64_t kTileSamples = 256;
+// A trial that moves fewer blocks of samples is over before another thread has heard of it.
+constexpr int64_t kFewBlocks = 8;
 // A unit whose weights were zeroed this often has its pre-activations computed anew.
 constexpr int64_t kRefresh = 64;
 
@@ -39,8 +44,8 @@ int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // weight [n_out, n_in] as [group][input][output of the group], zeros at the end.
 template <class T>
-std::vector<T> pack(const T* weight, int64_t n_out, int64_t n_in, int64_t group) {
-  std::vector<T> packed(blocks_of(n_out, group) * group * n_in);
+Aligned<T> pack(const T* weight, int64_t n_out, int64_t n_in, int64_t group) {
+  Aligned<T> packed(blocks_of(n_out, group) * group * n_in);
   for (int64_t r = 0; r < n_out; ++r) {
     T* to = packed.data() + r / group * group * n_in + r % group;
     for (int64_t k = 0; k < n_in; ++k) to[k * group] = weight[r * n_in + k];
@@ -66,78 +71,74 @@ struct Task {
 template <class T>
 class Pruner {
  public:
-  Pruner(const Task<T>& task, const std::vector<std::pair<int64_t, int64_t>>& sizes)
-      : task_(task), kernels_(kernels_at_level<T>()), lanes_(kernels_.lanes) {
+  Pruner(const Task<T>& task, const std::vector<std::pair<int64_t, int64_t>>& sizes, Crew& crew)
+      : task_(task), kernels_(kernels_at_level<T>()), lanes_(kernels_.lanes), crew_(crew) {
     p_.n_samples = task.n_samples;
     p_.n_blocks = blocks_of(task.n_samples, lanes_);
+    p_.tile_blocks = blocks_of(p_.n_blocks, tiles_of(task.n_samples));
+    p_.n_tiles = blocks_of(p_.n_blocks, p_.tile_blocks);
     p_.inputs = task.inputs;
-    p_.targets = task.targets;
+    const int64_t n = p_.n_blocks * lanes_;
+    p_.classes.assign(n, -1);
+    std::copy_n(task.targets, task.n_samples, p_.classes.begin());
     for (size_t m = 0; m < sizes.size(); ++m) {
       const auto [n_out, n_in] = sizes[m];
-      const int64_t stride = blocks_of(n_out, lanes_) * lanes_, n = p_.n_blocks * lanes_;
-      MODFAST_CHECK(n * stride < std::numeric_limits<int32_t>::max(), kOp,
+      const int64_t stride = blocks_of(n_out, lanes_) * lanes_;
+      MODFAST_CHECK(n * std::max<int64_t>(stride, kPruningFields) < std::numeric_limits<int32_t>::max(), kOp,
                     "samples times units of a layer must be below 2^31");
-      std::vector<T> packed;
-      if (m > 0) packed = pack(task.weights[m], n_out, n_in, kernels_.group);
-      p_.layers.push_back({n_out, n_in, stride, task.biases[m], std::move(packed), {},
-                           std::vector<T>(n * (m == 0 ? n_out : stride))});
+      p_.layers.push_back({n_out, n_in, stride, task.biases[m], pack(task.weights[m], n_out, n_in, kernels_.group),
+                           {}, Aligned<T>(n * (m == 0 ? n_out : stride))});
       p_.n_widest = std::max(p_.n_widest, stride);
     }
     find_effects(sizes);
-    p_.recent.resize(p_.n_blocks * lanes_ * kRecent * kRecentFields);
-    p_.fields.resize(p_.n_blocks * kPruningFields * lanes_);
+    p_.recent.resize(n * kRecent * kRecentFields);
+    p_.oldest.resize(n);
+    p_.fields.resize(n * kPruningFields);
+    p_.sums.resize(p_.n_tiles * kSumLanes);
     weights_.assign(task.weights[0], task.weights[0] + sizes[0].first * sizes[0].second);
     n_changes_.resize(sizes[0].first);
-    tile_blocks_ = kTileSamples / lanes_;
-    const int64_t n_tiles = blocks_of(p_.n_blocks, tile_blocks_);
-    samples_.resize(n_tiles * (kTileSamples + lanes_));
-    work_.resize(n_tiles * kPruningWork * p_.n_widest * lanes_);
-    sums_.resize(n_tiles);
-    read_columns();
+    samples_.resize(n + p_.n_tiles * lanes_);
+    work_.resize(p_.n_tiles * kPruningWork * p_.n_widest * lanes_);
   }
 
   void run() {
+    read_inputs();
+    each([](Pruner& self, PruningPart<T> part) {
+      self.kernels_.advance(self.p_, 0, part);
+      self.kernels_.losses(self.p_, part);
+    });
+    *task_.losses = loss_ = mean();
     const int64_t n_in = p_.layers[0].n_in;
-    for (int64_t row = 0; row < p_.layers[0].n_out; ++row) {
-      fill_row(row);
-      take_over(row, false);
-    }
-    tiles(p_.n_blocks, [&](PruningTile<T> tile) { kernels_.advance(p_, 0, tile); });
-    measure();
-    *task_.losses = loss_;
     for (int64_t v = 0; v < task_.n_visits; ++v) {
       const int64_t row = task_.order[v] / n_in, column = task_.order[v] % n_in;
       if (row != row_) change_row(row);
-      visit(weights_[task_.order[v]], row, column, task_.margins[v]);
+      visit(weights_[task_.order[v]], column, task_.margins[v]);
       task_.losses[v + 1] = loss_;
     }
   }
 
+  // As many threads as this may have a share in the work on so many samples.
+  static int64_t tiles_of(int64_t n_samples) { return blocks_of(n_samples, kTileSamples); }
+
  private:
-  // f(tile) over tiles of n blocks, or entries, from the `first` on.
-  template <class F>
-  void tiles(int64_t n, const F& f, int64_t first = 0) {
-    const auto run = [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        f(PruningTile<T>{first + i * tile_blocks_, first + std::min((i + 1) * tile_blocks_, n),
-                         samples_.data() + i * (kTileSamples + lanes_),
-                         work_.data() + i * kPruningWork * p_.n_widest * lanes_});
-      }
-    };
-    const int64_t n_tiles = blocks_of(n, tile_blocks_);
-    if (n_tiles < 2) {
-      run(0, n_tiles);
-    } else {
-      torch::stable::parallel_for(0, n_tiles, 1, run);
-    }
+  PruningPart<T> part(int64_t begin, int64_t end, int64_t member) {
+    return {begin, end, samples_.data() + (begin * p_.tile_blocks + member) * lanes_,
+            work_.data() + member * kPruningWork * p_.n_widest * lanes_};
   }
 
-  // The mean over samples of what f(tile) sums up, added tile by tile in their order.
-  template <class F>
-  double mean(int64_t n, const F& f, int64_t first = 0) {
-    tiles(n, [&](PruningTile<T> tile) { sums_[(tile.begin - first) / tile_blocks_] = f(tile); }, first);
-    double sum = 0.0;
-    for (int64_t i = 0; i < blocks_of(n, tile_blocks_); ++i) sum += sums_[i];
+  // step(*this, part) for parts of all samples.
+  template <class Step>
+  void each(const Step& step) {
+    crew_.run(p_.n_tiles, [this, step](int64_t begin, int64_t end, int64_t member) {
+      step(*this, part(begin, end, member));
+    });
+  }
+
+  // Over samples, of what is in the tiles' sums.
+  double mean() const {
+    double lanes[kSumLanes] = {}, sum = 0.0;
+    for (int64_t i = 0; i < p_.n_tiles * kSumLanes; ++i) lanes[i % kSumLanes] += p_.sums[i];
+    for (const double lane : lanes) sum += lane;
     return sum / static_cast<double>(p_.n_samples);
   }
 
@@ -168,67 +169,67 @@ class Pruner {
     }
   }
 
-  void read_columns() {
-    const int64_t n_in = p_.layers[0].n_in, n_blocks = p_.n_blocks;
-    std::vector<T> dense(n_blocks * n_in * lanes_);
-    tiles(n_blocks, [&](PruningTile<T> tile) { kernels_.columns(p_, tile, dense.data()); });
-    SparseLines<T>& columns = p_.columns;
-    columns.index.reserve(n_blocks * n_in);
-    columns.value.reserve(n_blocks * n_in * lanes_);
+  void read_inputs() {
+    const int64_t n_in = p_.layers[0].n_in;
+    Aligned<T> columns(p_.n_blocks * n_in * lanes_);
+    SparseLines<T>& entries = p_.columns;
+    entries.begin.resize(n_in * p_.n_tiles + 1);
+    each([to = columns.data()](Pruner& self, PruningPart<T> part) { self.kernels_.columns(self.p_, part, to); });
+    for (size_t i = 1; i < entries.begin.size(); ++i) entries.begin[i] += entries.begin[i - 1];
     for (int64_t j = 0; j < n_in; ++j) {
-      for (int64_t b = 0; b < n_blocks; ++b) {
-        const T* x = dense.data() + (b * n_in + j) * lanes_;
-        if (std::all_of(x, x + lanes_, [](T value) { return value == T(0); })) continue;
-        columns.index.push_back(static_cast<int32_t>(b));
-        columns.value.insert(columns.value.end(), x, x + lanes_);
-      }
-      columns.begin.push_back(static_cast<int64_t>(columns.index.size()));
+      if (n_entries(j) > 0) p_.layers[0].inputs.push_back(static_cast<int32_t>(j));
     }
+    entries.index.resize(entries.begin.back());
+    entries.value.resize(entries.begin.back() * lanes_);
+    each([from = columns.data()](Pruner& self, PruningPart<T> part) { self.kernels_.start(self.p_, part, from); });
   }
 
-  void fill_row(int64_t row) {
-    const T* weights = weights_.data() + row * p_.layers[0].n_in;
-    tiles(p_.n_blocks, [&](PruningTile<T> tile) { kernels_.fill_row(p_, row, weights, tile); });
-  }
-
-  void take_over(int64_t row, bool into_others) {
-    tiles(p_.n_blocks, [&](PruningTile<T> tile) { kernels_.settle(p_, row, into_others, tile); });
-  }
-
-  void measure() {
-    loss_ = mean(p_.n_blocks, [&](PruningTile<T> tile) { return kernels_.losses(p_, tile); });
-  }
+  int64_t n_entries(int64_t column) const { return *p_.entries(column, p_.n_tiles) - *p_.entries(column, 0); }
 
   void change_row(int64_t row) {
-    if (changed_) {
-      // Against the drift of many subtractions.
-      if (n_changes_[row_] >= kRefresh) {
-        fill_row(row_);
-        n_changes_[row_] = 0;
-      }
-      take_over(row_, true);
-      measure();
-    }
+    // Against the drift of many subtractions.
+    const bool refill = row_ >= 0 && n_changes_[row_] >= kRefresh;
+    if (refill) n_changes_[row_] = 0;
+    each([row, refill](Pruner& self, PruningPart<T> part) { self.change_row(row, refill, part); });
+    if (changed_) loss_ = mean();
+    undone_ = -1;
     changed_ = false;
     row_ = row;
-    tiles(p_.n_blocks, [&](PruningTile<T> tile) { kernels_.open(p_, row, tile); });
   }
 
-  void visit(T& weight, int64_t row, int64_t column, double& margin) {
-    const int64_t first = p_.columns.begin[column], n = p_.columns.begin[column + 1] - first;
+  void change_row(int64_t row, bool refill, PruningPart<T> part) {
+    if (undone_ >= 0) kernels_.undo(p_, undone_, part);
+    if (changed_) {
+      if (refill) kernels_.fill_row(p_, row_, weights_.data() + row_ * p_.layers[0].n_in, part);
+      kernels_.settle(p_, row_, part);
+      kernels_.losses(p_, part);
+    }
+    kernels_.open(p_, row, part);
+  }
+
+  void visit(T& weight, int64_t column, double& margin) {
+    const bool moves = weight != T(0) && n_entries(column) > 0 && (p_.is_last() || !p_.readers.empty(row_));
     double rise = 0.0;
-    const bool moves = weight != T(0) && n > 0 && (p_.is_last() || !p_.readers.empty(row));
     if (moves) {
-      rise = mean(n, [&](PruningTile<T> tile) { return kernels_.trial(p_, row, weight, tile); }, first);
+      const PruningVisit<T> visit{row_, column, undone_, weight};
+      if (n_entries(column) < kFewBlocks) {
+        kernels_.trial(p_, visit, part(0, p_.n_tiles, 0));
+      } else {
+        each([visit](Pruner& self, PruningPart<T> part) { self.kernels_.trial(self.p_, visit, part); });
+      }
+      rise = mean();
+      undone_ = -1;
     }
     const double above = task_.original == nullptr ? 0.0 : loss_ - *task_.original;
     margin = above + rise - task_.threshold;
-    if (margin > 0.0) return;
+    if (margin > 0.0) {
+      if (moves) undone_ = column;
+      return;
+    }
     if (moves) {
-      tiles(n, [&](PruningTile<T> tile) { kernels_.commit(p_, tile); }, first);
       loss_ += rise;
       changed_ = true;
-      ++n_changes_[row];
+      ++n_changes_[row_];
     }
     weight = T(0);
   }
@@ -236,15 +237,22 @@ class Pruner {
   const Task<T>& task_;
   const PruningKernels<T>& kernels_;
   const int64_t lanes_;
-  int64_t tile_blocks_;
+  Crew& crew_;
   Pruning<T> p_{};
-  std::vector<T> weights_, work_;
+  std::vector<T> weights_;
+  Aligned<T> work_;
   std::vector<int32_t> samples_;
   std::vector<int64_t> n_changes_;
-  std::vector<double> sums_;
   double loss_ = 0.0;
   int64_t row_ = -1;
-  bool changed_ = false;
+  int64_t undone_ = -1;   // the column of the last trial, if the next step is to take it back
+  bool changed_ = false;  // whether weights of the row were zeroed
+};
+
+// Ends a crew's work, also where an error does.
+struct Ended {
+  Crew& crew;
+  ~Ended() { crew.end(); }
 };
 
 void check_tensor(const char* name, size_t index, const Tensor& tensor, const Tensor& inputs,
@@ -299,13 +307,27 @@ void run_groups(const Tensor& inputs, const Tensors& weights, const Tensors& bia
     task.losses = static_cast<double*>(losses.data_ptr()) + g * (n_visits + 1);
     first += n_samples[g];
   }
-  const auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) Pruner<T>(tasks[g], shapes).run();
+  // Each thread takes groups as long as there are any, and then helps with those of others.
+  std::deque<Crew> crews;
+  int64_t n_threads = 0;
+  for (const Task<T>& task : tasks) {
+    const int64_t n_tiles = Pruner<T>::tiles_of(task.n_samples);
+    crews.emplace_back(n_tiles - 1);
+    n_threads += n_tiles;
+  }
+  std::atomic<int64_t> next{0};
+  const auto run = [&](int64_t begin, int64_t) {
+    for (int64_t g = next++; g < n_groups; g = next++) {
+      const Ended ended{crews[g]};
+      Pruner<T>(tasks[g], shapes, crews[g]).run();
+    }
+    for (int64_t i = 0; i < n_groups; ++i) crews[(begin + i) % n_groups].join();
   };
-  if (n_groups == 1) {
+  n_threads = std::min<int64_t>(n_threads, torch::stable::get_num_threads());
+  if (n_threads == 1) {
     run(0, 1);
   } else {
-    torch::stable::parallel_for(0, n_groups, 1, run);
+    torch::stable::parallel_for(0, n_threads, 1, run);
   }
 }
 

@@ -1,26 +1,49 @@
 // The greedy pruning of one layer as its kernels see it.
 //
 // Samples stand in blocks of as many as a register has lanes; every array of a sample's numbers is
-// [block][number][lane]. Lanes past the last sample have inputs and losses of 0.
+// [block][number][lane]. Lanes past the last sample have inputs and losses of 0. Some blocks are a tile:
+// a sum over samples is taken in each, whatever the number of threads.
 #pragma once
 
+#include <cstdint>
+#include <new>
+#include <type_traits>
 #include <vector>
 
 #include "../math/pruning.h"
 
 namespace modfast {
 
+// In whole lines of the cache, so that a register is never loaded from two, nor a line written by two threads.
+template <class T>
+struct AlignedAllocator {
+  using value_type = T;
+  AlignedAllocator() = default;
+  template <class Other>
+  AlignedAllocator(const AlignedAllocator<Other>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kAlignment)); }
+  void deallocate(T* data, size_t) { ::operator delete(data, kAlignment); }
+  bool operator==(const AlignedAllocator&) const { return true; }
+
+  static constexpr std::align_val_t kAlignment{64};
+};
+template <class T>
+using Aligned = std::vector<T, AlignedAllocator<T>>;
+
+template <class T>
+using IntegerOf = std::conditional_t<sizeof(T) == sizeof(int32_t), int32_t, int64_t>;
+
 // What is kept of each sample about the unit whose weights are being visited.
 enum PruningField : int {
-  kNow,     // its pre-activation, and the sample's loss
-  kLoss,
-  kMoved,   // both, if the weight that is on trial were zero
-  kNext,
-  kLow,     // where the series holds
+  kNow,        // its pre-activation, if the weight that is on trial is zero,
+  kNowBefore,  // and if not
+  kLossBefore,
+  kLoss,       // the sample's loss, likewise
+  kLow,        // where the series holds
   kHigh,
-  kCenter,  // it is a polynomial in q = (pre-activation - center) * scale
+  kCenter,     // it is a polynomial in q = (pre-activation - center) * scale
   kScale,
-  kSeries,  // the loss at the center, then kDegree coefficients
+  kSeries,     // the loss at the center, then kDegree coefficients
   kPruningFields = kSeries + kDegree + 1,
 };
 // Of a unit of the last layer, which is a class, the loss is softplus(q) + kSeries throughout.
@@ -34,7 +57,7 @@ template <class T>
 struct SparseLines {
   std::vector<int64_t> begin{0};
   std::vector<int32_t> index;
-  std::vector<T> value;
+  Aligned<T> value;
 
   bool empty(int64_t line) const { return begin[line] == begin[line + 1]; }
 };
@@ -44,51 +67,66 @@ struct PruningLayer {
   int64_t n_out, n_in;
   int64_t stride;               // n_out, rounded up to whole registers
   const T* bias;                // [n_out]
-  std::vector<T> packed;        // weight, [group of outputs][input][output of the group]
+  Aligned<T> packed;            // weight, [group of outputs][input][output of the group]
   std::vector<int32_t> inputs;  // those that have any effect
   // Pre-activations: of the pruned layer [block][unit][lane], of others [sample][stride].
-  std::vector<T> values;
+  Aligned<T> values;
 };
 
 template <class T>
 struct Pruning {
   int64_t n_samples, n_blocks;
+  int64_t tile_blocks, n_tiles;
   const T* inputs;                      // of the pruned layer, [n_samples, n_in]
-  const int64_t* targets;
+  Aligned<IntegerOf<T>> classes;        // the samples' targets; -1 past the last
   std::vector<PruningLayer<T>> layers;  // the pruned one, then those after it; ReLU in between
   // By units of the pruned layer, the weights of the next that have any effect; also as [unit][stride].
   SparseLines<T> readers;
-  std::vector<T> dense_readers;
+  Aligned<T> dense_readers;
   std::vector<T> inverses;              // of their weights, finite
-  std::vector<T> fields;                // [block][field][lane]
+  Aligned<T> fields;                    // [block][field][lane]
   std::vector<T> recent;                // [sample][kRecent][kRecentFields]
-  // By inputs of the pruned layer, the blocks where they are not all zero; `value` is [entry][lane].
+  std::vector<uint8_t> oldest;          // of these, by sample
+  // By inputs of the pruned layer and tiles, the blocks where they are not all zero; `value` is
+  // [entry][lane].
   SparseLines<T> columns;
+  Aligned<double> sums;                 // [tile][kSumLanes], of which the sum over all is wanted
   int64_t n_widest;                     // stride of the widest layer
 
   bool is_last() const { return layers.size() == 1; }
+  // The entries of a column in a tile begin here; those of the next tile, or column, follow.
+  const int64_t* entries(int64_t column, int64_t tile) const { return &columns.begin[column * n_tiles + tile]; }
 };
+constexpr int kSumLanes = 8;
 
-// Blocks, or entries of a column, [begin, end), with memory of its own.
+// Tiles [begin, end), with memory of their own.
 template <class T>
-struct PruningTile {
+struct PruningPart {
   int64_t begin, end;
-  int32_t* samples;  // room for those of the tile, and a block more
+  int32_t* samples;  // room for those of the tiles, and a block more
   T* work;           // [kPruningWork][units of the widest layer][lane]
 };
 constexpr int kPruningWork = 5;
 
+// A trial of one weight, and the column of the trial before it if that is to be undone, or -1.
+template <class T>
+struct PruningVisit {
+  int64_t row, column, undone;
+  T weight;
+};
+
 template <class T>
 struct PruningKernels {
   int lanes, group;
-  void (*columns)(Pruning<T>&, PruningTile<T>, T*);
-  void (*fill_row)(Pruning<T>&, int64_t, const T*, PruningTile<T>);
-  void (*advance)(Pruning<T>&, size_t, PruningTile<T>);
-  void (*settle)(Pruning<T>&, int64_t, bool, PruningTile<T>);
-  double (*losses)(Pruning<T>&, PruningTile<T>);
-  void (*open)(Pruning<T>&, int64_t, PruningTile<T>);
-  double (*trial)(Pruning<T>&, int64_t, T, PruningTile<T>);
-  void (*commit)(Pruning<T>&, PruningTile<T>);
+  void (*columns)(Pruning<T>&, PruningPart<T>, T*);
+  void (*start)(Pruning<T>&, PruningPart<T>, const T*);
+  void (*advance)(Pruning<T>&, size_t, PruningPart<T>);
+  void (*losses)(Pruning<T>&, PruningPart<T>);
+  void (*fill_row)(Pruning<T>&, int64_t, const T*, PruningPart<T>);
+  void (*settle)(Pruning<T>&, int64_t, PruningPart<T>);
+  void (*open)(Pruning<T>&, int64_t, PruningPart<T>);
+  void (*trial)(Pruning<T>&, PruningVisit<T>, PruningPart<T>);
+  void (*undo)(Pruning<T>&, int64_t, PruningPart<T>);
 };
 
 struct BothPruningKernels {

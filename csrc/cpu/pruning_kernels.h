@@ -2,11 +2,19 @@
 #include "lanes_kernels.h"
 #include "pruning_layers_kernels.h"
 
+// log(1 + x) for 0 <= x <= 1, to 3 units in the last place; small x keep their digits.
+MODFAST_LANE Lanes<float> log1p_of_share(Lanes<float> x) {
+  // Of log(1 + x) / x, by Chebyshev nodes: 3e-8 of the whole.
+  constexpr float series[] = {1.0f,         -0.499995023f, 0.333192706f,  -0.248443693f, 0.191114306f,
+                              -0.136747703f, 0.0783616677f, -0.0295885075f, 0.00525345793f};
+  return x * polynomial<float>(x, series);
+}
+MODFAST_LANE Lanes<double> log1p_of_share(Lanes<double> x) { return log1p_up<double>(x, 1 / (1 + x)); }
+
 // log(1 + e^x)
 template <class T>
 MODFAST_LANE Lanes<T> softplus(Lanes<T> x) {
-  const Lanes<T> e = exp_down<T>(x < 0 ? x : -x);
-  return larger(x, Lanes<T>{}) + log1p_up<T>(e, 1 / (1 + e));
+  return larger(x, Lanes<T>{}) + log1p_of_share(exp_down<T>(smaller(x, -x)));
 }
 
 // Of a class as unit: the loss is softplus(t - o) + o - z_target, with o the log-sum-exp of the others'
@@ -35,19 +43,19 @@ MODFAST_LANE void open_class(const Pruning<T>& p, int64_t row, int64_t b, T* blo
   store_lanes(block + kLoss * n_lanes, softplus<T>((z(row) - others) * scale) + rest);
 }
 
-// Makes ready to visit weights of unit `row`, for the blocks of a tile: no series holds as yet. Lanes past
+// Makes ready to visit weights of unit `row`, for the tiles of a part: no series holds as yet. Lanes past
 // the last sample keep the series of 0 that they got at first.
 template <class T>
-void pruning_open(Pruning<T>& p, int64_t row, PruningTile<T> tile) {
+void pruning_open(Pruning<T>& p, int64_t row, PruningPart<T> part) {
   constexpr int64_t n_lanes = kLanes<T>;
   constexpr T infinity = std::numeric_limits<T>::infinity();
   const PruningLayer<T>& own = p.layers[0];
-  for (int64_t b = tile.begin; b < tile.end; ++b) {
+  for_each_block(p, part, [&](int64_t b) {
     T* block = p.fields.data() + b * kPruningFields * n_lanes;
     store_lanes(block + kNow * n_lanes, load_lanes(own.values.data() + (b * own.n_out + row) * n_lanes));
     if (p.is_last()) {
       open_class(p, row, b, block);
-      continue;
+      return;
     }
     const int64_t n = p.n_samples - b * n_lanes;
     T* recent = p.recent.data() + b * n_lanes * kRecent * kRecentFields;
@@ -56,7 +64,7 @@ void pruning_open(Pruning<T>& p, int64_t row, PruningTile<T> tile) {
       block[kLow * n_lanes + l] = l < n ? infinity : -infinity;
       block[kHigh * n_lanes + l] = l < n ? -infinity : infinity;
     }
-  }
+  });
 }
 
 // Some samples' pre-activations in a layer after the pruned one, of n of its units.
@@ -182,36 +190,46 @@ MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* 
   return {low, high};
 }
 
-// The largest |q| of a series of samples whose probability of classes other than the target is `wrong`.
+// The largest |q| of a series whose r have this variance v, in units of their range. As in math/pruning.h, but
+// for d = r - mean, of which |mean(e^(d q)) - 1| <= v e^|q|, as |d| <= 1: v is the probability of classes
+// other than the target at most, and mostly a small part of it.
 template <class T>
-MODFAST_LANE Lanes<T> series_reach(Lanes<T> wrong) {
+MODFAST_LANE Lanes<T> series_reach(Lanes<T> variance) {
   constexpr T most = kMostSurety, least = T(0.4f) / T(5e6f);
-  const Lanes<T> surety = smaller(log_up<T>(T(0.4f) / larger(wrong, splat(least))), splat(most));
+  const Lanes<T> surety = smaller(log_up<T>(T(0.4f) / larger(variance, splat(least))), splat(most));
   const Lanes<T> radius = smaller(surety, splat(T(kDegree + 1)));
   const Lanes<T> growth = exp_down<T>((surety - radius - most) / T(kDegree + 1)) * T(kMostGrowth);
   return larger(splat(SeriesReach<T>::any), radius * growth * SeriesReach<T>::of_radius);
 }
 
-// Makes the series of n samples, at most as many as lanes, around where the trial moves them. The change
-// of their losses. `samples` has room for as many as lanes.
+// Adds to the sums of a sample's tile. As each has a place there, it does not matter which other samples
+// are done at a time.
 template <class T>
-MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples, int n, T* work) {
+MODFAST_LANE void add_sample(Pruning<T>& p, int32_t sample, T value) {
+  const int32_t tile = sample / static_cast<int32_t>(p.tile_blocks * kLanes<T>);
+  p.sums[tile * kSumLanes + sample % kLanes<double>] += value;
+}
+
+// Makes the series of n samples, at most as many as lanes, around where the trial moves them, and adds the
+// changes of their losses. `samples` has room for as many as lanes.
+template <class T>
+MODFAST_LANE void build_series(Pruning<T>& p, int64_t row, int32_t* samples, int n, T* work) {
   using V = Lanes<T>;
-  constexpr int64_t n_lanes = kLanes<T>;
+  constexpr int n_lanes = kLanes<T>;
   const int64_t n_classes = p.layers.back().n_out;
   for (int l = n; l < n_lanes; ++l) samples[l] = samples[0];
   const bool whole = n == n_lanes && samples[0] % n_lanes == 0 && samples[n - 1] == samples[0] + n - 1;
   const PruningLayer<T>& own = p.layers[0];
-  T* fields[n_lanes];
-  V t, loss, before;
-  Mask<T> targets;
+  int32_t places[n_lanes], units[n_lanes];
   for (int l = 0; l < n_lanes; ++l) {
-    fields[l] = p.fields.data() + samples[l] / n_lanes * (kPruningFields * n_lanes) + samples[l] % n_lanes;
-    t[l] = fields[l][kMoved * n_lanes];
-    loss[l] = fields[l][kLoss * n_lanes];
-    before[l] = own.values[(samples[l] / n_lanes * own.n_out + row) * n_lanes + samples[l] % n_lanes];
-    targets[l] = p.targets[samples[l]];
+    const int32_t block = samples[l] / n_lanes, lane = samples[l] % n_lanes;
+    places[l] = block * (kPruningFields * n_lanes) + lane;
+    units[l] = (block * static_cast<int32_t>(own.n_out) + static_cast<int32_t>(row)) * n_lanes + lane;
   }
+  T* const fields = p.fields.data();
+  const V t = gather(fields + kNow * n_lanes, places), loss = gather(fields + kLossBefore * n_lanes, places);
+  const V before = gather(own.values.data(), units);
+  const Mask<T> targets = (Mask<T>)gather(reinterpret_cast<const T*>(p.classes.data()), samples);
   T *logits = work, *slopes = logits + p.n_widest * n_lanes;
   const Segment<T> found =
       follow(p, row, samples, t, before, logits, slopes, slopes + p.n_widest * n_lanes);
@@ -219,11 +237,10 @@ MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples,
     store_lanes(logits + c * n_lanes, e);
   });
 
-  V of_target{}, wrong{}, least = load_lanes(slopes), most = least;
+  V of_target{}, least = load_lanes(slopes), most = least;
   for (int64_t c = 0; c < n_classes; ++c) {
     const V s = load_lanes(slopes + c * n_lanes);
     of_target = is_class<T>(targets, c) ? s : of_target;
-    wrong += is_class<T>(targets, c) ? V{} : load_lanes(logits + c * n_lanes);
     least = smaller(least, s);
     most = larger(most, s);
   }
@@ -248,62 +265,43 @@ MODFAST_LANE Lanes<T> build_series(Pruning<T>& p, int64_t row, int32_t* samples,
   V series[kDegree];
   cumulant_series<V>(mean, moments, series);
 
-  const V reach = series_reach<T>(wrong * share) / range;
+  const V reach = series_reach<T>(moments[2]) / range;
   V results[kPruningFields];
-  results[kNext] = results[kSeries] = sums.loss;
+  results[kLoss] = results[kSeries] = sums.loss;
   results[kLow] = larger(found.low, t - reach);
   results[kHigh] = smaller(found.high, t + reach);
   results[kCenter] = t;
   results[kScale] = scale;
   for (int k = 0; k < kDegree; ++k) results[kSeries + 1 + k] = series[k];
   for (int l = 0; l < n; ++l) {
-    T* recent = p.recent.data() + int64_t{samples[l]} * (kRecent * kRecentFields);
-    memmove(recent + kRecentFields, recent, (kRecent - 1) * kRecentFields * sizeof(T));
-    for (int k = 0; k < kRecentFields; ++k) recent[k] = fields[l][(kLow + k) * n_lanes];
+    const T* series_before = fields + places[l] + kLow * n_lanes;
+    if (series_before[0] > series_before[(kHigh - kLow) * n_lanes]) continue;  // there was none
+    uint8_t& oldest = p.oldest[samples[l]];
+    T* recent = p.recent.data() + (int64_t{samples[l]} * kRecent + oldest) * kRecentFields;
+    for (int k = 0; k < kRecentFields; ++k) recent[k] = series_before[k * n_lanes];
+    oldest = (oldest + 1) % kRecent;
   }
-  V change = sums.loss - loss;
-  for (int l = n; l < n_lanes; ++l) change[l] = 0;
-  for (int k = kNext; k < kPruningFields; ++k) {
+  for (int k = kLoss; k < kPruningFields; ++k) {
     if (whole) {
-      store_lanes(fields[0] + k * n_lanes, results[k]);
+      store_lanes(fields + places[0] + k * n_lanes, results[k]);
     } else {
-      for (int l = 0; l < n; ++l) fields[l][k * n_lanes] = results[k][l];
+      for (int l = 0; l < n; ++l) fields[places[l] + k * n_lanes] = results[k][l];
     }
   }
-  return change;
-}
-
-// sums += v, in double
-MODFAST_LANE void add_wide(Lanes<double> (&sums)[2], Lanes<double> v) { sums[0] += v; }
-MODFAST_LANE void add_wide(Lanes<double> (&sums)[2], Lanes<float> v) {
-#if MODFAST_SIMD_BITS == 512
-  sums[0] += _mm512_cvtps_pd(_mm512_castps512_ps256(v));
-  sums[1] += _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
-#elif MODFAST_SIMD_BITS == 256
-  sums[0] += _mm256_cvtps_pd(_mm256_castps256_ps128(v));
-  sums[1] += _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
-#else
-  for (int l = 0; l < kLanes<float>; ++l) sums[l / kLanes<double>][l % kLanes<double>] += v[l];
-#endif
-}
-
-MODFAST_LANE double total(const Lanes<double> (&sums)[2]) {
-  double sum = 0.0;
-  for (int l = 0; l < kLanes<double>; ++l) sum += sums[0][l] + sums[1][l];
-  return sum;
+  const V change = sums.loss - loss;
+  for (int l = 0; l < n; ++l) add_sample(p, samples[l], change[l]);
 }
 
 // Of n samples that a trial moves out of their series, those that it moves into one they had before get
-// that back, and add to the sums. The others come first then: how many.
+// that back. The others come first then: how many.
 template <class T>
-MODFAST_LANE int64_t recall(Pruning<T>& p, int32_t* samples, int64_t n, Lanes<double> (&sums)[2]) {
+MODFAST_LANE int64_t recall(Pruning<T>& p, int32_t* samples, int64_t n) {
   constexpr int64_t n_lanes = kLanes<T>;
   int64_t n_left = 0;
-  double sum = 0.0;
   for (int64_t i = 0; i < n; ++i) {
     const int64_t s = samples[i];
     T* fields = p.fields.data() + s / n_lanes * kPruningFields * n_lanes + s % n_lanes;
-    const T t = fields[kMoved * n_lanes];
+    const T t = fields[kNow * n_lanes];
     T* recent = p.recent.data() + s * (kRecent * kRecentFields);
     int r = 0;
     for (; r < kRecent; ++r, recent += kRecentFields) {
@@ -322,89 +320,111 @@ MODFAST_LANE int64_t recall(Pruning<T>& p, int32_t* samples, int64_t n, Lanes<do
     T value = fields[(kSeries + kDegree) * n_lanes];
 #pragma GCC unroll 8
     for (int k = kDegree - 1; k >= 0; --k) value = value * q + fields[(kSeries + k) * n_lanes];
-    fields[kNext * n_lanes] = value;
-    sum += value - fields[kLoss * n_lanes];
+    fields[kLoss * n_lanes] = value;
+    add_sample(p, samples[i], value - fields[kLossBefore * n_lanes]);
   }
-  sums[0][0] += sum;
   return n_left;
 }
 
+// Takes the last trial of a weight back, which read a column of the inputs, for one tile.
 template <class T>
-double trial_of_class(Pruning<T>& p, T w, PruningTile<T> tile) {
+MODFAST_LANE void undo_tile(Pruning<T>& p, int64_t column, int64_t tile) {
   constexpr int64_t n_lanes = kLanes<T>;
-  Lanes<double> sums[2] = {};
-  for (int64_t e = tile.begin; e < tile.end; ++e) {
+  const int64_t* entries = p.entries(column, tile);
+  for (int64_t e = entries[0]; e < entries[1]; ++e) {
     T* block = p.fields.data() + p.columns.index[e] * (kPruningFields * n_lanes);
-    const auto field = [&](int k) { return load_lanes(block + k * n_lanes); };
-    const Lanes<T> moved = field(kNow) - load_lanes(p.columns.value.data() + e * n_lanes) * w;
-    const Lanes<T> value = softplus<T>((moved - field(kCenter)) * field(kScale)) + field(kSeries);
-    store_lanes(block + kMoved * n_lanes, moved);
-    store_lanes(block + kNext * n_lanes, value);
-    add_wide(sums, value - field(kLoss));
+    store_lanes(block + kNow * n_lanes, load_lanes(block + kNowBefore * n_lanes));
+    store_lanes(block + kLoss * n_lanes, load_lanes(block + kLossBefore * n_lanes));
   }
-  return total(sums);
 }
 
-// By how much the sum of losses rises if weight w of unit `row`, which reads a column of the inputs, is 0:
-// the part of a tile of that column's entries, whose kMoved and kNext are set.
 template <class T>
-double pruning_trial(Pruning<T>& p, int64_t row, T w, PruningTile<T> tile) {
+void pruning_undo(Pruning<T>& p, int64_t column, PruningPart<T> part) {
+  for (int64_t tile = part.begin; tile < part.end; ++tile) undo_tile(p, column, tile);
+}
+
+// What a trial does to one tile if the unit is a class.
+template <class T>
+MODFAST_LANE void try_class(Pruning<T>& p, PruningVisit<T> visit, int64_t tile) {
+  constexpr int64_t n_lanes = kLanes<T>;
+  const int64_t* entries = p.entries(visit.column, tile);
+  Lanes<double> sums[2] = {};
+  for (int64_t e = entries[0]; e < entries[1]; ++e) {
+    T* block = p.fields.data() + p.columns.index[e] * (kPruningFields * n_lanes);
+    const auto field = [&](int k) { return load_lanes(block + k * n_lanes); };
+    const Lanes<T> now = field(kNow), before = field(kLoss);
+    const Lanes<T> moved = now - load_lanes(p.columns.value.data() + e * n_lanes) * visit.weight;
+    const Lanes<T> value = softplus<T>((moved - field(kCenter)) * field(kScale)) + field(kSeries);
+    store_lanes(block + kNow * n_lanes, moved);
+    store_lanes(block + kNowBefore * n_lanes, now);
+    store_lanes(block + kLoss * n_lanes, value);
+    store_lanes(block + kLossBefore * n_lanes, before);
+    add_wide(sums, value - before);
+  }
+  store_sums(p, tile, sums);
+}
+
+// What it does to one tile if not, but for samples that leave their series: these go to `outside`. Where
+// their list ends then.
+template <class T>
+MODFAST_LANE int32_t* try_unit(Pruning<T>& p, PruningVisit<T> visit, int64_t tile, int32_t* outside) {
   using V = Lanes<T>;
   constexpr int64_t n_lanes = kLanes<T>;
-  if (p.is_last()) return trial_of_class(p, w, tile);
-  const int32_t* blocks = p.columns.index.data();
-  const T* inputs = p.columns.value.data();
-  T* fields = p.fields.data();
+  const int64_t* entries = p.entries(visit.column, tile);
   Lanes<double> sums[2] = {};
-  int64_t n_outside = 0;
-  for (int64_t e = tile.begin; e < tile.end; ++e) {
-    T* block = fields + blocks[e] * (kPruningFields * n_lanes);
+  for (int64_t e = entries[0]; e < entries[1]; ++e) {
+    const int32_t b = p.columns.index[e];
+    T* block = p.fields.data() + b * (kPruningFields * n_lanes);
     const auto field = [&](int k) { return load_lanes(block + k * n_lanes); };
-    const V now = field(kNow), moved = now - load_lanes(inputs + e * n_lanes) * w;
-    store_lanes(block + kMoved * n_lanes, moved);
-    const V before = field(kLoss);
-    if (!any(larger(now, moved) > V{})) {  // off, and stays so
-      store_lanes(block + kNext * n_lanes, before);
-      continue;
-    }
+    const V now = field(kNow), before = field(kLoss);
+    const V moved = now - load_lanes(p.columns.value.data() + e * n_lanes) * visit.weight;
+    store_lanes(block + kNow * n_lanes, moved);
+    store_lanes(block + kNowBefore * n_lanes, now);
+    store_lanes(block + kLossBefore * n_lanes, before);
+    if (!any(larger(now, moved) > V{})) continue;  // off, and stays so
     const V q = (moved - field(kCenter)) * field(kScale);
     V value = field(kSeries + kDegree);
 #pragma GCC unroll 8
     for (int k = kDegree - 1; k >= 0; --k) value = value * q + field(kSeries + k);
-    const Mask<T> outside = (moved < field(kLow)) | (moved > field(kHigh));
-    if (any(outside)) {
-      for (int l = 0; l < n_lanes; ++l) {
-        tile.samples[n_outside] = static_cast<int32_t>(blocks[e] * n_lanes + l);
-        n_outside += outside[l] != 0;
+    const Mask<T> leaves = (moved < field(kLow)) | (moved > field(kHigh));
+    if (any(leaves)) {
+      for (uint32_t left = bits<T>(leaves); left != 0; left &= left - 1) {
+        *outside++ = static_cast<int32_t>(b * n_lanes + __builtin_ctz(left));
       }
-      value = outside ? before : value;
+      value = leaves ? before : value;
     }
-    store_lanes(block + kNext * n_lanes, value);
+    store_lanes(block + kLoss * n_lanes, value);
     add_wide(sums, value - before);
   }
-  n_outside = recall(p, tile.samples, n_outside, sums);
-  for (int64_t i = 0; i < n_outside; i += n_lanes) {
-    const int n = n_outside - i < n_lanes ? static_cast<int>(n_outside - i) : n_lanes;
-    add_wide(sums, build_series(p, row, tile.samples + i, n, tile.work));
-  }
-  return total(sums);
+  store_sums(p, tile, sums);
+  return outside;
 }
 
-// Makes what a tile of a column's entries was moved to what it is.
+// Sets a weight to 0 for the tiles of a part, after it has taken the last trial back if need be: kNow and
+// kLoss, and by how much the losses' sums rise.
 template <class T>
-void pruning_commit(Pruning<T>& p, PruningTile<T> tile) {
+void pruning_trial(Pruning<T>& p, PruningVisit<T> visit, PruningPart<T> part) {
   constexpr int64_t n_lanes = kLanes<T>;
-  for (int64_t e = tile.begin; e < tile.end; ++e) {
-    T* block = p.fields.data() + p.columns.index[e] * (kPruningFields * n_lanes);
-    store_lanes(block + kNow * n_lanes, load_lanes(block + kMoved * n_lanes));
-    store_lanes(block + kLoss * n_lanes, load_lanes(block + kNext * n_lanes));
+  int32_t* outside = part.samples;
+  for (int64_t tile = part.begin; tile < part.end; ++tile) {
+    if (visit.undone >= 0) undo_tile(p, visit.undone, tile);
+    if (p.is_last()) {
+      try_class(p, visit, tile);
+    } else {
+      outside = try_unit(p, visit, tile, outside);
+    }
+  }
+  const int64_t n = recall(p, part.samples, outside - part.samples);
+  for (int64_t i = 0; i < n; i += n_lanes) {
+    build_series(p, visit.row, part.samples + i, n - i < n_lanes ? static_cast<int>(n - i) : n_lanes, part.work);
   }
 }
 
 template <class T>
 constexpr PruningKernels<T> kernels_of = {
-    kLanes<T>,         kGroup,           pruning_columns<T>, pruning_fill_row<T>, pruning_advance<T>,
-    pruning_settle<T>, pruning_losses<T>, pruning_open<T>,    pruning_trial<T>,    pruning_commit<T>,
+    kLanes<T>,           kGroup,             pruning_columns<T>, pruning_start<T>,
+    pruning_advance<T>,  pruning_losses<T>,  pruning_fill_row<T>, pruning_settle<T>,
+    pruning_open<T>,     pruning_trial<T>,   pruning_undo<T>,
 };
 
 constexpr BothPruningKernels kernels = {kernels_of<float>, kernels_of<double>};

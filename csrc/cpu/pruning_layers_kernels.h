@@ -6,31 +6,101 @@ constexpr int kGroup = MODFAST_SIMD_BITS == 512 ? 10 : 5;
 
 constexpr int64_t groups_of(int64_t n) { return (n + kGroup - 1) / kGroup; }
 
-// The inputs of a tile's blocks, column by column in each block: to [block][column][lane].
-template <class T>
-void pruning_columns(Pruning<T>& p, PruningTile<T> tile, T* to) {
-  constexpr int64_t n_lanes = kLanes<T>;
-  const int64_t n_in = p.layers[0].n_in;
-  for (int64_t b = tile.begin; b < tile.end; ++b) {
-    const int64_t left = p.n_samples - b * n_lanes;
-    transpose(p.inputs + b * n_lanes * n_in, left < n_lanes ? left : n_lanes, n_in, n_in, n_lanes,
-              to + b * n_in * n_lanes);
+// What a layer makes of one block of inputs, input(k) for input k: to [unit][lane].
+template <class T, class Input>
+MODFAST_LANE void linear(const PruningLayer<T>& layer, const Input& input, T* to) {
+  for (int64_t g = 0; g < groups_of(layer.n_out); ++g) {
+    const T* packed = layer.packed.data() + g * kGroup * layer.n_in;
+    Lanes<T> sums[kGroup] = {};
+    for (const int32_t k : layer.inputs) {
+      const Lanes<T> h = input(k);
+#pragma GCC unroll 16
+      for (int r = 0; r < kGroup; ++r) sums[r] += h * packed[k * kGroup + r];
+    }
+    const int64_t first = g * kGroup, n = layer.n_out - first < kGroup ? layer.n_out - first : kGroup;
+    for (int r = 0; r < n; ++r) store_lanes(to + (first + r) * kLanes<T>, sums[r] + layer.bias[first + r]);
   }
 }
 
-// The pre-activations of unit `row` of the pruned layer from its weights, for the blocks of a tile: to kNow.
+// f(block) for the blocks of a part.
+template <class T, class F>
+MODFAST_LANE void for_each_block(const Pruning<T>& p, PruningPart<T> part, const F& f) {
+  const int64_t end = part.end * p.tile_blocks < p.n_blocks ? part.end * p.tile_blocks : p.n_blocks;
+  for (int64_t b = part.begin * p.tile_blocks; b < end; ++b) f(b);
+}
+
+// sums += v, in double
+MODFAST_LANE void add_wide(Lanes<double> (&sums)[2], Lanes<double> v) { sums[0] += v; }
+MODFAST_LANE void add_wide(Lanes<double> (&sums)[2], Lanes<float> v) {
+#if MODFAST_SIMD_BITS == 512
+  sums[0] += _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+  sums[1] += _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+#elif MODFAST_SIMD_BITS == 256
+  sums[0] += _mm256_cvtps_pd(_mm256_castps256_ps128(v));
+  sums[1] += _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+#else
+  for (int l = 0; l < kLanes<float>; ++l) sums[l / kLanes<double>][l % kLanes<double>] += v[l];
+#endif
+}
+
+// Makes these the sums of a tile.
 template <class T>
-void pruning_fill_row(Pruning<T>& p, int64_t row, const T* weights, PruningTile<T> tile) {
+MODFAST_LANE void store_sums(Pruning<T>& p, int64_t tile, const Lanes<double> (&sums)[2]) {
+  static_assert(kLanes<double> <= kSumLanes);
+  store_lanes(p.sums.data() + tile * kSumLanes, sums[0] + sums[1]);
+}
+
+// The inputs of the tiles, column by column in each block, to [block][column][lane]; and in how many blocks
+// of a tile a column is not all zero, to the end of its entries there.
+template <class T>
+void pruning_columns(Pruning<T>& p, PruningPart<T> part, T* to) {
+  constexpr int64_t n_lanes = kLanes<T>;
+  const int64_t n_in = p.layers[0].n_in;
+  for_each_block(p, part, [&](int64_t b) {
+    const int64_t left = p.n_samples - b * n_lanes;
+    T* block = to + b * n_in * n_lanes;
+    transpose(p.inputs + b * n_lanes * n_in, left < n_lanes ? left : n_lanes, n_in, n_in, n_lanes, block);
+    int64_t* n_entries = p.columns.begin.data() + b / p.tile_blocks + 1;
+    for (int64_t j = 0; j < n_in; ++j) n_entries[j * p.n_tiles] += any(load_lanes(block + j * n_lanes) != 0);
+  });
+}
+
+// The columns' entries, and the pre-activations of the pruned layer, from the inputs as above.
+template <class T>
+void pruning_start(Pruning<T>& p, PruningPart<T> part, const T* from) {
+  constexpr int64_t n_lanes = kLanes<T>;
+  PruningLayer<T>& layer = p.layers[0];
+  for (int64_t tile = part.begin; tile < part.end; ++tile) {
+    const PruningPart<T> one{tile, tile + 1, nullptr, nullptr};
+    for (const int32_t j : layer.inputs) {
+      int64_t e = *p.entries(j, tile);
+      for_each_block(p, one, [&](int64_t b) {
+        const Lanes<T> x = load_lanes(from + (b * layer.n_in + j) * n_lanes);
+        if (!any(x != 0)) return;
+        p.columns.index[e] = static_cast<int32_t>(b);
+        store_lanes(p.columns.value.data() + e++ * n_lanes, x);
+      });
+    }
+  }
+  for_each_block(p, part, [&](int64_t b) {
+    const T* x = from + b * layer.n_in * n_lanes;
+    linear(layer, [&](int64_t k) { return load_lanes(x + k * n_lanes); },
+           layer.values.data() + b * layer.n_out * n_lanes);
+  });
+}
+
+// The pre-activations of unit `row` of the pruned layer from its weights, for the tiles of a part: to kNow.
+template <class T>
+void pruning_fill_row(Pruning<T>& p, int64_t row, const T* weights, PruningPart<T> part) {
   constexpr int64_t n_lanes = kLanes<T>, stride = kPruningFields * n_lanes;
   const PruningLayer<T>& layer = p.layers[0];
   T* now = p.fields.data() + kNow * n_lanes;
-  for (int64_t b = tile.begin; b < tile.end; ++b) store_lanes(now + b * stride, splat(layer.bias[row]));
-  for (int64_t j = 0; j < layer.n_in; ++j) {
+  for_each_block(p, part, [&](int64_t b) { store_lanes(now + b * stride, splat(layer.bias[row])); });
+  for (const int32_t j : layer.inputs) {
     if (weights[j] == T(0)) continue;
-    for (int64_t e = p.columns.begin[j]; e < p.columns.begin[j + 1]; ++e) {
-      const int64_t b = p.columns.index[e];
-      if (b < tile.begin || b >= tile.end) continue;
-      T* to = now + b * stride;
+    const int64_t end = *p.entries(j, part.end);
+    for (int64_t e = *p.entries(j, part.begin); e < end; ++e) {
+      T* to = now + p.columns.index[e] * stride;
       store_lanes(to, load_lanes(to) + load_lanes(p.columns.value.data() + e * n_lanes) * weights[j]);
     }
   }
@@ -45,43 +115,33 @@ MODFAST_LANE const T* values_of(const Pruning<T>& p, size_t m, int64_t b, T* wor
   return work;
 }
 
-// The pre-activations of layers after `from`, from those of `from`, for the blocks of a tile.
+// The pre-activations of layers after `from`, from those of `from`, for the tiles of a part.
 template <class T>
-void pruning_advance(Pruning<T>& p, size_t from, PruningTile<T> tile) {
+void pruning_advance(Pruning<T>& p, size_t from, PruningPart<T> part) {
   constexpr int64_t n_lanes = kLanes<T>;
   for (size_t m = from + 1; m < p.layers.size(); ++m) {
     PruningLayer<T>& layer = p.layers[m];
-    for (int64_t b = tile.begin; b < tile.end; ++b) {
-      const T* before = values_of(p, m - 1, b, tile.work);
-      T* after = tile.work + p.n_widest * n_lanes;
-      for (int64_t g = 0; g < groups_of(layer.n_out); ++g) {
-        const T* packed = layer.packed.data() + g * kGroup * layer.n_in;
-        Lanes<T> sums[kGroup] = {};
-        for (const int32_t k : layer.inputs) {
-          const Lanes<T> h = larger(load_lanes(before + k * n_lanes), Lanes<T>{});
-#pragma GCC unroll 16
-          for (int r = 0; r < kGroup; ++r) sums[r] += h * packed[k * kGroup + r];
-        }
-        const int64_t first = g * kGroup, n = layer.n_out - first < kGroup ? layer.n_out - first : kGroup;
-        for (int r = 0; r < n; ++r) store_lanes(after + (first + r) * n_lanes, sums[r] + layer.bias[first + r]);
-      }
+    for_each_block(p, part, [&](int64_t b) {
+      const T* before = values_of(p, m - 1, b, part.work);
+      T* after = part.work + p.n_widest * n_lanes;
+      linear(layer, [&](int64_t k) { return larger(load_lanes(before + k * n_lanes), Lanes<T>{}); }, after);
       transpose(after, layer.n_out, n_lanes, n_lanes, layer.stride, layer.values.data() + b * n_lanes * layer.stride);
-    }
+    });
   }
 }
 
 // Takes kNow of unit `row` over into its layer's pre-activations and those of the layers after it, for
-// the blocks of a tile.
+// the tiles of a part.
 template <class T>
-void pruning_settle(Pruning<T>& p, int64_t row, bool into_others, PruningTile<T> tile) {
+void pruning_settle(Pruning<T>& p, int64_t row, PruningPart<T> part) {
   constexpr int64_t n_lanes = kLanes<T>;
   PruningLayer<T>& own = p.layers[0];
-  for (int64_t b = tile.begin; b < tile.end; ++b) {
+  for_each_block(p, part, [&](int64_t b) {
     const Lanes<T> now = load_lanes(p.fields.data() + (b * kPruningFields + kNow) * n_lanes);
     T* place = own.values.data() + (b * own.n_out + row) * n_lanes;
     const Lanes<T> change = larger(now, Lanes<T>{}) - larger(load_lanes(place), Lanes<T>{});
     store_lanes(place, now);
-    if (p.is_last() || !into_others) continue;
+    if (p.is_last()) return;
     const int64_t stride = p.layers[1].stride;
     const T* weights = p.dense_readers.data() + row * stride;
     T* next = p.layers[1].values.data() + b * n_lanes * stride;
@@ -91,8 +151,8 @@ void pruning_settle(Pruning<T>& p, int64_t row, bool into_others, PruningTile<T>
         store_lanes(next + k, load_lanes(next + k) + load_lanes(weights + k) * by);
       }
     }
-  }
-  if (!p.is_last() && into_others) pruning_advance(p, 1, tile);
+  });
+  if (!p.is_last()) pruning_advance(p, 1, part);
 }
 
 template <class T>
@@ -103,11 +163,7 @@ MODFAST_LANE Mask<T> is_class(Mask<T> targets, int64_t c) {
 // Those of a block's samples; -1 in lanes past the last.
 template <class T>
 MODFAST_LANE Mask<T> targets_of(const Pruning<T>& p, int64_t block) {
-  Mask<T> targets;
-  for (int64_t l = 0, i = block * kLanes<T>; l < kLanes<T>; ++l, ++i) {
-    targets[l] = i < p.n_samples ? p.targets[i] : -1;
-  }
-  return targets;
+  return (Mask<T>)load_lanes(reinterpret_cast<const T*>(p.classes.data()) + block * kLanes<T>);
 }
 
 template <class T>
@@ -131,19 +187,21 @@ MODFAST_LANE Exponentials<T> exponentials(const T* logits, int64_t n_classes, Ma
   return {total, log_up<T>(total) - own};
 }
 
-// The losses of the blocks of a tile from their logits: to kLoss, and their sum.
+// The losses from the logits: to kLoss, and their sums over the tiles of a part.
 template <class T>
-double pruning_losses(Pruning<T>& p, PruningTile<T> tile) {
+void pruning_losses(Pruning<T>& p, PruningPart<T> part) {
   constexpr int64_t n_lanes = kLanes<T>;
   const PruningLayer<T>& last = p.layers.back();
-  double sum = 0.0;
-  for (int64_t b = tile.begin; b < tile.end; ++b) {
-    const Mask<T> targets = targets_of(p, b);
-    const T* logits = values_of(p, p.layers.size() - 1, b, tile.work);
-    const Exponentials<T> found = exponentials<T>(logits, last.n_out, targets, [](int64_t, Lanes<T>) {});
-    const Lanes<T> loss = targets < 0 ? Lanes<T>{} : found.loss;
-    store_lanes(p.fields.data() + (b * kPruningFields + kLoss) * n_lanes, loss);
-    for (int l = 0; l < n_lanes; ++l) sum += loss[l];
+  for (int64_t tile = part.begin; tile < part.end; ++tile) {
+    Lanes<double> sums[2] = {};
+    for_each_block(p, PruningPart<T>{tile, tile + 1, nullptr, nullptr}, [&](int64_t b) {
+      const Mask<T> targets = targets_of(p, b);
+      const T* logits = values_of(p, p.layers.size() - 1, b, part.work);
+      const Exponentials<T> found = exponentials<T>(logits, last.n_out, targets, [](int64_t, Lanes<T>) {});
+      const Lanes<T> loss = targets < 0 ? Lanes<T>{} : found.loss;
+      store_lanes(p.fields.data() + (b * kPruningFields + kLoss) * n_lanes, loss);
+      add_wide(sums, loss);
+    });
+    store_sums(p, tile, sums);
   }
-  return sum;
 }

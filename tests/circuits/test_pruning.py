@@ -344,3 +344,26 @@ def test_bad_input() -> None:
             parameter.fill_(3e38)
     with pytest.raises(ValueError, match="loss on the samples of label 1 must be finite"):
         prune_circuit(huge, x, y, labels=1)
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    # 1300 samples are several tiles, which threads share; 3 are more than some machines have.
+    # Of the first layer, as torch's own forward pass up to another may differ.
+    torch.manual_seed(0)
+    x, y = blobs(0, (30,), n=1300)
+    models = [trained(MLP(sizes), x, y) for sizes in ([30, 3], [30, 17, 3], [30, 17, 9, 3])]
+    n_threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            circuits = []
+            for model in models:
+                circuits.append(prune_circuit(model, x, y, "fc1", threshold=1e-5))
+                circuits += prune_circuit(model, x, y, "fc1", labels="all").values()
+            found.append(circuits)
+    finally:
+        torch.set_num_threads(n_threads)
+    for each in found[1:]:
+        for one, other in zip(found[0], each, strict=True):
+            assert torch.equal(one.loss_path, other.loss_path)
+    assert sum(0 < one.kept < one.total for one in found[0]) > 3
