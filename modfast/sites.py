@@ -170,6 +170,9 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
     Every submodule's own training flag is put back afterwards, also on an exception.
 
+    Raises:
+        TypeError: ``model`` is no torch.nn.Module.
+
     Example:
         >>> from modfast.models import MLP
         >>> from modfast.sites import in_mode
@@ -177,6 +180,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
         ...     model.training
         False
     """
+    checks.module("model", model)
     # model.train() afterwards would wake modules that the caller had frozen.
     flags = [(module, module.training) for module in modules_of(model)]
     try:

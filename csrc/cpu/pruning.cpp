@@ -10,7 +10,7 @@
 #include <tuple>
 #include <utility>
 
-#include "../abi.h"
+#include "../pruning_arguments.h"
 #include "crew.h"
 #include "simd.h"
 
@@ -255,30 +255,6 @@ struct Ended {
   ~Ended() { crew.end(); }
 };
 
-void check_tensor(const char* name, size_t index, const Tensor& tensor, const Tensor& inputs,
-                  const std::vector<int64_t>& shape) {
-  const auto sizes = tensor.sizes();
-  MODFAST_CHECK(tensor.is_cpu() && tensor.is_contiguous() &&
-                    std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()),
-                kOp, name, "[", index, "] must be contiguous on the CPU, and fit the other tensors' shapes");
-  MODFAST_CHECK(tensor.scalar_type() == inputs.scalar_type(), kOp, name, "[", index,
-                "] must have the dtype of inputs");
-}
-
-const int64_t* check_integers(const char* name, const Tensor& tensor) {
-  MODFAST_CHECK(tensor.is_cpu() && tensor.is_contiguous() && tensor.dim() == 1 &&
-                    tensor.scalar_type() == ScalarType::Long,
-                kOp, name, " must be int64 of 1 dimension, contiguous on the CPU");
-  return static_cast<const int64_t*>(tensor.data_ptr());
-}
-
-void check_range(const char* name, const int64_t* values, int64_t n, int64_t limit) {
-  for (int64_t i = 0; i < n; ++i) {
-    MODFAST_CHECK(values[i] >= 0 && values[i] < limit, kOp, name, "[", i, "] must be from 0 to ", limit - 1,
-                  ", got ", values[i]);
-  }
-}
-
 template <class T>
 void run_groups(const Tensor& inputs, const Tensors& weights, const Tensors& biases, const int64_t* targets,
                 const Tensor& sizes, const Tensor& order, const std::optional<Tensor>& original,
@@ -335,45 +311,20 @@ std::tuple<Tensor, Tensor> prune_layer(const Tensor& inputs, std::vector<Tensor>
                                        std::vector<Tensor> biases, const Tensor& targets,
                                        const Tensor& sizes, const Tensor& order,
                                        std::optional<Tensor> original, double threshold) {
-  const Dtype dtype = float_dtype(inputs, kOp, "inputs", 0);
-  MODFAST_CHECK(dtype == Dtype::float32 || dtype == Dtype::float64, kOp, "inputs must be float32 or float64");
-  MODFAST_CHECK(inputs.dim() == 2, kOp, "inputs must have 2 dimensions");
-  check_tensor("inputs", 0, inputs, inputs, {inputs.size(0), inputs.size(1)});
-  const int64_t* n_samples = check_integers("sizes", sizes);
+  check_samples(kOp, inputs, sizes);
+  MODFAST_CHECK(inputs.size(0) < std::numeric_limits<int32_t>::max(), kOp, "inputs must be below 2^31, got ",
+                inputs.size(0));
   const int64_t n_groups = sizes.numel();
-  MODFAST_CHECK(n_groups > 0, kOp, "sizes must not be empty");
-  int64_t n = 0;
-  for (int64_t g = 0; g < n_groups; ++g) {
-    MODFAST_CHECK(n_samples[g] > 0, kOp, "sizes[", g, "] must be at least 1, got ", n_samples[g]);
-    n += n_samples[g];
-  }
-  MODFAST_CHECK(n == inputs.size(0) && n < std::numeric_limits<int32_t>::max(), kOp,
-                "sizes must add up to the samples of inputs, ", inputs.size(0), ", got ", n);
-  MODFAST_CHECK(!weights.empty() && weights.size() == biases.size(), kOp,
-                "weights must not be empty, and biases must be as many, got ", weights.size(), " and ",
-                biases.size());
-  int64_t n_in = inputs.size(1);
-  for (size_t m = 0; m < weights.size(); ++m) {
-    MODFAST_CHECK(weights[m].dim() == 3 && weights[m].size(1) > 0, kOp, "weights[", m,
-                  "] must have 3 dimensions and an output");
-    const int64_t n_out = weights[m].size(1);
-    check_tensor("weights", m, weights[m], inputs, {n_groups, n_out, n_in});
-    check_tensor("biases", m, biases[m], inputs, {n_groups, n_out});
-    n_in = n_out;
-  }
-  const int64_t* classes = check_integers("targets", targets);
-  MODFAST_CHECK(targets.numel() == n, kOp, "targets must be as many as inputs, ", n, ", got ", targets.numel());
-  check_range("targets", classes, n, n_in);
-  check_range("order", check_integers("order", order), order.numel(), weights[0].size(1) * weights[0].size(2));
-  if (original) {
-    MODFAST_CHECK(original->is_cpu() && original->is_contiguous() && original->dim() == 1 &&
-                      original->size(0) == n_groups && original->scalar_type() == ScalarType::Double,
-                  kOp, "original must be float64 of shape [", n_groups, "], contiguous on the CPU");
-  }
+  check_sizes(kOp, static_cast<const int64_t*>(sizes.data_ptr()), n_groups, inputs.size(0));
+  const int64_t n_classes = check_network(kOp, inputs, weights, biases, targets, order, original, n_groups);
+  const int64_t* classes = static_cast<const int64_t*>(targets.data_ptr());
+  check_range(kOp, "targets", classes, targets.numel(), n_classes);
+  check_range(kOp, "order", static_cast<const int64_t*>(order.data_ptr()), order.numel(),
+              weights[0].size(1) * weights[0].size(2));
   const int32_t float64 = aoti_torch_dtype_float64();
   Tensor margins = empty_beside(inputs, {n_groups, order.numel()}, float64);
   Tensor losses = empty_beside(inputs, {n_groups, order.numel() + 1}, float64);
-  const auto run = dtype == Dtype::float32 ? run_groups<float> : run_groups<double>;
+  const auto run = inputs.scalar_type() == ScalarType::Float ? run_groups<float> : run_groups<double>;
   run(inputs, weights, biases, classes, sizes, order, original, threshold, margins, losses);
   return {margins, losses};
 }
