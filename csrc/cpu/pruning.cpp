@@ -23,8 +23,11 @@ namespace {
 constexpr const BothPruningKernels* kTables[] = MODFAST_TABLES;
 constexpr const char* kOp = "prune_layer";
 
-// At most so many samples are a tile, which is the least that a thread takes.
+// At most so many samples are a tile.
 constexpr int64_t kTileSamples = 256;
+// A thread for each so many: with fewer, two threads that the system leaves on one processor cost more than
+// they save.
+constexpr int64_t kThreadSamples = 4096;
 // A trial that moves fewer blocks of samples is over before another thread has heard of it.
 constexpr int64_t kFewBlocks = 8;
 // A unit whose weights were zeroed this often has its pre-activations computed anew.
@@ -117,7 +120,6 @@ class Pruner {
     }
   }
 
-  // As many threads as this may have a share in the work on so many samples.
   static int64_t tiles_of(int64_t n_samples) { return blocks_of(n_samples, kTileSamples); }
 
  private:
@@ -287,9 +289,9 @@ void run_groups(const Tensor& inputs, const Tensors& weights, const Tensors& bia
   std::deque<Crew> crews;
   int64_t n_threads = 0;
   for (const Task<T>& task : tasks) {
-    const int64_t n_tiles = Pruner<T>::tiles_of(task.n_samples);
-    crews.emplace_back(n_tiles - 1);
-    n_threads += n_tiles;
+    const int64_t n_own = blocks_of(task.n_samples, kThreadSamples);
+    crews.emplace_back(n_own - 1);
+    n_threads += n_own;
   }
   std::atomic<int64_t> next{0};
   const auto run = [&](int64_t begin, int64_t) {

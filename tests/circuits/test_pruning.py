@@ -347,10 +347,10 @@ def test_bad_input() -> None:
 
 
 def test_same_bits_for_any_number_of_threads() -> None:
-    # 1300 samples are several tiles, which threads share; 3 are more than some machines have.
+    # 9000 samples are enough for threads to share.
     # Of the first layer, as torch's own forward pass up to another may differ.
     torch.manual_seed(0)
-    x, y = blobs(0, (30,), n=1300)
+    x, y = blobs(0, (30,), n=9000)
     models = [trained(MLP(sizes), x, y) for sizes in ([30, 3], [30, 17, 3], [30, 17, 9, 3])]
     n_threads, found = torch.get_num_threads(), []
     try:
