@@ -208,29 +208,28 @@ def _fused(
         each = len(site) * (2 * widths * site.element_size() + 80 * logits.shape[1])
         memory = min(memory, CPU_BLOCK) if site.device.type == "cpu" else memory
     chunks = _chunks(len(changes), each, memory)
-    found = []
+    found = _Found(len(changes))
     for chosen in bar(chunks, "ablations", options.progress, LONG) if is_deep else chunks:
         rank_one = changes.rank_one(site, activation, chain.layers[0].weight, chosen)
         if rank_one is None:
             return None
         if is_deep:
             ablated = _ablated(chain, logits, hidden, *rank_one)
-            found.append(_summed(ablated, logits, targets, options))
+            part = _summed(ablated, logits, targets, options)
         elif len(chain.layers) == 1:
-            found.append(ops.ablation_sweep(logits, *rank_one, targets, options.per_sample))
+            part = ops.ablation_sweep(logits, *rank_one, targets, options.per_sample)
         else:
-            found.append(
-                ops.ablation_sweep_hidden(
-                    logits,
-                    hidden,
-                    *rank_one,
-                    chain.activations[1],
-                    chain.layers[1].weight,
-                    targets,
-                    options.per_sample,
-                )
+            part = ops.ablation_sweep_hidden(
+                logits,
+                hidden,
+                *rank_one,
+                chain.activations[1],
+                chain.layers[1].weight,
+                targets,
+                options.per_sample,
             )
-    return _joined(found)
+        found.put(chosen, *part)
+    return found.whole()
 
 
 def _ablated(
@@ -256,11 +255,30 @@ def _summed(
     return (terms if options.per_sample else terms.sum(1)), classes
 
 
-def _joined(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Several runs' ablations, one after the other."""
-    if len(found) == 1:
-        return found[0]
-    return torch.cat([terms for terms, _ in found], -1), torch.cat([c for _, c in found])
+class _Found:
+    """The terms and classes of n ablations, as runs of some of them are put in.
+
+    All lie in memory that is taken once: small results that are kept between large tensors that
+    are not would keep the allocator from giving these back.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.parts: tuple[Tensor, Tensor] | None = None
+
+    def put(self, chosen: slice, terms: Tensor, classes: Tensor) -> None:
+        if chosen == slice(0, self.n):
+            self.parts = terms, classes
+            return
+        if self.parts is None:
+            shape = (*terms.shape[:-1], self.n)
+            self.parts = terms.new_empty(shape), classes.new_empty(self.n, classes.shape[1])
+        self.parts[0][..., chosen] = terms
+        self.parts[1][chosen] = classes
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        assert self.parts is not None
+        return self.parts
 
 
 def _chunks(n: int, each: int, memory: int) -> list[slice]:
@@ -284,18 +302,19 @@ def _batched(
             values += [] if rank_one is None else [follower.changed(*rank_one)]
         return _summed(resume(*values).reshape(-1, *logits.shape), logits, targets, options)
 
-    first = slice(0, 1)
+    first, found = slice(0, 1), _Found(len(changes))
     with PeakMemory() as memory:
         try:
-            found = [run(first)]
+            found.put(first, *run(first))
         except RuntimeError:
             # The suffix asks a tensor for its value, or changes one in place, which vmap refuses.
             resume = _one_by_one(place.resume)
-            found = [run(first)]
+            found.put(first, *run(first))
     rest = _chunks(len(changes) - 1, memory.peak, options.max_memory or MAX_MEMORY)
     for chunk in bar(rest, "ablations", options.progress, LONG):
-        found.append(run(slice(chunk.start + 1, chunk.stop + 1)))
-    return _joined(found)
+        chosen = slice(chunk.start + 1, chunk.stop + 1)
+        found.put(chosen, *run(chosen))
+    return found.whole()
 
 
 def _after_channels(place: Place, changes: Changes) -> tuple[Place, Changes]:

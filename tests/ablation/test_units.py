@@ -63,6 +63,8 @@ def test_units_equal_the_notebooks_way(
     each = ablate_units(model, x, site, value=0.3, path=path, per_sample=True)
     assert each.kl_ablated_original.shape == (50, n_units)
     oracle.assert_equal(each, expected, TOLERANCE[dtype])
+    torch.testing.assert_close(each.kl_ablated_original.sum(0), result.kl_ablated_original)
+    torch.testing.assert_close(each.entropy_difference.sum(0), result.entropy_difference)
 
 
 @pytest.mark.parametrize("path", PATHS)
