@@ -21,6 +21,9 @@ constexpr const TopKernels* kTables[] = MODFAST_TABLES;
 constexpr int64_t kPartUnits = 32;
 // Candidates that are sorted at a time, at least: the fewer, the less `least` lags behind.
 constexpr int64_t kLeastRoom = 8;
+// Rows of a thread's own, at least, and for each place among the largest: then its lists are smaller than
+// the values that it reads.
+constexpr int64_t kLeastRows = 256, kRowsPerPlace = 16;
 // Values that are not worth waking a thread for: reading them takes some 0.1 ms.
 constexpr int64_t kGrain = int64_t{1} << 17;
 
@@ -81,21 +84,76 @@ int64_t update_units(const TopUnits& all, int64_t begin, int64_t end) {
   return units.n_nan;
 }
 
+// The largest of some rows, which start as those of `all`, but without their indices.
+template <class T>
+struct Rows {
+  std::vector<T> top_values;
+  std::vector<int64_t> top_indices;
+  TopUnits units;
+
+  Rows(const TopUnits& all, int64_t begin, int64_t end)
+      : top_values(static_cast<const T*>(all.top_values),
+                   static_cast<const T*>(all.top_values) + all.n_units * all.k),
+        top_indices(all.n_units * all.k, -1),
+        units(all) {
+    units.values = static_cast<const T*>(all.values) + begin * all.stride;
+    units.n_rows = end - begin;
+    units.first = all.first + begin;
+    units.top_values = top_values.data();
+    units.top_indices = top_indices.data();
+  }
+
+  // Takes them up into those of all; the rows before these have been.
+  void merge(const TopUnits& all) const {
+    TopUnits to = all;
+    std::vector<Candidate> candidates(all.k);
+    std::vector<T> least(1);
+    for (int64_t unit = 0; unit < all.n_units; ++unit) {
+      int64_t n = 0;
+      for (int64_t i = unit * all.k; i < (unit + 1) * all.k; ++i) {
+        if (top_indices[i] >= 0) candidates[n++] = {static_cast<double>(top_values[i]), top_indices[i] - all.first};
+      }
+      if (n == 0) continue;
+      to.top_values = static_cast<T*>(all.top_values) + unit * all.k;
+      to.top_indices = all.top_indices + unit * all.k;
+      to.candidates = candidates.data();
+      to.n_candidates = &n;
+      to.least = least.data();
+      flush<T>(to, 0);
+    }
+  }
+};
+
 template <class T>
 int64_t update(const TopUnits& all) {
   const int64_t n_parts = (all.n_units + kPartUnits - 1) / kPartUnits;
+  // Each thread takes rows of its own, as those that wrote them did, so that they stay in its cache; if
+  // there are enough of them to be worth lists of their own, and the lists are full: until then most
+  // values pass, and each list would take its own time to fill.
+  int64_t n_shares = 1;
+  if (all.n_rows * all.n_units > kGrain && all.top_indices[all.k - 1] >= 0) {
+    const int64_t most = all.n_rows / std::max(kLeastRows, kRowsPerPlace * all.k);
+    n_shares = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(1, most));
+  }
+  const auto row = [&](int64_t share) { return all.n_rows * share / n_shares; };
+  TopUnits first = all;
+  first.n_rows = row(1);
+  std::vector<Rows<T>> others;
+  for (int64_t share = 1; share < n_shares; ++share) others.emplace_back(all, row(share), row(share + 1));
   std::atomic<int64_t> n_nan{0};
   const auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      const int64_t first = part * kPartUnits;
-      n_nan += update_units<T>(all, first, std::min(first + kPartUnits, all.n_units));
+    for (int64_t i = begin; i < end; ++i) {
+      const TopUnits& rows = i < n_parts ? first : others[i / n_parts - 1].units;
+      const int64_t unit = i % n_parts * kPartUnits;
+      n_nan += update_units<T>(rows, unit, std::min(unit + kPartUnits, all.n_units));
     }
   };
   if (all.n_rows * all.n_units <= kGrain) {
     run(0, n_parts);
   } else {
-    torch::stable::parallel_for(0, n_parts, 1, run);
+    torch::stable::parallel_for(0, n_shares * n_parts, 1, run);
   }
+  for (const Rows<T>& rows : others) rows.merge(all);
   return n_nan;
 }
 

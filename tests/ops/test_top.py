@@ -84,9 +84,11 @@ def test_large_and_same_bits_for_any_number_of_threads(n_threads: int) -> None:
     x = example(9000, 130, torch.float32)
     assert x.numel() > 2**19  # threads are woken
     state, again = fresh(130, 50), fresh(130, 50)
-    ops.update_top_(*state, x, 2**40)
-    torch.set_num_threads(1)
-    ops.update_top_(*again, x, 2**40)
+    for each in (state, again):
+        # Full lists, as of the last batch, and many rows: then threads share the rows.
+        for part, first in ((x[:100], 0), (x[100:], 100)):
+            ops.update_top_(*each, part, 2**40 + first)
+        torch.set_num_threads(1)
     wanted_values, wanted_indices = sorted_top(x, 50, 2**40)
     np.testing.assert_array_equal(state[0], wanted_values)
     np.testing.assert_array_equal(state[1], wanted_indices)
