@@ -155,7 +155,7 @@ def test_parts_of_any_size_give_one_result(norm: str, monkeypatch: pytest.Monkey
         (nn.Linear(50, 30), (50,)),
     ]:
         for cells in (1, 100, 700, 2**20):
-            monkeypatch.setattr("modfast.reference._WIRING_CELLS", cells)
+            monkeypatch.setattr("modfast.reference.wiring._WIRING_CELLS", cells)
             assert_equals(layer, shape, [matrix_of(layer, shape)], norm)
 
 
