@@ -13,11 +13,12 @@ def bar(items: Iterable[Item], description: str, shown: bool, delay: float = 0.0
 
     It appears after `delay` seconds.
     """
+    if not shown:
+        return items
     try:
         from tqdm.auto import tqdm
     except ImportError:
         return items
     # disable=None: shown only where standard error is a terminal.
-    disable = None if shown else True
-    found: Iterable[Item] = tqdm(items, desc=description, disable=disable, delay=delay)
+    found: Iterable[Item] = tqdm(items, desc=description, disable=None, delay=delay)
     return found

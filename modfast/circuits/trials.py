@@ -35,7 +35,10 @@ def input_of(
 
     handle = model.get_submodule(name).register_forward_pre_hook(keep)
     try:
-        output = functional_call(model, parameters, batch.args, batch.kwargs)
+        if parameters:
+            output = functional_call(model, parameters, batch.args, batch.kwargs)
+        else:
+            output = model(*batch.args, **batch.kwargs)
     finally:
         handle.remove()
     if len(found) != 1:
