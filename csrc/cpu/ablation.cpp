@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "../sweeps.h"
+#include "parallel.h"
 #include "simd.h"
 
 #define MODFAST_KERNELS "ablation_kernels.h"
@@ -79,11 +80,9 @@ AblationSweep read_sweep(const char* op, const Tensor& logits, const Tensor& sca
 
 template <class F>
 void for_each(int64_t n, int64_t cost, const F& f) {
-  const auto run = [&](int64_t begin, int64_t end) {
+  for_ranges(n, cost, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i);
-  };
-  if (n * cost <= kGrain) return run(0, n);
-  torch::stable::parallel_for(0, n, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, cost)), run);
+  });
 }
 
 // rows [n_rows, n_cols] as [block of rows][column][row of the block], with zeros for the rows that are
