@@ -130,8 +130,7 @@ def resolve_modules(
         >>> list(resolve_modules(MLP([4, 3, 3, 2]), ["fc3", "act*"]))
         ['act1', 'act2', 'fc3']
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    checks.module("model", model)
     # Without remove_duplicate=False a shared module's other names would be called unknown.
     modules = {
         name: module

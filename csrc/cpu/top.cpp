@@ -107,7 +107,7 @@ struct Rows {
   void merge(const TopUnits& all) const {
     TopUnits to = all;
     std::vector<Candidate> candidates(all.k);
-    std::vector<T> least(1);
+    T least;
     for (int64_t unit = 0; unit < all.n_units; ++unit) {
       int64_t n = 0;
       for (int64_t i = unit * all.k; i < (unit + 1) * all.k; ++i) {
@@ -118,7 +118,7 @@ struct Rows {
       to.top_indices = all.top_indices + unit * all.k;
       to.candidates = candidates.data();
       to.n_candidates = &n;
-      to.least = least.data();
+      to.least = &least;
       flush<T>(to, 0);
     }
   }
@@ -130,8 +130,9 @@ int64_t update(const TopUnits& all) {
   // Each thread takes rows of its own, as those that wrote them did, so that they stay in its cache; if
   // there are enough of them to be worth lists of their own, and the lists are full: until then most
   // values pass, and each list would take its own time to fill.
+  const bool is_little = all.n_rows * all.n_units <= kGrain;
   int64_t n_shares = 1;
-  if (all.n_rows * all.n_units > kGrain && all.top_indices[all.k - 1] >= 0) {
+  if (!is_little && all.top_indices[all.k - 1] >= 0) {
     const int64_t most = all.n_rows / std::max(kLeastRows, kRowsPerPlace * all.k);
     n_shares = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(1, most));
   }
@@ -148,7 +149,7 @@ int64_t update(const TopUnits& all) {
       n_nan += update_units<T>(rows, unit, std::min(unit + kPartUnits, all.n_units));
     }
   };
-  if (all.n_rows * all.n_units <= kGrain) {
+  if (is_little) {
     run(0, n_parts);
   } else {
     torch::stable::parallel_for(0, n_shares * n_parts, 1, run);

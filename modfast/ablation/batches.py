@@ -75,10 +75,8 @@ def _batch(
             f"got {type(inputs).__name__}"
         )
     values: list[Any] = [*args, *kwargs.values()]
-    for value in values:
-        if not isinstance(value, Tensor):
-            values = tree_leaves(values)
-            break
+    if not all(isinstance(value, Tensor) for value in values):
+        values = tree_leaves(values)
     for tensor in values:
         if isinstance(tensor, Tensor):
             if tensor.dim() and tensor.shape[0] == 0:

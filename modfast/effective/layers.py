@@ -114,8 +114,7 @@ def uses_of(
         ValueError: an input that does not fit the model, no layer at all, weights in modules that
             are not supported or not called, a BatchNorm that cannot be folded.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    checks.module("model", model)
     names = {module: name or type(module).__name__ for name, module in model.named_modules()}
     found: list[Use] = []
     # The use that gave an output, for as long as that is alive and not worked on in place.
@@ -161,8 +160,7 @@ def run_once(model: nn.Module, input_shape: Sequence[int] | int) -> Any:
         TypeError: `model` is no module, or `input_shape` no shape.
         ValueError: an input that does not fit the model.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    checks.module("model", model)
     x = torch.zeros(1, *shape_of(input_shape), **_like(model))
     with in_mode(model, training=False), torch.no_grad():
         try:

@@ -106,8 +106,7 @@ def _resolve(
 ) -> tuple[dict[str, nn.Module], nn.Module]:
     """The sites' modules, and what to run: a module of its own stands for the input."""
     names = [sites] if isinstance(sites, str) else sites
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    checks.module("model", model)
     own = dict(model.named_modules(remove_duplicate=False))
     if not isinstance(names, Sequence) or INPUT not in names or INPUT in own:
         return resolve_modules(model, sites, "sites"), model
