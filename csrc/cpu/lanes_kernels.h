@@ -279,12 +279,18 @@ MODFAST_LANE Excess<T> exp_excess(Lanes<T> x) {
   return {moved, r.k == 0 ? r.rest : moved - x};
 }
 
+// e^x to 2 units in the last place, for x of at least `lowest` and at most 80.
+template <class T>
+MODFAST_LANE Lanes<T> exp_near(Lanes<T> x) {
+  const Reduced<T> r = reduce<T>(x);
+  return r.power * (1 + (r.f + r.rest));
+}
+
 // e^x for x <= 0, to 2 units in the last place; 0 where it is no normal number.
 template <class T>
 MODFAST_LANE Lanes<T> exp_down(Lanes<T> x) {
   constexpr T lowest = Numbers<T>::lowest;
-  const Reduced<T> r = reduce<T>(larger(x, splat(lowest)));
-  return x < lowest ? Lanes<T>{} : r.power * (1 + (r.f + r.rest));
+  return x < lowest ? Lanes<T>{} : exp_near<T>(larger(x, splat(lowest)));
 }
 
 // log y for normal y > 0, to 3 units in the last place, near 1 too.

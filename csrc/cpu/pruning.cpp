@@ -24,7 +24,7 @@ constexpr const BothPruningKernels* kTables[] = MODFAST_TABLES;
 constexpr const char* kOp = "prune_layer";
 
 // At most so many samples are a tile.
-constexpr int64_t kTileSamples = 256;
+constexpr int64_t kTileSamples = 512;
 // A thread for each so many: with fewer, two threads that the system leaves on one processor cost more than
 // they save.
 constexpr int64_t kThreadSamples = 4096;
@@ -94,9 +94,14 @@ class Pruner {
       p_.n_widest = std::max(p_.n_widest, stride);
     }
     find_effects(sizes);
-    p_.recent.resize(n * kRecent * kRecentFields);
-    p_.oldest.resize(n);
+    if (!p_.is_last()) {
+      p_.recent.resize(n * kRecent * kRecentFields);
+      p_.oldest.resize(n);
+    }
     p_.fields.resize(n * kPruningFields);
+    p_.side.resize(p_.n_blocks);
+    for (int64_t b = 0; b < p_.n_blocks; ++b) p_.tile_of.push_back(static_cast<int32_t>(b / p_.tile_blocks));
+    p_.constants.resize(p_.n_tiles * kSumLanes);
     p_.sums.resize(p_.n_tiles * kSumLanes);
     weights_.assign(task.weights[0], task.weights[0] + sizes[0].first * sizes[0].second);
     n_changes_.resize(sizes[0].first);
@@ -138,10 +143,15 @@ class Pruner {
 
   // Over samples, of what is in the tiles' sums.
   double mean() const {
-    double lanes[kSumLanes] = {}, sum = 0.0;
-    for (int64_t i = 0; i < p_.n_tiles * kSumLanes; ++i) lanes[i % kSumLanes] += p_.sums[i];
-    for (const double lane : lanes) sum += lane;
-    return sum / static_cast<double>(p_.n_samples);
+    double lanes[kSumLanes] = {};
+    const double* sums = p_.sums.data();
+    for (int64_t tile = 0; tile < p_.n_tiles; ++tile, sums += kSumLanes) {
+      for (int l = 0; l < kSumLanes; ++l) lanes[l] += sums[l];
+    }
+    for (int half = kSumLanes / 2; half > 0; half /= 2) {
+      for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    }
+    return lanes[0] / static_cast<double>(p_.n_samples);
   }
 
   // From the last layer on back: which inputs of each layer have any effect, and on which outputs those of
@@ -177,6 +187,7 @@ class Pruner {
     SparseLines<T>& entries = p_.columns;
     entries.begin.resize(n_in * p_.n_tiles + 1);
     each([to = columns.data()](Pruner& self, PruningPart<T> part) { self.kernels_.columns(self.p_, part, to); });
+    if (p_.is_last()) fill_columns();
     for (size_t i = 1; i < entries.begin.size(); ++i) entries.begin[i] += entries.begin[i - 1];
     for (int64_t j = 0; j < n_in; ++j) {
       if (n_entries(j) > 0) p_.layers[0].inputs.push_back(static_cast<int32_t>(j));
@@ -186,27 +197,37 @@ class Pruner {
     each([from = columns.data()](Pruner& self, PruningPart<T> part) { self.kernels_.start(self.p_, part, from); });
   }
 
+  // Counts every block as an entry of the columns that have any, as a class has the losses of all.
+  void fill_columns() {
+    int64_t* counts = p_.columns.begin.data() + 1;
+    for (int64_t j = 0; j < p_.layers[0].n_in; ++j, counts += p_.n_tiles) {
+      if (std::all_of(counts, counts + p_.n_tiles, [](int64_t n) { return n == 0; })) continue;
+      std::fill_n(counts, p_.n_tiles, 0);
+      for (const int32_t tile : p_.tile_of) ++counts[tile];
+    }
+  }
+
   int64_t n_entries(int64_t column) const { return *p_.entries(column, p_.n_tiles) - *p_.entries(column, 0); }
 
   void change_row(int64_t row) {
     // Against the drift of many subtractions.
     const bool refill = row_ >= 0 && n_changes_[row_] >= kRefresh;
     if (refill) n_changes_[row_] = 0;
-    each([row, refill](Pruner& self, PruningPart<T> part) { self.change_row(row, refill, part); });
-    if (changed_) loss_ = mean();
+    each([refill](Pruner& self, PruningPart<T> part) { self.close_row(refill, part); });
+    if (changed_ && !p_.is_last()) loss_ = mean();
+    each([row](Pruner& self, PruningPart<T> part) { self.kernels_.open(self.p_, row, part); });
+    if (p_.is_last()) loss_ = mean();
     undone_ = -1;
     changed_ = false;
     row_ = row;
   }
 
-  void change_row(int64_t row, bool refill, PruningPart<T> part) {
+  void close_row(bool refill, PruningPart<T> part) {
     if (undone_ >= 0) kernels_.undo(p_, undone_, part);
-    if (changed_) {
-      if (refill) kernels_.fill_row(p_, row_, weights_.data() + row_ * p_.layers[0].n_in, part);
-      kernels_.settle(p_, row_, part);
-      kernels_.losses(p_, part);
-    }
-    kernels_.open(p_, row, part);
+    if (!changed_) return;
+    if (refill) kernels_.fill_row(p_, row_, weights_.data() + row_ * p_.layers[0].n_in, part);
+    kernels_.settle(p_, row_, part);
+    if (!p_.is_last()) kernels_.losses(p_, part);
   }
 
   void visit(T& weight, int64_t column, double& margin) {
@@ -219,7 +240,7 @@ class Pruner {
       } else {
         each([visit](Pruner& self, PruningPart<T> part) { self.kernels_.trial(self.p_, visit, part); });
       }
-      rise = mean();
+      rise = p_.is_last() ? mean() - loss_ : mean();
       undone_ = -1;
     }
     const double above = task_.original == nullptr ? 0.0 : loss_ - *task_.original;

@@ -35,18 +35,18 @@ using IntegerOf = std::conditional_t<sizeof(T) == sizeof(int32_t), int32_t, int6
 
 // What is kept of each sample about the unit whose weights are being visited.
 enum PruningField : int {
-  kNow,        // its pre-activation, if the weight that is on trial is zero,
-  kNowBefore,  // and if not
-  kLossBefore,
-  kLoss,       // the sample's loss, likewise
-  kLow,        // where the series holds
-  kHigh,
-  kCenter,     // it is a polynomial in q = (pre-activation - center) * scale
+  kNow,              // its pre-activation t, and in the next field another: the block's `side` says which is
+                     // true as things stand, and the other was before the last trial
+  kLoss = kNow + 2,  // the sample's loss, likewise
+  kLow = kLoss + 2,  // where the series holds: from this u = max(t, 0)
+  kHigh,             // to this
+  kCenter,           // it is a polynomial in q = (u - center) * scale
   kScale,
-  kSeries,     // the loss at the center, then kDegree coefficients
+  kSeries,           // the loss at the center, then kDegree coefficients
   kPruningFields = kSeries + kDegree + 1,
 };
-// Of a unit of the last layer, which is a class, the loss is softplus(q) + kSeries throughout.
+// Of a unit of the last layer, which is a class, the loss is softplus((t - center) * scale) and a constant
+// throughout, and only kNow, kCenter, kScale and the constants' sums are kept.
 
 // Series that each sample had before: a pre-activation wanders to and fro, so that two of these save two
 // thirds of the series that would be made anew.
@@ -77,6 +77,7 @@ template <class T>
 struct Pruning {
   int64_t n_samples, n_blocks;
   int64_t tile_blocks, n_tiles;
+  std::vector<int32_t> tile_of;         // by block
   const T* inputs;                      // of the pruned layer, [n_samples, n_in]
   Aligned<IntegerOf<T>> classes;        // the samples' targets; -1 past the last
   std::vector<PruningLayer<T>> layers;  // the pruned one, then those after it; ReLU in between
@@ -85,11 +86,13 @@ struct Pruning {
   Aligned<T> dense_readers;
   std::vector<T> inverses;              // of their weights, finite
   Aligned<T> fields;                    // [block][field][lane]
+  std::vector<int32_t> side;            // of each block: 0 or 1
   std::vector<T> recent;                // [sample][kRecent][kRecentFields]
   std::vector<uint8_t> oldest;          // of these, by sample
-  // By inputs of the pruned layer and tiles, the blocks where they are not all zero; `value` is
-  // [entry][lane].
+  // By inputs of the pruned layer and tiles, the blocks where they are not all zero, or of a last layer all
+  // blocks; `value` is [entry][lane].
   SparseLines<T> columns;
+  Aligned<double> constants;            // of the losses of a class, [tile][kSumLanes]
   Aligned<double> sums;                 // [tile][kSumLanes], of which the sum over all is wanted
   int64_t n_widest;                     // stride of the widest layer
 

@@ -2,49 +2,81 @@
 #include "lanes_kernels.h"
 #include "pruning_layers_kernels.h"
 
-// log(1 + x) for 0 <= x <= 1, to 3 units in the last place; small x keep their digits.
-MODFAST_LANE Lanes<float> log1p_of_share(Lanes<float> x) {
-  // Of log(1 + x) / x, by Chebyshev nodes: 3e-8 of the whole.
-  constexpr float series[] = {1.0f,         -0.499995023f, 0.333192706f,  -0.248443693f, 0.191114306f,
-                              -0.136747703f, 0.0783616677f, -0.0295885075f, 0.00525345793f};
-  return x * polynomial<float>(x, series);
-}
-MODFAST_LANE Lanes<double> log1p_of_share(Lanes<double> x) { return log1p_up<double>(x, 1 / (1 + x)); }
+// By itself, so that its constants take no registers from the loop over factors.
+__attribute__((noinline)) Lanes<double> log_of_product(Lanes<double> product) { return log_up<double>(product); }
 
-// log(1 + e^x)
-template <class T>
-MODFAST_LANE Lanes<T> softplus(Lanes<T> x) {
-  return larger(x, Lanes<T>{}) + log1p_of_share(exp_down<T>(smaller(x, -x)));
+// The losses of a tile, if the unit is a class: to the tile's sums, from softplus(x) = log(1 + e^x) for n
+// vectors x_of(i). A sum of logarithms is that of a product, and a factor is kept less 1, so that it keeps its
+// digits: (1 + a) (1 + b) - 1 = a + b + a b.
+template <class T, class F>
+MODFAST_LANE void sum_class(Pruning<T>& p, int64_t tile, int64_t n, const F& x_of) {
+  // From `far` on softplus(x) is x. The product of 4 such factors is still a T; of 16 in each of `products`,
+  // it is below 2^924.
+  constexpr T lowest = Numbers<T>::lowest, far = sizeof(T) == sizeof(float) ? 20 : 40;
+  Lanes<double> sums[2] = {load_lanes(p.constants.data() + tile * kSumLanes)}, all = splat(1.0);
+  for (int64_t i = 0; i < n;) {
+    Lanes<double> products[2] = {splat(1.0), splat(1.0)};
+    for (const int64_t end = n - i < 16 ? n : i + 16; i < end;) {
+      Lanes<T> product{};
+      for (const int64_t last = end - i < 4 ? end : i + 4; i < last; ++i) {
+        const Lanes<T> x = x_of(i);
+        if (bits_above<T>(x, splat(far)) != 0) add_wide<T>(sums, larger(x - far, Lanes<T>{}));
+        const Lanes<T> e = exp_near<T>(smaller(larger(x, splat(lowest)), splat(far)));
+        product += e + product * e;
+      }
+      const Wide<T> wide = widen(product);
+      for (int k = 0; k < Wide<T>::n; ++k) products[k] += products[k] * wide.part[k];
+    }
+    if (bits_above<double>(all, splat(0x1p99)) != 0) {
+      sums[0] += log_of_product(all);
+      all = splat(1.0);
+    }
+    all *= products[0] * products[1];
+  }
+  sums[0] += log_of_product(all);
+  store_sums(p, tile, sums);
 }
 
 // Of a class as unit: the loss is softplus(t - o) + o - z_target, with o the log-sum-exp of the others'
 // logits z; softplus(o - t) if it is the target.
 template <class T>
-MODFAST_LANE void open_class(const Pruning<T>& p, int64_t row, int64_t b, T* block) {
+MODFAST_LANE void open_class(Pruning<T>& p, int64_t row, int64_t tile) {
   constexpr int64_t n_lanes = kLanes<T>;
   constexpr T infinity = std::numeric_limits<T>::infinity();
   const int64_t n_classes = p.layers[0].n_out;
-  const Mask<T> targets = targets_of(p, b);
-  const auto z = [&](int64_t c) { return load_lanes(p.layers[0].values.data() + (b * n_classes + c) * n_lanes); };
-  Lanes<T> largest = splat(-infinity), total{}, own{};
-  for (int64_t c = 0; c < n_classes; ++c) largest = c == row ? largest : larger(largest, z(c));
-  for (int64_t c = 0; c < n_classes; ++c) {
-    if (c == row) continue;
-    total += exp_down<T>(z(c) - largest);
-    own = is_class<T>(targets, c) ? z(c) : own;
-  }
-  const Lanes<T> others = n_classes == 1 ? largest : largest + log_up<T>(total);
-  // Lanes past the last sample too: their loss does not count, but must be finite.
-  const Mask<T> is_target = is_class<T>(targets, row) | (targets < 0);
-  const Lanes<T> scale = is_target ? splat(T(-1)) : splat(T(1)), rest = is_target ? Lanes<T>{} : others - own;
-  store_lanes(block + kCenter * n_lanes, others);
-  store_lanes(block + kScale * n_lanes, scale);
-  store_lanes(block + kSeries * n_lanes, rest);
-  store_lanes(block + kLoss * n_lanes, softplus<T>((z(row) - others) * scale) + rest);
+  const PruningPart<T> one{tile, tile + 1, nullptr, nullptr};
+  Lanes<double> constants[2] = {};
+  for_each_block(p, one, [&](int64_t b) {
+    const Mask<T> targets = targets_of(p, b), is_target = is_class<T>(targets, row);
+    const T* logits = p.layers[0].values.data() + b * n_classes * n_lanes;
+    const auto z = [&](int64_t c) { return load_lanes(logits + c * n_lanes); };
+    Lanes<T> largest = splat(-infinity), total{}, own{};
+    for (int64_t c = 0; c < n_classes; ++c) largest = c == row ? largest : larger(largest, z(c));
+    for (int64_t c = 0; c < n_classes; ++c) {
+      if (c == row) continue;
+      const Lanes<T> d = z(c) - largest;
+      total += exp_down<T>(d);
+      own = is_class<T>(targets, c) ? d : own;
+    }
+    const Lanes<T> above = n_classes == 1 ? Lanes<T>{} : log_up<T>(total);
+    const Mask<T> none = targets < 0;  // past the last sample: a loss of 0
+    T* block = p.fields.data() + b * kPruningFields * n_lanes;
+    store_lanes(block + kCenter * n_lanes, none ? splat(infinity) : largest + above);
+    store_lanes(block + kScale * n_lanes, is_target ? splat(T(-1)) : splat(T(1)));
+    add_wide<T>(constants, is_target | none ? Lanes<T>{} : above - own);
+  });
+  store_lanes(p.constants.data() + tile * kSumLanes, constants[0] + constants[1]);
+  const int64_t first = tile * p.tile_blocks;
+  sum_class(p, tile, (p.n_blocks < first + p.tile_blocks ? p.n_blocks : first + p.tile_blocks) - first, [&](int64_t i) {
+    const T* block = p.fields.data() + (first + i) * kPruningFields * n_lanes;
+    const auto field = [&](int k) { return load_lanes(block + k * n_lanes); };
+    return (field(kNow + p.side[first + i]) - field(kCenter)) * field(kScale);
+  });
 }
 
-// Makes ready to visit weights of unit `row`, for the tiles of a part: no series holds as yet. Lanes past
-// the last sample keep the series of 0 that they got at first.
+// Makes ready to visit weights of unit `row`, for the tiles of a part: no series holds as yet, but of a class
+// its losses are to be known, and their sums are taken. Lanes past the last sample keep the series of 0 that
+// they got at first.
 template <class T>
 void pruning_open(Pruning<T>& p, int64_t row, PruningPart<T> part) {
   constexpr int64_t n_lanes = kLanes<T>;
@@ -52,11 +84,9 @@ void pruning_open(Pruning<T>& p, int64_t row, PruningPart<T> part) {
   const PruningLayer<T>& own = p.layers[0];
   for_each_block(p, part, [&](int64_t b) {
     T* block = p.fields.data() + b * kPruningFields * n_lanes;
-    store_lanes(block + kNow * n_lanes, load_lanes(own.values.data() + (b * own.n_out + row) * n_lanes));
-    if (p.is_last()) {
-      open_class(p, row, b, block);
-      return;
-    }
+    store_lanes(block + (kNow + p.side[b]) * n_lanes,
+                load_lanes(own.values.data() + (b * own.n_out + row) * n_lanes));
+    if (p.is_last()) return;
     const int64_t n = p.n_samples - b * n_lanes;
     T* recent = p.recent.data() + b * n_lanes * kRecent * kRecentFields;
     for (int r = 0; r < n_lanes * kRecent; ++r) recent[r * kRecentFields] = infinity;  // its kLow
@@ -65,6 +95,8 @@ void pruning_open(Pruning<T>& p, int64_t row, PruningPart<T> part) {
       block[kHigh * n_lanes + l] = l < n ? -infinity : infinity;
     }
   });
+  if (!p.is_last()) return;
+  for (int64_t tile = part.begin; tile < part.end; ++tile) open_class(p, row, tile);
 }
 
 // Some samples' pre-activations in a layer after the pruned one, of n of its units.
@@ -87,15 +119,15 @@ class Places {
   int32_t first_[kLanes<T>];
 };
 
-// Between which pre-activations of the unit no ReLU switches.
+// Between which outputs of the unit no ReLU switches.
 template <class T>
 struct Segment {
   Lanes<T> low, high;
 };
 
-// Of the samples, as many as lanes, whose unit `row` has pre-activation t: the logits to `logits` and
-// their slopes in t to `slopes`, [class][lane]. `before`: t as the layers' values have it. `work`: room
-// for three layers.
+// Of the samples, as many as lanes, whose unit `row` has output t >= 0: the logits to `logits` and their
+// slopes in t to `slopes`, [class][lane]. `before`: t as the layers' values have it. `work`: room for three
+// layers.
 template <class T>
 MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* samples, Lanes<T> t,
                                Lanes<T> before, T* logits, T* slopes, T* work) {
@@ -106,12 +138,11 @@ MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* 
   // How much a layer's pre-activations change, and their slopes.
   T *change = logits, *slope = slopes, *next_change = work, *next_slope = work + p.n_widest * n_lanes;
   T* const turned = next_slope + p.n_widest * n_lanes;
-  const Mask<T> is_on = t > zero;
-  const V moved = larger(t, zero) - larger(before, zero), one = is_on ? splat(T(1)) : zero;
+  const V moved = t - before;
   const int64_t first_reader = p.readers.begin[row], n_readers = p.readers.begin[row + 1] - first_reader;
   const int32_t* readers = p.readers.index.data() + first_reader;
   const T* weights = p.readers.value.data() + first_reader;
-  V low = splat(-infinity), high = splat(infinity);
+  V low = zero, high = splat(infinity);
   if (p.layers.size() == 2) {
     for (int64_t k = 0; k < p.layers[1].n_out * n_lanes; k += n_lanes) {
       store_lanes(change + k, zero);
@@ -119,7 +150,7 @@ MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* 
     }
     for (int64_t e = 0; e < n_readers; ++e) {
       store_lanes(change + readers[e] * n_lanes, moved * weights[e]);
-      store_lanes(slope + readers[e] * n_lanes, one * weights[e]);
+      store_lanes(slope + readers[e] * n_lanes, splat(weights[e]));
     }
   } else {
     // Of the first layer only the unit's readers change, all with t.
@@ -137,11 +168,9 @@ MODFAST_LANE Segment<T> follow(const Pruning<T>& p, int64_t row, const int32_t* 
         high = v > zero ? upper : high;
       }
       store_lanes(change + k, larger(v, zero) - larger(h, zero));
-      store_lanes(slope + k, v > zero ? one * weights[e] : zero);
+      store_lanes(slope + k, v > zero ? splat(weights[e]) : zero);
     }
   }
-  low = is_on ? larger(low, zero) : splat(-infinity);
-  high = is_on ? high : zero;
   for (size_t m = 1; m + 1 < p.layers.size(); ++m) {
     const PruningLayer<T>& next = p.layers[m + 1];
     const int32_t* units = m == 1 ? readers : next.inputs.data();
@@ -206,8 +235,7 @@ MODFAST_LANE Lanes<T> series_reach(Lanes<T> variance) {
 // are done at a time.
 template <class T>
 MODFAST_LANE void add_sample(Pruning<T>& p, int32_t sample, T value) {
-  const int32_t tile = sample / static_cast<int32_t>(p.tile_blocks * kLanes<T>);
-  p.sums[tile * kSumLanes + sample % kLanes<double>] += value;
+  p.sums[p.tile_of[sample / kLanes<T>] * kSumLanes + sample % kLanes<double>] += value;
 }
 
 // Makes the series of n samples, at most as many as lanes, around where the trial moves them, and adds the
@@ -220,19 +248,20 @@ MODFAST_LANE void build_series(Pruning<T>& p, int64_t row, int32_t* samples, int
   for (int l = n; l < n_lanes; ++l) samples[l] = samples[0];
   const bool whole = n == n_lanes && samples[0] % n_lanes == 0 && samples[n - 1] == samples[0] + n - 1;
   const PruningLayer<T>& own = p.layers[0];
-  int32_t places[n_lanes], units[n_lanes];
+  int32_t places[n_lanes], now[n_lanes], before[n_lanes], units[n_lanes];
   for (int l = 0; l < n_lanes; ++l) {
     const int32_t block = samples[l] / n_lanes, lane = samples[l] % n_lanes;
     places[l] = block * (kPruningFields * n_lanes) + lane;
+    now[l] = places[l] + p.side[block] * n_lanes;
+    before[l] = places[l] + (1 - p.side[block]) * n_lanes;
     units[l] = (block * static_cast<int32_t>(own.n_out) + static_cast<int32_t>(row)) * n_lanes + lane;
   }
   T* const fields = p.fields.data();
-  const V t = gather(fields + kNow * n_lanes, places), loss = gather(fields + kLossBefore * n_lanes, places);
-  const V before = gather(own.values.data(), units);
+  const V zero{}, t = larger(gather(fields + kNow * n_lanes, now), zero);
   const Mask<T> targets = (Mask<T>)gather(reinterpret_cast<const T*>(p.classes.data()), samples);
   T *logits = work, *slopes = logits + p.n_widest * n_lanes;
-  const Segment<T> found =
-      follow(p, row, samples, t, before, logits, slopes, slopes + p.n_widest * n_lanes);
+  const Segment<T> found = follow(p, row, samples, t, larger(gather(own.values.data(), units), zero), logits, slopes,
+                                  slopes + p.n_widest * n_lanes);
   const Exponentials<T> sums = exponentials<T>(logits, n_classes, targets, [&](int64_t c, V e) {
     store_lanes(logits + c * n_lanes, e);
   });
@@ -267,7 +296,7 @@ MODFAST_LANE void build_series(Pruning<T>& p, int64_t row, int32_t* samples, int
 
   const V reach = series_reach<T>(moments[2]) / range;
   V results[kPruningFields];
-  results[kLoss] = results[kSeries] = sums.loss;
+  results[kSeries] = sums.loss;
   results[kLow] = larger(found.low, t - reach);
   results[kHigh] = smaller(found.high, t + reach);
   results[kCenter] = t;
@@ -281,15 +310,18 @@ MODFAST_LANE void build_series(Pruning<T>& p, int64_t row, int32_t* samples, int
     for (int k = 0; k < kRecentFields; ++k) recent[k] = series_before[k * n_lanes];
     oldest = (oldest + 1) % kRecent;
   }
-  for (int k = kLoss; k < kPruningFields; ++k) {
+  for (int k = kLow; k < kPruningFields; ++k) {
     if (whole) {
       store_lanes(fields + places[0] + k * n_lanes, results[k]);
     } else {
       for (int l = 0; l < n; ++l) fields[places[l] + k * n_lanes] = results[k][l];
     }
   }
-  const V change = sums.loss - loss;
-  for (int l = 0; l < n; ++l) add_sample(p, samples[l], change[l]);
+  const V change = sums.loss - gather(fields + kLoss * n_lanes, before);
+  for (int l = 0; l < n; ++l) {
+    fields[now[l] + kLoss * n_lanes] = sums.loss[l];
+    add_sample(p, samples[l], change[l]);
+  }
 }
 
 // Of n samples that a trial moves out of their series, those that it moves into one they had before get
@@ -301,7 +333,8 @@ MODFAST_LANE int64_t recall(Pruning<T>& p, int32_t* samples, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const int64_t s = samples[i];
     T* fields = p.fields.data() + s / n_lanes * kPruningFields * n_lanes + s % n_lanes;
-    const T t = fields[kNow * n_lanes];
+    const int side = p.side[s / n_lanes];
+    const T t = fields[(kNow + side) * n_lanes] > T(0) ? fields[(kNow + side) * n_lanes] : T(0);
     T* recent = p.recent.data() + s * (kRecent * kRecentFields);
     int r = 0;
     for (; r < kRecent; ++r, recent += kRecentFields) {
@@ -320,8 +353,8 @@ MODFAST_LANE int64_t recall(Pruning<T>& p, int32_t* samples, int64_t n) {
     T value = fields[(kSeries + kDegree) * n_lanes];
 #pragma GCC unroll 8
     for (int k = kDegree - 1; k >= 0; --k) value = value * q + fields[(kSeries + k) * n_lanes];
-    fields[kLoss * n_lanes] = value;
-    add_sample(p, samples[i], value - fields[kLossBefore * n_lanes]);
+    fields[(kLoss + side) * n_lanes] = value;
+    add_sample(p, samples[i], value - fields[(kLoss + 1 - side) * n_lanes]);
   }
   return n_left;
 }
@@ -329,13 +362,8 @@ MODFAST_LANE int64_t recall(Pruning<T>& p, int32_t* samples, int64_t n) {
 // Takes the last trial of a weight back, which read a column of the inputs, for one tile.
 template <class T>
 MODFAST_LANE void undo_tile(Pruning<T>& p, int64_t column, int64_t tile) {
-  constexpr int64_t n_lanes = kLanes<T>;
   const int64_t* entries = p.entries(column, tile);
-  for (int64_t e = entries[0]; e < entries[1]; ++e) {
-    T* block = p.fields.data() + p.columns.index[e] * (kPruningFields * n_lanes);
-    store_lanes(block + kNow * n_lanes, load_lanes(block + kNowBefore * n_lanes));
-    store_lanes(block + kLoss * n_lanes, load_lanes(block + kLossBefore * n_lanes));
-  }
+  for (int64_t e = entries[0]; e < entries[1]; ++e) p.side[p.columns.index[e]] ^= 1;
 }
 
 template <class T>
@@ -343,25 +371,23 @@ void pruning_undo(Pruning<T>& p, int64_t column, PruningPart<T> part) {
   for (int64_t tile = part.begin; tile < part.end; ++tile) undo_tile(p, column, tile);
 }
 
-// What a trial does to one tile if the unit is a class.
+// What a trial does to one tile if the unit is a class: the sums are of the losses. By itself, as sum_class
+// needs the registers.
 template <class T>
-MODFAST_LANE void try_class(Pruning<T>& p, PruningVisit<T> visit, int64_t tile) {
-  constexpr int64_t n_lanes = kLanes<T>;
+__attribute__((noinline)) void try_class(Pruning<T>& p, PruningVisit<T> visit, int64_t tile) {
+  constexpr int64_t n_lanes = kLanes<T>, stride = kPruningFields * n_lanes;
   const int64_t* entries = p.entries(visit.column, tile);
-  Lanes<double> sums[2] = {};
-  for (int64_t e = entries[0]; e < entries[1]; ++e) {
-    T* block = p.fields.data() + p.columns.index[e] * (kPruningFields * n_lanes);
-    const auto field = [&](int k) { return load_lanes(block + k * n_lanes); };
-    const Lanes<T> now = field(kNow), before = field(kLoss);
-    const Lanes<T> moved = now - load_lanes(p.columns.value.data() + e * n_lanes) * visit.weight;
-    const Lanes<T> value = softplus<T>((moved - field(kCenter)) * field(kScale)) + field(kSeries);
-    store_lanes(block + kNow * n_lanes, moved);
-    store_lanes(block + kNowBefore * n_lanes, now);
-    store_lanes(block + kLoss * n_lanes, value);
-    store_lanes(block + kLossBefore * n_lanes, before);
-    add_wide(sums, value - before);
-  }
-  store_sums(p, tile, sums);
+  const T* inputs = p.columns.value.data() + entries[0] * n_lanes;
+  T* const fields = p.fields.data() + tile * p.tile_blocks * stride;
+  int32_t* const sides = p.side.data() + tile * p.tile_blocks;
+  sum_class(p, tile, entries[1] - entries[0], [=](int64_t i) {
+    T* const block = fields + i * stride;
+    const int32_t before = sides[i], side = sides[i] = 1 - before;
+    const Lanes<T> now = load_lanes(block + (kNow + before) * n_lanes);
+    const Lanes<T> moved = now - load_lanes(inputs + i * n_lanes) * visit.weight;
+    store_lanes(block + (kNow + side) * n_lanes, moved);
+    return (moved - load_lanes(block + kCenter * n_lanes)) * load_lanes(block + kScale * n_lanes);
+  });
 }
 
 // What it does to one tile if not, but for samples that leave their series: these go to `outside`. Where
@@ -376,32 +402,36 @@ MODFAST_LANE int32_t* try_unit(Pruning<T>& p, PruningVisit<T> visit, int64_t til
     const int32_t b = p.columns.index[e];
     T* block = p.fields.data() + b * (kPruningFields * n_lanes);
     const auto field = [&](int k) { return load_lanes(block + k * n_lanes); };
-    const V now = field(kNow), before = field(kLoss);
+    const int before = p.side[b], side = p.side[b] = 1 - before;
+    const V now = field(kNow + before), loss = field(kLoss + before);
     const V moved = now - load_lanes(p.columns.value.data() + e * n_lanes) * visit.weight;
-    store_lanes(block + kNow * n_lanes, moved);
-    store_lanes(block + kNowBefore * n_lanes, now);
-    store_lanes(block + kLossBefore * n_lanes, before);
-    if (!any(larger(now, moved) > V{})) continue;  // off, and stays so
-    const V q = (moved - field(kCenter)) * field(kScale);
+    store_lanes(block + (kNow + side) * n_lanes, moved);
+    const Mask<T> counts = larger(now, moved) > V{};
+    if (!any(counts)) {  // off, and stays so
+      store_lanes(block + (kLoss + side) * n_lanes, loss);
+      continue;
+    }
+    const V u = larger(moved, V{}), q = (u - field(kCenter)) * field(kScale);
     V value = field(kSeries + kDegree);
 #pragma GCC unroll 8
     for (int k = kDegree - 1; k >= 0; --k) value = value * q + field(kSeries + k);
-    const Mask<T> leaves = (moved < field(kLow)) | (moved > field(kHigh));
+    const Mask<T> leaves = ((u < field(kLow)) | (u > field(kHigh))) & counts;
     if (any(leaves)) {
       for (uint32_t left = bits<T>(leaves); left != 0; left &= left - 1) {
         *outside++ = static_cast<int32_t>(b * n_lanes + __builtin_ctz(left));
       }
-      value = leaves ? before : value;
+      value = leaves ? loss : value;
     }
-    store_lanes(block + kLoss * n_lanes, value);
-    add_wide(sums, value - before);
+    value = counts ? value : loss;
+    store_lanes(block + (kLoss + side) * n_lanes, value);
+    add_wide<T>(sums, value - loss);
   }
   store_sums(p, tile, sums);
   return outside;
 }
 
 // Sets a weight to 0 for the tiles of a part, after it has taken the last trial back if need be: kNow and
-// kLoss, and by how much the losses' sums rise.
+// kLoss, and by how much the losses' sums rise; of a class, what they are then.
 template <class T>
 void pruning_trial(Pruning<T>& p, PruningVisit<T> visit, PruningPart<T> part) {
   constexpr int64_t n_lanes = kLanes<T>;

@@ -29,18 +29,30 @@ MODFAST_LANE void for_each_block(const Pruning<T>& p, PruningPart<T> part, const
   for (int64_t b = part.begin * p.tile_blocks; b < end; ++b) f(b);
 }
 
-// sums += v, in double
-MODFAST_LANE void add_wide(Lanes<double> (&sums)[2], Lanes<double> v) { sums[0] += v; }
-MODFAST_LANE void add_wide(Lanes<double> (&sums)[2], Lanes<float> v) {
+// v in double, with as many vectors as it takes.
+template <class T>
+struct Wide {
+  static constexpr int n = sizeof(double) / sizeof(T);
+  Lanes<double> part[n];
+};
+MODFAST_LANE Wide<double> widen(Lanes<double> v) { return {{v}}; }
+MODFAST_LANE Wide<float> widen(Lanes<float> v) {
 #if MODFAST_SIMD_BITS == 512
-  sums[0] += _mm512_cvtps_pd(_mm512_castps512_ps256(v));
-  sums[1] += _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+  return {{_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))}};
 #elif MODFAST_SIMD_BITS == 256
-  sums[0] += _mm256_cvtps_pd(_mm256_castps256_ps128(v));
-  sums[1] += _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+  return {{_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))}};
 #else
-  for (int l = 0; l < kLanes<float>; ++l) sums[l / kLanes<double>][l % kLanes<double>] += v[l];
+  Wide<float> wide;
+  for (int l = 0; l < kLanes<float>; ++l) wide.part[l / kLanes<double>][l % kLanes<double>] = v[l];
+  return wide;
 #endif
+}
+
+// sums += v, in double
+template <class T>
+MODFAST_LANE void add_wide(Lanes<double> (&sums)[2], Lanes<T> v) {
+  const Wide<T> wide = widen(v);
+  for (int i = 0; i < Wide<T>::n; ++i) sums[i] += wide.part[i];
 }
 
 // Makes these the sums of a tile.
@@ -76,7 +88,7 @@ void pruning_start(Pruning<T>& p, PruningPart<T> part, const T* from) {
       int64_t e = *p.entries(j, tile);
       for_each_block(p, one, [&](int64_t b) {
         const Lanes<T> x = load_lanes(from + (b * layer.n_in + j) * n_lanes);
-        if (!any(x != 0)) return;
+        if (!p.is_last() && !any(x != 0)) return;
         p.columns.index[e] = static_cast<int32_t>(b);
         store_lanes(p.columns.value.data() + e++ * n_lanes, x);
       });
@@ -94,13 +106,13 @@ template <class T>
 void pruning_fill_row(Pruning<T>& p, int64_t row, const T* weights, PruningPart<T> part) {
   constexpr int64_t n_lanes = kLanes<T>, stride = kPruningFields * n_lanes;
   const PruningLayer<T>& layer = p.layers[0];
-  T* now = p.fields.data() + kNow * n_lanes;
-  for_each_block(p, part, [&](int64_t b) { store_lanes(now + b * stride, splat(layer.bias[row])); });
+  const auto now = [&](int64_t b) { return p.fields.data() + b * stride + (kNow + p.side[b]) * n_lanes; };
+  for_each_block(p, part, [&](int64_t b) { store_lanes(now(b), splat(layer.bias[row])); });
   for (const int32_t j : layer.inputs) {
     if (weights[j] == T(0)) continue;
     const int64_t end = *p.entries(j, part.end);
     for (int64_t e = *p.entries(j, part.begin); e < end; ++e) {
-      T* to = now + p.columns.index[e] * stride;
+      T* to = now(p.columns.index[e]);
       store_lanes(to, load_lanes(to) + load_lanes(p.columns.value.data() + e * n_lanes) * weights[j]);
     }
   }
@@ -137,7 +149,7 @@ void pruning_settle(Pruning<T>& p, int64_t row, PruningPart<T> part) {
   constexpr int64_t n_lanes = kLanes<T>;
   PruningLayer<T>& own = p.layers[0];
   for_each_block(p, part, [&](int64_t b) {
-    const Lanes<T> now = load_lanes(p.fields.data() + (b * kPruningFields + kNow) * n_lanes);
+    const Lanes<T> now = load_lanes(p.fields.data() + (b * kPruningFields + kNow + p.side[b]) * n_lanes);
     T* place = own.values.data() + (b * own.n_out + row) * n_lanes;
     const Lanes<T> change = larger(now, Lanes<T>{}) - larger(load_lanes(place), Lanes<T>{});
     store_lanes(place, now);
@@ -199,8 +211,8 @@ void pruning_losses(Pruning<T>& p, PruningPart<T> part) {
       const T* logits = values_of(p, p.layers.size() - 1, b, part.work);
       const Exponentials<T> found = exponentials<T>(logits, last.n_out, targets, [](int64_t, Lanes<T>) {});
       const Lanes<T> loss = targets < 0 ? Lanes<T>{} : found.loss;
-      store_lanes(p.fields.data() + (b * kPruningFields + kLoss) * n_lanes, loss);
-      add_wide(sums, loss);
+      store_lanes(p.fields.data() + (b * kPruningFields + kLoss + p.side[b]) * n_lanes, loss);
+      add_wide<T>(sums, loss);
     });
     store_sums(p, tile, sums);
   }

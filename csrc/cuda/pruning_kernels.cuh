@@ -35,9 +35,9 @@ struct Functions {
   static __device__ __forceinline__ T larger(T a, T b) { return std::fmax(a, b); }
 };
 
-// What a warp finds out about a sample whose unit `row` has pre-activation t: how far the layers after
-// change from what their values say, and their slopes in t. Of the last layer they stay in `change` and
-// `slope`. Until which t, below and above, no ReLU switches is of the lane's own units.
+// What a warp finds out about a sample whose unit `row` has output t >= 0: how far the layers after change from
+// what their values say, and their slopes in t. Of the last layer they stay in `change` and `slope`. Until
+// which t, below and above, no ReLU switches is of the lane's own units.
 template <class T>
 struct Following {
   T *change, *slope;
@@ -47,15 +47,14 @@ struct Following {
                                        T* work)
       : change(work), slope(work + p.n_widest) {
     T *next_change = slope + p.n_widest, *next_slope = next_change + p.n_widest;
-    const bool is_on = t > 0;
-    const T moved = larger(t, T(0)) - larger(p.layers[0].value(s, row), T(0));
-    low = is_on ? T(0) : T(-INFINITY);
-    high = is_on ? T(INFINITY) : T(0);
+    const T moved = t - larger(p.layers[0].value(s, row), T(0));
+    low = 0;
+    high = INFINITY;
     const PruningLayer<T>& reader = p.layers[1];
     const T* weight = reader.weight + (group * reader.n_in + row) * reader.n_out;
     WarpClasses{reader.n_out}.each([&](int64_t k) {
       change[k] = moved * weight[k];
-      slope[k] = is_on ? weight[k] : T(0);
+      slope[k] = weight[k];
     });
     for (int64_t m = 1; m + 1 < p.n_layers; ++m) {
       const PruningLayer<T>&layer = p.layers[m], &next = p.layers[m + 1];
@@ -207,7 +206,7 @@ struct SampleSeries {
     return softplus((t - at(0, kCenter)) * at(0, kScale)) + at(0, kSeries);
   }
 
-  // The loss at pre-activation t; false where no series says it.
+  // The loss at a unit's output t, or at a class's logit; false where no series says it.
   __device__ __forceinline__ bool evaluate(T t, T& loss) const {
     if constexpr (kLast) {
       loss = of_class(t);
@@ -299,7 +298,9 @@ __global__ void __launch_bounds__(kVisitThreads<T>, 1)
             t = now - x * w;
             value = before = p.loss[s];
             // Else it is off, and stays so; a class never is.
-            if (kLast || now > 0 || t > 0) outside = !series.evaluate(t, value);
+            const bool counts = kLast || now > 0 || t > 0;
+            if constexpr (!kLast) t = larger(t, T(0));
+            if (counts) outside = !series.evaluate(t, value);
           }
           if constexpr (!kLast) {
             for (unsigned left = __ballot_sync(0xffffffffu, outside); left != 0; left &= left - 1) {

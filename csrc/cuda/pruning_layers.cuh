@@ -7,7 +7,7 @@
 
 namespace modfast {
 
-// What is kept of a series: where it holds, and a polynomial in q = (pre-activation - center) * scale. Of a
+// What is kept of a series: where it holds, and a polynomial in q = (output - center) * scale. Of a
 // unit of the last layer, which is a class, the loss is softplus(q) + kSeries throughout.
 enum PruningField : int { kLow, kHigh, kCenter, kScale, kSeries, kPruningFields = kSeries + kDegree + 1 };
 // So many are kept of each sample, since a weight that is put back takes it back to an earlier one.

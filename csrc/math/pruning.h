@@ -1,7 +1,6 @@
-// How a sample's loss moves with the pre-activation t of one unit.
+// How a sample's loss moves with the output t of one unit, which is 0 where its pre-activation is less.
 //
-// Where no ReLU after the unit switches, the logits are z + s (t - t0), and with p the class
-// probabilities at t0 and r = s - s_target the cross-entropy is
+// Where no later ReLU switches, the logits are z + s (t - t0), and with p the class probabilities at t0 and r = s - s_target the cross-entropy is
 //   loss(t) = loss(t0) + log sum p e^(r (t - t0)),
 // the cumulant generating function of r under p. Its Taylor series in q = (t - t0) R, R the range of r,
 // has cumulants over factorials as coefficients, which do not depend on the scale of the weights. So a

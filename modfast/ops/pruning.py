@@ -1,7 +1,7 @@
 """Operator `prune_layer`: greedy pruning of the single weights of one layer of an MLP.
 
-Zeroing a weight moves one unit's pre-activation t, and where no later ReLU switches the logits
-are linear in t, so that a sample's loss is a power series in t (csrc/math/pruning.h). Series are
+Zeroing a weight moves one unit's output t, and where no later ReLU switches the logits are linear
+in t, so that a sample's loss is a power series in t (csrc/math/pruning.h). Series are
 made anew only where they end: a trial of a weight costs a polynomial per sample, and no forward
 pass.
 
@@ -73,7 +73,8 @@ def prune_layer(
         The margin of each visit, its rise of the loss less the threshold, float64 `[g, v]`: the
         weight stays zero where it is at most 0; and the loss before the first and after each visit,
         float64 `[g, v + 1]`, in nats. Both are the same bits from run to run, and on the CPU for
-        any number of threads. In float32, losses are exact to about 1e-7 of their size.
+        any number of threads. In float32, both are exact to about 1e-7 of the largest logit, or
+        of 1 if that is more.
 
     Raises:
         TypeError: dtypes other than those above.
