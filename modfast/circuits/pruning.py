@@ -135,16 +135,16 @@ def prune_circuit(
     threshold = checks.finite_number("threshold", threshold)
     if threshold < 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}")
-    names = _layers(model, layers)
-    orders = {name: _order(order, name, model.get_submodule(name), names) for name in names}
+    weights = _layers(model, layers)
+    orders = {name: _order(order, name, weights) for name in weights}
     batch = _read(inputs, targets)
     chosen = _groups(labels, targets)
     groups = [_Group(label, _rows(batch, rows)) for label, rows in chosen.items()]
     rule = _Rule(threshold, against, path)
     with in_mode(model, training=False):
-        for name in bar(names, "pruning", progress):
-            _prune(model, name, orders[name], groups, rule, progress)
-    circuits = {group.label: _circuit(group, names, rule) for group in groups}
+        for name in bar(weights, "pruning", progress):
+            _prune(model, name, weights, orders[name], groups, rule, progress)
+    circuits = {group.label: _circuit(group, rule) for group in groups}
     if labels is None or isinstance(labels, int):
         return next(iter(circuits.values()))
     return {label: circuit for label, circuit in circuits.items() if label is not None}
@@ -162,8 +162,8 @@ class _Group:
 
     def __init__(self, label: int | None, batch: Batch) -> None:
         self.label, self.batch = label, batch
-        self.weights: dict[str, Tensor] = {}
         self.margins: dict[str, Tensor] = {}
+        self.masks: dict[str, Tensor] = {}
         self.losses: list[Tensor] = []
 
     @property
@@ -173,38 +173,53 @@ class _Group:
     def add(self, name: str, weight: Tensor, order: Tensor, found: tuple[Tensor, Tensor]) -> None:
         """Takes a pruned layer over: the margins and losses of its visits."""
         margins, losses = (tensor.cpu() for tensor in found)
-        if not losses.isfinite().all():
-            of = "" if self.label is None else f" of label {self.label}"
-            raise ValueError(f"the loss on the samples{of} must be finite, it is not with {name!r}")
+        of = "" if self.label is None else f" of label {self.label}"
+        checks.finite(f"pruning {name!r}, the loss on the samples{of}", losses)
         by_weight = torch.full((weight.numel(),), torch.nan, dtype=torch.float64)
         by_weight[order] = margins
         self.margins[f"{name}.weight"] = by_weight.view(weight.shape)
-        self.weights[f"{name}.weight"] = weight.masked_fill(~self.mask(name).to(weight.device), 0)
+        self.masks[f"{name}.weight"] = ~(by_weight <= 0.0).view(weight.shape)
         self.losses.append(losses)
 
-    def mask(self, name: str) -> Tensor:
-        return ~(self.margins[f"{name}.weight"] <= 0.0)
+    def pruned(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of the layers pruned so far, by parameter."""
+        found = {}
+        for name, weight in weights.items():
+            mask = self.masks.get(f"{name}.weight")
+            if mask is not None:
+                found[f"{name}.weight"] = weight.masked_fill(~mask.to(weight.device), 0)
+        return found
 
 
 def _prune(
-    model: nn.Module, name: str, order: Tensor, groups: list[_Group], rule: _Rule, progress: bool
+    model: nn.Module,
+    name: str,
+    weights: Mapping[str, Tensor],
+    order: Tensor,
+    groups: list[_Group],
+    rule: _Rule,
+    progress: bool,
 ) -> None:
     """One layer, for all groups."""
-    weight = weight_of(model.get_submodule(name), name).detach()
+    weight = weights[name]
+    before = [group.pruned(weights) for group in groups]
     compiled = {"cpu": has_ops(), "cuda": cuda_loaded}.get(weight.device.type, False)
     plain = rule.path != "modules" and compiled
     after = linear_suffix(model, name, groups[0].batch) if plain else None
-    if after is not None and _prune_fused(model, [name, *after], order, groups, rule):
-        return
+    if after is not None:
+        whole = [weight, *(weight_of(model.get_submodule(each), each).detach() for each in after)]
+        chain = dict(zip([name, *after], whole, strict=True))
+        if _prune_fused(model, chain, before, order, groups, rule):
+            return
     if rule.path == "fused":
         raise ValueError(
             f"path='fused': layer {name!r} is not followed by linear layers and ReLU alone"
         )
-    for group in groups:
+    for group, parameters in zip(groups, before, strict=True):
         pruned = copy.deepcopy(model)
-        parameters = dict(pruned.named_parameters())
-        for parameter, value in group.weights.items():
-            parameters[parameter].copy_(value)
+        own = dict(pruned.named_parameters())
+        for parameter, value in parameters.items():
+            own[parameter].copy_(value)
         original = float(group.original_loss) if group.losses else None
         shown = partial(bar, description=name, shown=progress)
         found = prune_module(
@@ -214,33 +229,41 @@ def _prune(
 
 
 def _prune_fused(
-    model: nn.Module, chain: list[str], order: Tensor, groups: list[_Group], rule: _Rule
+    model: nn.Module,
+    chain: dict[str, Tensor],
+    before: list[dict[str, Tensor]],
+    order: Tensor,
+    groups: list[_Group],
+    rule: _Rule,
 ) -> bool:
-    """By the operator; False where it does not know the tensors."""
-    inputs = [input_of(model, chain[0], group.batch, group.weights)[0] for group in groups]
-    modules = [model.get_submodule(name) for name in chain]
-    whole = [weight_of(module, name).detach() for module, name in zip(modules, chain, strict=True)]
+    """The first of a chain of linear layers by the operator; False where it cannot take them."""
+    name, whole = next(iter(chain.items()))
+    inputs = [
+        input_of(model, name, group.batch, pruned)[0]
+        for group, pruned in zip(groups, before, strict=True)
+    ]
     dtype = inputs[0].dtype
     if (
         dtype not in PRUNING_DTYPES
         or inputs[0].dim() != 2
-        or any(weight.dtype != dtype for weight in whole)
+        or any(weight.dtype != dtype for weight in chain.values())
     ):
         return False
     weights = [
-        torch.stack([group.weights.get(f"{name}.weight", weight) for group in groups])
-        for name, weight in zip(chain, whole, strict=True)
+        torch.stack([pruned.get(f"{each}.weight", weight) for pruned in before])
+        for each, weight in chain.items()
     ]
     biases = [
         weight.new_zeros(weight.shape[:2])
-        if not isinstance(module.bias, Tensor)
-        else module.bias.detach().expand(weight.shape[:2])
-        for module, weight in zip(modules, weights, strict=True)
+        if not isinstance(bias := model.get_submodule(each).bias, Tensor)
+        else bias.detach().expand(weight.shape[:2])
+        for each, weight in zip(chain, weights, strict=True)
     ]
     targets = torch.cat([_targets(group) for group in groups])
     device = inputs[0].device
     sizes, order_there = torch.tensor([len(x) for x in inputs], device=device), order.to(device)
-    network = (torch.cat(inputs), weights, biases, targets, sizes)
+    joined = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
+    network = (joined, weights, biases, targets, sizes)
     original = None
     if rule.against == "original":
         if groups[0].losses:
@@ -249,16 +272,15 @@ def _prune_fused(
             original = prune_layer(*network, order_there[:0])[1][:, 0]
     margins, losses = prune_layer(*network, order_there, original, rule.threshold)
     for i, group in enumerate(groups):
-        group.add(chain[0], whole[0], order, (margins[i], losses[i]))
+        group.add(name, whole, order, (margins[i], losses[i]))
     return True
 
 
-def _circuit(group: _Group, names: list[str], rule: _Rule) -> Circuit:
-    mask = {f"{name}.weight": group.mask(name) for name in names}
+def _circuit(group: _Group, rule: _Rule) -> Circuit:
     return Circuit(
-        mask=mask,
-        kept=sum(int(each.sum()) for each in mask.values()),
-        total=sum(each.numel() for each in mask.values()),
+        mask=group.masks,
+        kept=sum(int(each.sum()) for each in group.masks.values()),
+        total=sum(each.numel() for each in group.masks.values()),
         loss=group.losses[-1][-1].clone(),
         original_loss=group.original_loss.clone(),
         loss_path=torch.cat([losses[1:] for losses in group.losses]),
@@ -274,8 +296,8 @@ def _targets(group: _Group) -> Tensor:
     return group.batch.targets
 
 
-def _layers(model: nn.Module, layers: str | Sequence[str] | None) -> list[str]:
-    """Names in the order in which the layers are pruned."""
+def _layers(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, Tensor]:
+    """The weights by layer, in the order in which they are pruned."""
     patterns = ["*"] if layers is None else [layers] if isinstance(layers, str) else layers
     names: dict[str, None] = {}
     for pattern in patterns:
@@ -284,6 +306,7 @@ def _layers(model: nn.Module, layers: str | Sequence[str] | None) -> list[str]:
     if not names:
         raise ValueError(f"layers must hold at least one name, got {layers!r}")
     parameters = list(model.named_parameters(remove_duplicate=False))
+    weights = {}
     for name in names:
         weight = weight_of(model.get_submodule(name), name)
         holders = [each for each, parameter in parameters if parameter is weight]
@@ -292,12 +315,13 @@ def _layers(model: nn.Module, layers: str | Sequence[str] | None) -> list[str]:
                 f"the weight of {name!r} must be a parameter of this layer alone, "
                 f"it is {' and '.join(holders) or 'none'}"
             )
-    return list(names)
+        weights[name] = weight.detach()
+    return weights
 
 
-def _order(order: Order, name: str, module: nn.Module, names: list[str]) -> Tensor:
+def _order(order: Order, name: str, weights: Mapping[str, Tensor]) -> Tensor:
     """The flat indices of a layer's weights in the order of their visits, on the CPU."""
-    weight = weight_of(module, name).detach()
+    weight = weights[name]
     n = weight.numel()
     if isinstance(order, str):
         if order == "row":
@@ -309,8 +333,8 @@ def _order(order: Order, name: str, module: nn.Module, names: list[str]) -> Tens
             return weight.abs().flatten().argsort(stable=True).cpu()
         raise ValueError(f"order must be one of {ORDERS}, or indices, got {order!r}")
     if isinstance(order, Tensor):
-        if len(names) > 1:
-            raise ValueError(f"order must give indices by layer name, of {names}")
+        if len(weights) > 1:
+            raise ValueError(f"order must give indices by layer name, of {list(weights)}")
         index = order
     elif isinstance(order, Mapping):
         if name not in order:
