@@ -336,6 +336,10 @@ def _check_calls(name: str, n_calls: int) -> None:
         )
 
 
+class _AllSeenError(BaseException):
+    """Ends a forward pass; no error to a model that goes on after an Exception of a submodule."""
+
+
 @contextmanager
 def watching(
     model: nn.Module, modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]
@@ -344,7 +348,8 @@ def watching(
 
     The block gets a function that runs the model once, in eval mode and without gradients, on the
     arguments that it is given. It raises TypeError where a module returns no tensor, and ValueError
-    where one is not called, or several times.
+    where one is not called, or several times. After a first pass has shown that each is called just
+    once, a pass ends where all have been seen, and what would follow them is spared.
 
     Args:
         model: The model.
@@ -362,18 +367,26 @@ def watching(
         fc1 torch.Size([2, 5])
     """
     n_calls = dict.fromkeys(modules, 0)
+    each_once = False
 
     def hook(name: str, module: nn.Module, args: object, output: object) -> None:
         found = _tensor(name, module, output)
         n_calls[name] += 1
         if n_calls[name] == 1:
             see(name, found.detach())
+        if each_once and all(n_calls.values()):
+            raise _AllSeenError
 
     def run(*args: Any, **kwargs: Any) -> None:
+        nonlocal each_once
         n_calls.update(dict.fromkeys(modules, 0))
-        model(*args, **kwargs)
+        try:
+            model(*args, **kwargs)
+        except _AllSeenError:
+            return
         for name, n in n_calls.items():
             _check_calls(name, n)
+        each_once = True
 
     with ExitStack() as stack:
         stack.enter_context(in_mode(model, training=False))

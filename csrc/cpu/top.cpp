@@ -128,11 +128,11 @@ template <class T>
 int64_t update(const TopUnits& all) {
   const int64_t n_parts = (all.n_units + kPartUnits - 1) / kPartUnits;
   // Each thread takes rows of its own, as those that wrote them did, so that they stay in its cache; if
-  // there are enough of them to be worth lists of their own, and the lists are full: until then most
-  // values pass, and each list would take its own time to fill.
+  // there are enough of them to be worth lists of their own, and the lists are full and of many more
+  // samples: until then many values pass, and each list would take its own time to fill.
   const bool is_little = all.n_rows * all.n_units <= kGrain;
   int64_t n_shares = 1;
-  if (!is_little && all.top_indices[all.k - 1] >= 0) {
+  if (!is_little && all.top_indices[all.k - 1] >= 0 && all.first >= 2 * all.n_rows) {
     const int64_t most = all.n_rows / std::max(kLeastRows, kRowsPerPlace * all.k);
     n_shares = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(1, most));
   }

@@ -75,7 +75,8 @@ def _batch(
             f"got {type(inputs).__name__}"
         )
     values: list[Any] = [*args, *kwargs.values()]
-    if not all(isinstance(value, Tensor) for value in values):
+    nested = not all(isinstance(value, Tensor) for value in values)
+    if nested:
         values = tree_leaves(values)
     for tensor in values:
         if isinstance(tensor, Tensor):
@@ -91,4 +92,7 @@ def _batch(
     def move(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value
 
-    return Batch(tree_map(move, args), tree_map(move, kwargs), move(targets))
+    if nested:
+        return Batch(tree_map(move, args), tree_map(move, kwargs), move(targets))
+    moved = {name: move(value) for name, value in kwargs.items()}
+    return Batch(tuple(map(move, args)), moved, move(targets))

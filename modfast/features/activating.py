@@ -35,7 +35,8 @@ def max_activating(
 
     The units of a site are the last dimension of its output `[n, ..., d]`; of one with four
     dimensions or more, and of a Conv1d's, dimension 1, the channels. A sample's activation is the
-    largest over all other dimensions, the positions or tokens.
+    largest over all other dimensions, the positions or tokens. Forward passes but the first end
+    where all sites have been reached.
 
     Args:
         model: runs in eval mode, without gradients, and is left as it was.
@@ -82,8 +83,8 @@ def max_activating(
     modules = resolve_modules(model, sites, "sites")
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     samples = in_order(data, batch_size, (dist.get_rank(), ranks) if ranks > 1 else (0, 1))
-    if ranks == 1 and samples.indices is not None and k > len(samples.indices):
-        raise ValueError(f"k must be at most {len(samples.indices)}, the samples, got {k}")
+    if ranks == 1 and samples.n is not None and k > samples.n:
+        raise ValueError(f"k must be at most {samples.n}, the samples, got {k}")
 
     collectors = {name: _Collector(name, each, k, reduce) for name, each in modules.items()}
     targets: list[Tensor] = []
@@ -94,7 +95,7 @@ def max_activating(
     def see(name: str, output: Tensor) -> None:
         collectors[name].take(output, first, n)
 
-    if samples.indices is None or len(samples.indices):
+    if samples.n != 0:
         shown = bar(samples.batches, "max_activating", progress)
         with watching(model, modules, see) as run:
             # NaN shows in the activations, where finding it costs nothing.
@@ -159,10 +160,11 @@ class _Collector:
         assert self.values is not None
         assert self.positions is not None
         values, positions = self.values.cpu(), self.positions.cpu()
-        free = positions < 0
-        found = positions if indices is None else indices[positions.clamp(min=0)]
+        found = positions
+        if indices is not None:
+            found = indices[positions.clamp(min=0)].masked_fill(positions < 0, -1)
         of_each = None if labels is None else labels[positions.clamp(min=0)]
-        return TopActivations(found.masked_fill(free, -1), values, of_each)
+        return TopActivations(found, values, of_each)
 
 
 def _rows(batch: Batch) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeAlias
@@ -33,8 +33,10 @@ class Samples:
     """Batches of samples, and which they are."""
 
     batches: Iterable[Any]
+    n: int | None
+    """How many samples; None of a stream."""
     indices: Tensor | None
-    """Each one's index in the data set, int64 `[n]`, ascending; None for 0, 1, ... of a stream."""
+    """Each one's index in the data set, int64 `[n]`, ascending; None for 0, 1, ..."""
 
 
 def in_order(data: Data, batch_size: int | None, share: tuple[int, int] = (0, 1)) -> Samples:
@@ -60,23 +62,29 @@ def in_order(data: Data, batch_size: int | None, share: tuple[int, int] = (0, 1)
                 "data must not be an IterableDataset under torch.distributed: its samples have no "
                 "indices that the ranks agree on"
             )
-        return Samples(DataLoader(dataset, size) if loader is None else loader, None)
-    if loader is None:
-        batches = torch.arange(_size(dataset)).split(size)[part::of]
+        return Samples(DataLoader(dataset, size) if loader is None else loader, None, None)
+    batches: Sequence[range | Tensor]
+    indices = None
+    if loader is not None:
+        batches = drawn = _drawn(loader)
+        indices = torch.cat(drawn)
     else:
-        batches = _drawn(loader)
-    indices = torch.cat(batches) if batches else torch.empty(0, dtype=torch.int64)
+        batches = ranges = _split(_size(dataset), size)[part::of]
+        if of > 1:
+            every = torch.arange(_size(dataset))
+            indices = torch.cat([every[:0], *(every[each.start : each.stop] for each in ranges)])
+    n = sum(map(len, batches))
     whole = loader is None or loader.collate_fn is default_collate
     if type(dataset) is TensorDataset and whole:
-        return Samples(_Slices(dataset, batches), indices)
+        return Samples(_Slices(dataset, batches), n, indices)
     options: dict[str, Any] = {}
     if loader is not None:
         options = {name: getattr(loader, name) for name in _READING}
     # A generator of its own: torch's global one is left alone.
     generator = torch.Generator()
-    order: Any = [batch.tolist() for batch in batches]
+    order: Any = [torch.as_tensor(batch).tolist() for batch in batches]
     reader = DataLoader(dataset, batch_sampler=order, generator=generator, **options)
-    return Samples(reader, indices)
+    return Samples(reader, n, indices)
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class _Slices:
     """Batches of a data set that is tensors in memory."""
 
     dataset: TensorDataset
-    batches: tuple[Tensor, ...]
+    batches: Sequence[range | Tensor]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -114,6 +122,12 @@ def _dataset(data: Data) -> Dataset[Any]:
         "data must be a tensor, a pair of tensors (samples, targets), a Dataset or a DataLoader, "
         f"got {type(data).__name__}"
     )
+
+
+def _split(n: int, size: int) -> list[range]:
+    """0 to n - 1 in batches. The first is what the others leave over, as its pass takes longest."""
+    ends = range((n - 1) % size + 1, n + 1, size)
+    return [range(max(0, end - size), end) for end in ends]
 
 
 def _size(dataset: Any) -> int:

@@ -188,6 +188,32 @@ def test_model_is_left_as_it_was() -> None:
     assert torch.is_grad_enabled()
 
 
+class Careful(MLP):
+    """Goes on after any Exception, and counts what it makes of inputs."""
+
+    n_rows: list[int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            x = self.act1(self.fc1(x))
+        except Exception:
+            x = x.new_zeros(len(x), self.fc1.out_features)
+        self.n_rows.append(len(x))
+        return self.fc2(x)
+
+
+def test_after_the_first_pass_only_what_sites_need_runs() -> None:
+    x, model = samples()[0], Careful([37, 11, 4])
+    model.n_rows = []
+    top = max_activating(model, x, ["act1", "fc1"], 7, batch_size=50)
+    assert model.n_rows == [3]
+    for name, activations in capture(model, x, ["act1", "fc1"]).items():
+        torch.testing.assert_close(top[name].values, activations.topk(7, 0).values.T)
+    model.n_rows = []
+    max_activating(model, x, "fc2", 7, batch_size=50)
+    assert model.n_rows == [3, 50, 50, 50, 50]
+
+
 def test_merged_parts_are_the_whole() -> None:
     model, (x, y) = Rounds(), samples()
     whole = max_activating(model, (x, y), "act", 20)["act"]
