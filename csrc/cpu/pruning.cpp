@@ -24,7 +24,7 @@ constexpr const BothPruningKernels* kTables[] = MODFAST_TABLES;
 constexpr const char* kOp = "prune_layer";
 
 // At most so many samples are a tile.
-constexpr int64_t kTileSamples = 512;
+constexpr int64_t kTileSamples = 1024;
 // A thread for each so many: with fewer, two threads that the system leaves on one processor cost more than
 // they save.
 constexpr int64_t kThreadSamples = 4096;
