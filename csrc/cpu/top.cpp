@@ -128,7 +128,7 @@ struct Rows {
 template <class T>
 int64_t update(const TopUnits& all) {
   const int64_t n_parts = (all.n_units + kPartUnits - 1) / kPartUnits;
-  const bool is_full = all.top_indices[all.k - 1] >= 0;
+  const bool is_full = all.n_units > 0 && all.top_indices[all.k - 1] >= 0;
   const bool is_little = all.n_rows * all.n_units <= (is_full ? kGrain : kFillingGrain);
   // Each thread takes rows of its own, as those that wrote them did, so that they stay in its cache; if
   // there are enough of them to be worth lists of their own, and the lists are full and of many more
