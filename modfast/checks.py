@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, SupportsIndex
 
 import torch
@@ -75,6 +76,17 @@ def pair(argument: str, data: Any) -> tuple[Tensor, Tensor]:
     raise TypeError(
         f"{argument} must be a pair of tensors (samples, targets), got {type(data).__name__}"
     )
+
+
+def several(argument: str, values: Any) -> list[Any]:
+    """`values` as a list.
+
+    Raises:
+        TypeError: a single value, or a string.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{argument} must be several, as a list, got {values!r}")
+    return list(values)
 
 
 def finite(argument: str, values: Tensor) -> None:

@@ -88,7 +88,7 @@ def match_names(
     """
     known = list(names)
     wanted = [patterns] if isinstance(patterns, str) else patterns
-    _check_patterns(wanted, argument)
+    check_patterns(wanted, argument)
     picked: set[str] = set()
     for pattern in wanted:
         # An exact name first: a name may itself hold a sign that a pattern reads otherwise.
@@ -425,7 +425,13 @@ def unit_dim(output: Tensor, module: nn.Module | None = None) -> int:
     return 1 if channels else output.dim() - 1
 
 
-def _check_patterns(patterns: object, argument: str) -> None:
+def check_patterns(patterns: object, argument: str) -> None:
+    """Refuses what is no sequence of at least one name.
+
+    Raises:
+        TypeError: It is none of strings.
+        ValueError: It is empty.
+    """
     if not isinstance(patterns, Sequence) or not all(isinstance(name, str) for name in patterns):
         raise TypeError(f"{argument}={patterns!r}: must be a name or a sequence of names")
     if not patterns:

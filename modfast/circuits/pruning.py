@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, overload
+from typing import Literal, SupportsIndex, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from modfast.clusters.weights import has_weight, weight_of
 from modfast.ops import prune_layer
 from modfast.ops.pruning import PRUNING_DTYPES
 from modfast.progress import bar
-from modfast.sites import in_mode, nearest, resolve_modules
+from modfast.sites import check_patterns, in_mode, nearest, resolve_modules
 
 Order = str | Tensor | Mapping[str, Tensor]
 ORDERS = ("row", "column", "magnitude")
@@ -136,6 +137,11 @@ def prune_circuit(
     if threshold < 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}")
     weights = _layers(model, layers)
+    if isinstance(order, Mapping) and not order.keys() <= weights.keys():
+        unknown = next(name for name in order if name not in weights)
+        raise ValueError(
+            f"order has {unknown!r}, which is no layer to prune; {nearest(unknown, weights)}"
+        )
     orders = {name: _order(order, name, weights) for name in weights}
     batch = _read(inputs, targets)
     chosen = _groups(labels, targets)
@@ -145,7 +151,7 @@ def prune_circuit(
         for name in bar(weights, "pruning", progress):
             _prune(model, name, weights, orders[name], groups, rule, progress)
     circuits = {group.label: _circuit(group, rule) for group in groups}
-    if labels is None or isinstance(labels, int):
+    if not isinstance(labels, Iterable):
         return next(iter(circuits.values()))
     return {label: circuit for label, circuit in circuits.items() if label is not None}
 
@@ -299,12 +305,11 @@ def _targets(group: _Group) -> Tensor:
 def _layers(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, Tensor]:
     """The weights by layer, in the order in which they are pruned."""
     patterns = ["*"] if layers is None else [layers] if isinstance(layers, str) else layers
+    check_patterns(patterns, "layers")
     names: dict[str, None] = {}
     for pattern in patterns:
         found = resolve_modules(model, pattern, "layers", has_weight)
         names |= dict.fromkeys(reversed(found))
-    if not names:
-        raise ValueError(f"layers must hold at least one name, got {layers!r}")
     parameters = list(model.named_parameters(remove_duplicate=False))
     weights = {}
     for name in names:
@@ -343,7 +348,8 @@ def _order(order: Order, name: str, weights: Mapping[str, Tensor]) -> Tensor:
     else:
         raise TypeError(f"order must be a name, indices or a mapping, got {type(order).__name__}")
     if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
-        raise TypeError(f"order of {name!r} must be a tensor of int64 indices, got {index!r}")
+        found = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else repr(index)
+        raise TypeError(f"order of {name!r} must be a tensor of int64 indices [v], got {found}")
     outside = index[(index < 0) | (index >= n)]
     if len(outside):
         raise ValueError(f"order of {name!r} must be from 0 to {n - 1}, got {int(outside[0])}")
@@ -381,13 +387,15 @@ def _groups(
             raise ValueError(f"labels must be a label, several, 'all' or None, got {labels!r}")
         wanted = targets.unique().tolist()
     else:
-        wanted = [labels] if isinstance(labels, int) else list(labels)
+        wanted = list(labels) if isinstance(labels, Iterable) else [labels]
+    for label in wanted:
+        if isinstance(label, bool) or not isinstance(label, SupportsIndex):
+            raise TypeError(f"labels must be integers, got {label!r}")
+    wanted = [operator.index(label) for label in wanted]
     if not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"labels must be different labels, at least one, got {labels!r}")
     found: dict[int | None, Tensor | None] = {}
     for label in wanted:
-        if isinstance(label, bool) or not isinstance(label, int):
-            raise TypeError(f"labels must be integers, got {label!r}")
         rows = (targets == label).nonzero()[:, 0]
         if len(rows) == 0:
             raise ValueError(f"labels must have samples, {label} has none")

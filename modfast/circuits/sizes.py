@@ -60,11 +60,12 @@ def effective_circuit_size(
         >>> sizes.kept.shape, sizes.total
         (torch.Size([2, 3]), 102)
     """
-    ascending = sorted(checks.finite_number("thresholds", value) for value in thresholds)
+    several = checks.several("thresholds", thresholds)
+    ascending = sorted(checks.finite_number("thresholds", value) for value in several)
     if not ascending or len(set(ascending)) < len(ascending):
         raise ValueError(f"thresholds must be different numbers, at least one, got {thresholds!r}")
     if labels != "all":
-        labels = list(labels)
+        labels = checks.several("labels", labels)
     found = [
         prune_circuit(
             model,

@@ -106,6 +106,9 @@ class _Slices:
 
 
 def _dataset(data: Data) -> Dataset[Any]:
+    for tensor in data if isinstance(data, tuple) else (data,):
+        if isinstance(tensor, Tensor) and tensor.dim() == 0:
+            raise ValueError("data must have a row for each sample, got a tensor of no dimension")
     if isinstance(data, Tensor):
         return TensorDataset(data)
     if isinstance(data, DataLoader):

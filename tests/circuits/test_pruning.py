@@ -190,6 +190,7 @@ def test_labels() -> None:
             assert torch.equal(circuit.loss_path, other.loss_path)
             assert all(torch.equal(circuit.mask[name], other.mask[name]) for name in circuit.mask)
     assert list(prune_circuit(model, x, y, labels=[2, 0])) == [2, 0]
+    assert prune_circuit(model, x, y, labels=y.numpy()[1]).kept == everything[1].kept
     by_modules = prune_circuit(model.double(), x.double(), y, labels="all", path="modules")
     fused = prune_circuit(model, x.double(), y, labels="all")
     for label, circuit in fused.items():
@@ -292,13 +293,17 @@ def test_bad_input() -> None:
     model = MLP([6, 8, 3])
     with pytest.raises(ValueError, match="layers='fc9': no such suitable module; did you mean"):
         prune_circuit(model, x, y, "fc9")
+    with pytest.raises(TypeError, match="layers=3: must be a name or a sequence of names"):
+        prune_circuit(model, x, y, 3)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="order has 'fc9', which is no layer to prune; did you"):
+        prune_circuit(model, x, y, "fc2", order={"fc2": torch.arange(3), "fc9": torch.arange(3)})
     with pytest.raises(ValueError, match="order must be one of .*, got 'rows'"):
         prune_circuit(model, x, y, order="rows")
     with pytest.raises(ValueError, match="order must give indices by layer name"):
         prune_circuit(model, x, y, order=torch.arange(3))
     with pytest.raises(ValueError, match="order has no layer 'fc1'"):
         prune_circuit(model, x, y, order={"fc2": torch.arange(3)})
-    with pytest.raises(TypeError, match="order of 'fc2' must be a tensor of int64 indices"):
+    with pytest.raises(TypeError, match=r"order of 'fc2' must be .* got torch.float32 \[3\]"):
         prune_circuit(model, x, y, "fc2", order=torch.ones(3))
     with pytest.raises(ValueError, match="order of 'fc2' must be from 0 to 23, got 24"):
         prune_circuit(model, x, y, "fc2", order=torch.tensor([24]))
@@ -318,8 +323,9 @@ def test_bad_input() -> None:
         prune_circuit(model, x, y, labels="each")
     with pytest.raises(ValueError, match="labels must be different labels"):
         prune_circuit(model, x, y, labels=[1, 1])
-    with pytest.raises(TypeError, match="labels must be integers, got 1.0"):
-        prune_circuit(model, x, y, labels=[1.0])
+    for labels in (1.0, [1.0]):
+        with pytest.raises(TypeError, match="labels must be integers, got 1.0"):
+            prune_circuit(model, x, y, labels=labels)
     with pytest.raises(TypeError, match="targets must be an int64 tensor of classes"):
         prune_circuit(model, x, y.double())
     with pytest.raises(ValueError, match=r"targets must be \[n\] and not empty"):

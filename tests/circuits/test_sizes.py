@@ -97,6 +97,10 @@ def test_effective_circuit_size() -> None:
     for bad in ([], [1e-3, 1e-3]):
         with pytest.raises(ValueError, match="thresholds must be different numbers"):
             effective_circuit_size(model, x, y, thresholds=bad)
+    with pytest.raises(TypeError, match=r"thresholds must be several, as a list, got 0\.1"):
+        effective_circuit_size(model, x, y, thresholds=0.1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="labels must be several, as a list, got 2"):
+        effective_circuit_size(model, x, y, labels=2)  # type: ignore[arg-type]
 
 
 def test_figures() -> None:

@@ -270,6 +270,8 @@ def test_ranks_give_the_result_for_all_samples(tmp_path: Path) -> None:
 
 def test_bad_input() -> None:
     model, (x, y) = MLP([37, 8, 3]), samples()
+    with pytest.raises(ValueError, match="data must have a row for each sample, got a tensor of"):
+        max_activating(MLP([4, 3]), torch.tensor(1.0), "fc1")
     with pytest.raises(ValueError, match="sites='act2': no such module; did you mean: 'act1'"):
         max_activating(model, x, "act2")
     with pytest.raises(ValueError, match="k must be at most 203, the samples, got 204"):
