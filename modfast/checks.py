@@ -10,33 +10,42 @@ import torch
 from torch import Tensor, nn
 
 
+def integer(argument: str, value: SupportsIndex) -> int:
+    """`value` as an int (NumPy's integers are welcome, booleans are not).
+
+    Raises:
+        TypeError: not an integer.
+    """
+    # A protocol's isinstance costs microseconds.
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
+        raise TypeError(f"{argument} must be an integer, got {value!r}")
+    return value.__index__()
+
+
 def count(argument: str, value: SupportsIndex) -> int:
-    """`value` as an int of at least 1 (NumPy's integers are welcome, booleans are not).
+    """`value` as an int of at least 1.
 
     Raises:
         TypeError: not an integer.
         ValueError: less than 1.
     """
-    # A protocol's isinstance costs microseconds.
-    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
-        raise TypeError(f"{argument} must be an integer, got {value!r}")
-    if value.__index__() < 1:
+    found = integer(argument, value)
+    if found < 1:
         raise ValueError(f"{argument} must be at least 1, got {value!r}")
-    return value.__index__()
+    return found
 
 
-def seed(argument: str, value: int) -> int:
+def seed(argument: str, value: SupportsIndex) -> int:
     """`value` as a seed that torch's random generators take.
 
     Raises:
         TypeError: not an integer.
         ValueError: not from -2^63 to 2^64 - 1.
     """
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise TypeError(f"{argument} must be an integer, got {value!r}")
-    if not -(2**63) <= value.__index__() < 2**64:
+    found = integer(argument, value)
+    if not -(2**63) <= found < 2**64:
         raise ValueError(f"{argument} must be from -2^63 to 2^64 - 1, got {value!r}")
-    return value.__index__()
+    return found
 
 
 def finite_number(argument: str, value: float) -> float:

@@ -131,7 +131,8 @@ def physics(n: int, *, eps: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]
         ``[n, 2]``, float32: task A's, then task B's.
 
     Raises:
-        ValueError: ``n`` is below 1, or ``eps`` is outside (0, 1].
+        TypeError: ``seed`` is no integer.
+        ValueError: ``n`` is below 1, ``eps`` is outside (0, 1], or no generator takes ``seed``.
 
     Source: Section 7 of the specification.
 
@@ -146,7 +147,7 @@ def physics(n: int, *, eps: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]
         raise ValueError(f"n={n!r}: must be at least 1")
     if not 0 < eps <= 1:
         raise ValueError(f"eps={eps!r}: must lie in (0, 1]")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     y, u, coin = torch.rand(3, n, 2, generator=generator, dtype=torch.float32)
     x1 = u * (1 - eps) + eps
     factors = torch.stack([y / x1, x1], dim=-1)

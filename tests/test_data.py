@@ -190,6 +190,7 @@ def test_physics_data_set_is_learned():
         ({"n": 10, "eps": 0.0}, "eps=0.0"),
         ({"n": 10, "eps": 1.5}, "eps=1.5"),
         ({"n": 10, "eps": float("nan")}, "eps=nan"),
+        ({"n": 10, "seed": 2**64}, "seed must be from -2.63 to 2.64 - 1, got 18446744073709551616"),
     ],
 )
 def test_physics_bad_arguments(arguments, message):

@@ -55,6 +55,7 @@ def max_information_direction(
     """
     checks.count("steps", steps)
     checks.count("restarts", restarts)
+    seed = None if seed is None else checks.seed("seed", seed)
     if checks.finite_number("lr", lr) <= 0:
         raise ValueError(f"lr must be above 0, got {lr}")
     options = Options(output=output, dim=dim, path=path)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, SupportsIndex, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -388,10 +387,7 @@ def _groups(
         wanted = targets.unique().tolist()
     else:
         wanted = list(labels) if isinstance(labels, Iterable) else [labels]
-    for label in wanted:
-        if isinstance(label, bool) or not isinstance(label, SupportsIndex):
-            raise TypeError(f"labels must be integers, got {label!r}")
-    wanted = [operator.index(label) for label in wanted]
+    wanted = [checks.integer("each of labels", label) for label in wanted]
     if not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"labels must be different labels, at least one, got {labels!r}")
     found: dict[int | None, Tensor | None] = {}

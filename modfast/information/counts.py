@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from modfast import checks
 from modfast.information.binning import Binning, choice, matrices, not_finite, refuse_not_finite
 from modfast.ops import information as ops
 from modfast.reference import compute_dtype, relevant_bins
@@ -178,7 +179,9 @@ def permutations(n: int, count: int, seed: int | None, device: torch.device) -> 
 
     Without a seed they come from torch's global random state.
     """
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    generator = None
+    if seed is not None:
+        generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     orders = [torch.randperm(n, generator=generator) for _ in range(count)]
     return torch.stack(orders).to(device)
 

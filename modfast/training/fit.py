@@ -97,6 +97,7 @@ def fit(
         torch.Size([3])
     """
     epochs, batch_size = checks.count("epochs", epochs), checks.count("batch_size", batch_size)
+    seed = None if seed is None else checks.seed("seed", seed)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     x, y = _on_device("train", train, device)
     held_out = None if test is None else _on_device("test", test, device)

@@ -90,6 +90,8 @@ def test_bad_input() -> None:
         max_information_direction(model, x, "act1", restarts=0)
     with pytest.raises(ValueError, match="lr must be above 0, got -1"):
         max_information_direction(model, x, "act1", lr=-1.0)
+    with pytest.raises(TypeError, match="seed must be an integer, got True"):
+        max_information_direction(model, x, "act1", seed=True)
     with pytest.raises(ValueError, match="site='act9': no such module"):
         max_information_direction(model, x, "act9")
     with pytest.raises(ValueError, match="path='fused': needs"):

@@ -324,7 +324,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="labels must be different labels"):
         prune_circuit(model, x, y, labels=[1, 1])
     for labels in (1.0, [1.0]):
-        with pytest.raises(TypeError, match="labels must be integers, got 1.0"):
+        with pytest.raises(TypeError, match="labels must be an integer, got 1.0"):
             prune_circuit(model, x, y, labels=labels)
     with pytest.raises(TypeError, match="targets must be an int64 tensor of classes"):
         prune_circuit(model, x, y.double())

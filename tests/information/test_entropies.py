@@ -225,6 +225,8 @@ def test_bad_corrections() -> None:
             function(x, y, correction="jackknife")
         with pytest.raises(ValueError, match="None or 'shuffle' with pairing='all', got 'miller"):
             function(x, y, pairing="all", correction="miller-madow")
+        with pytest.raises(TypeError, match="seed must be an integer, got 0.5"):
+            function(x, y, correction="shuffle", seed=0.5)
     with pytest.raises(ValueError, match="must not be 'shuffle' for an entropy"):
         entropy(x, correction="shuffle")
     with pytest.raises(ValueError, match="pairing must be one of"):

@@ -225,6 +225,8 @@ def test_bad_input() -> None:
         fit(model, (x, y), 0)
     with pytest.raises(TypeError, match="batch_size must be an integer, got 1.5"):
         fit(model, (x, y), 1, batch_size=1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="seed must be an integer, got '0'"):
+        fit(model, (x, y), 1, seed="0")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="train must be a pair of tensors"):
         fit(model, x, 1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="optimizer must be callable, got 'adam'"):
