@@ -39,21 +39,61 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def save_result(path: str | os.PathLike[str], result: Any) -> None:
-    """Writes a dataclass of tensors, plain values and mappings of such, whole or not at all."""
-    values = {field.name: getattr(result, field.name) for field in fields(result)}
-    plain = {name: dict(x) if isinstance(x, Mapping) else x for name, x in values.items()}
-    state = {"format": _FORMAT, "kind": type(result).__name__, "values": plain}
+def save_values(path: str | os.PathLike[str], kind: str, values: Mapping[str, Any]) -> None:
+    """Writes tensors, plain values and mappings of such by name, whole or not at all."""
+    plain = {
+        name: dict(x) if isinstance(x, Mapping) and not isinstance(x, dict) else x
+        for name, x in values.items()
+    }
     with replacing(Path(path)) as temporary:
-        torch.save(state, temporary)
+        torch.save({"format": _FORMAT, "kind": kind, "values": plain}, temporary)
 
 
-def load_result(path: str | os.PathLike[str], kind: type[Result]) -> Result:
-    """What `save_result` wrote of a dataclass, its tensors on the CPU; no code of the file runs.
+def load_values(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    """What `save_values` wrote of a kind, tensors on the CPU; no code of the file runs.
 
     Raises:
         OSError: there is no such file.
         ValueError: the file holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "kept.pt"
+        >>> save_values(path, "share", {"share": 0.5})
+        >>> load_values(path, "share")
+        {'share': 0.5}
+    """
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # which one, hangs on the file's first bytes
+        raise ValueError(_holds_no(path, kind)) from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise ValueError(_holds_no(path, kind))
+    if state.get("kind") != kind:
+        raise ValueError(f"{_holds_no(path, kind)}: its kind is {state.get('kind')!r}")
+    values = state.get("values")
+    if not isinstance(values, dict):
+        raise ValueError(_holds_no(path, kind))
+    return values
+
+
+def _holds_no(path: str | os.PathLike[str], kind: str) -> str:
+    return f"{os.fspath(path)!r} holds no {kind} that modfast saved (format {_FORMAT})"
+
+
+def save_result(path: str | os.PathLike[str], result: Any) -> None:
+    """Writes a dataclass of what `save_values` takes."""
+    values = {field.name: getattr(result, field.name) for field in fields(result)}
+    save_values(path, type(result).__name__, values)
+
+
+def load_result(path: str | os.PathLike[str], kind: type[Result]) -> Result:
+    """What `save_result` wrote of a dataclass.
+
+    Raises:
+        OSError, ValueError: as `load_values`; fields that the dataclass has not, or refuses.
 
     Example:
         >>> import dataclasses, tempfile
@@ -65,18 +105,8 @@ def load_result(path: str | os.PathLike[str], kind: type[Result]) -> Result:
         >>> load_result(path, Kept)
         Kept(share=0.5)
     """
-    wanted = f"{os.fspath(path)!r} holds no {kind.__name__} that modfast saved (format {_FORMAT})"
+    values = load_values(path, kind.__name__)
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # which one, hangs on the file's first bytes
-        raise ValueError(wanted) from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise ValueError(wanted)
-    if state.get("kind") != kind.__name__:
-        raise ValueError(f"{wanted}: its kind is {state.get('kind')!r}")
-    try:
-        return kind(**state["values"])
+        return kind(**values)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{wanted}: {error}") from error
+        raise ValueError(f"{_holds_no(path, kind.__name__)}: {error}") from error

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from modfast.files import replacing
+from modfast.files import load_values, save_values
 
 if TYPE_CHECKING:
     from modfast.training.fit import _Run
 
-_FORMAT = 1
+_KIND = "checkpoint of a training run"
 
 
 def save_checkpoint(path: Path, run: _Run) -> None:
     """Writes the whole state of a run, under a temporary name first."""
     state = {
-        "format": _FORMAT,
         "run": _identity(run),
         "epoch": run.epoch,
         "model": run.model.state_dict(),
@@ -34,19 +33,17 @@ def save_checkpoint(path: Path, run: _Run) -> None:
     }
     if isinstance(run.regularizer, nn.Module):
         state["regularizer"] = run.regularizer.state_dict()
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    save_values(path, _KIND, state)
 
 
 def load_checkpoint(path: Path, run: _Run) -> None:
     """Puts a run into the state that `save_checkpoint` wrote.
 
     Raises:
-        ValueError: the file is of another run: other data, batch size, optimizer or model.
+        ValueError: the file is of another run: other data, batch size, optimizer or model; or of
+            something else.
     """
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if state.get("format") != _FORMAT:
-        raise ValueError(f"checkpoint {path} is not a modfast checkpoint of format {_FORMAT}")
+    state = load_values(path, _KIND)
     here = _identity(run)
     for key, value in here.items():
         if state["run"].get(key) != value:

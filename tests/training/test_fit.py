@@ -202,7 +202,10 @@ def test_refuses_the_checkpoint_of_another_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="optimizer is 'Adam', this one's is 'Modularity'"):
         fit(network(), data(), 2, optimizer=modularity, checkpoint=path)
     torch.save({"a": 1}, path)
-    with pytest.raises(ValueError, match="is not a modfast checkpoint"):
+    with pytest.raises(ValueError, match="run.pt' holds no checkpoint of a training run that modf"):
+        fit(network(), data(), 2, checkpoint=path)
+    path.write_bytes(b"half")
+    with pytest.raises(ValueError, match="run.pt' holds no checkpoint of a training run that modf"):
         fit(network(), data(), 2, checkpoint=path)
 
 
