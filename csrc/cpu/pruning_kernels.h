@@ -44,9 +44,8 @@ MODFAST_LANE void open_class(Pruning<T>& p, int64_t row, int64_t tile) {
   constexpr int64_t n_lanes = kLanes<T>;
   constexpr T infinity = std::numeric_limits<T>::infinity();
   const int64_t n_classes = p.layers[0].n_out;
-  const PruningPart<T> one{tile, tile + 1, nullptr, nullptr};
   Lanes<double> constants[2] = {};
-  for_each_block(p, one, [&](int64_t b) {
+  for_each_block(p, tile, [&](int64_t b) {
     const Mask<T> targets = targets_of(p, b), is_target = is_class<T>(targets, row);
     const T* logits = p.layers[0].values.data() + b * n_classes * n_lanes;
     const auto z = [&](int64_t c) { return load_lanes(logits + c * n_lanes); };
@@ -66,8 +65,8 @@ MODFAST_LANE void open_class(Pruning<T>& p, int64_t row, int64_t tile) {
     add_wide<T>(constants, is_target | none ? Lanes<T>{} : above - own);
   });
   store_lanes(p.constants.data() + tile * kSumLanes, constants[0] + constants[1]);
-  const int64_t first = tile * p.tile_blocks;
-  sum_class(p, tile, (p.n_blocks < first + p.tile_blocks ? p.n_blocks : first + p.tile_blocks) - first, [&](int64_t i) {
+  const int64_t first = blocks_before(p, tile);
+  sum_class(p, tile, blocks_before(p, tile + 1) - first, [&](int64_t i) {
     const T* block = p.fields.data() + (first + i) * kPruningFields * n_lanes;
     const auto field = [&](int k) { return load_lanes(block + k * n_lanes); };
     return (field(kNow + p.side[first + i]) - field(kCenter)) * field(kScale);

@@ -22,11 +22,21 @@ MODFAST_LANE void linear(const PruningLayer<T>& layer, const Input& input, T* to
   }
 }
 
-// f(block) for the blocks of a part.
+// The blocks before those of a tile.
+template <class T>
+MODFAST_LANE int64_t blocks_before(const Pruning<T>& p, int64_t tile) {
+  return tile * p.tile_blocks < p.n_blocks ? tile * p.tile_blocks : p.n_blocks;
+}
+
+// f(block) for the blocks of a part, or of a tile.
 template <class T, class F>
 MODFAST_LANE void for_each_block(const Pruning<T>& p, PruningPart<T> part, const F& f) {
-  const int64_t end = part.end * p.tile_blocks < p.n_blocks ? part.end * p.tile_blocks : p.n_blocks;
-  for (int64_t b = part.begin * p.tile_blocks; b < end; ++b) f(b);
+  const int64_t end = blocks_before(p, part.end);
+  for (int64_t b = blocks_before(p, part.begin); b < end; ++b) f(b);
+}
+template <class T, class F>
+MODFAST_LANE void for_each_block(const Pruning<T>& p, int64_t tile, const F& f) {
+  for_each_block(p, PruningPart<T>{tile, tile + 1, nullptr, nullptr}, f);
 }
 
 // v in double, with as many vectors as it takes.
@@ -83,10 +93,9 @@ void pruning_start(Pruning<T>& p, PruningPart<T> part, const T* from) {
   constexpr int64_t n_lanes = kLanes<T>;
   PruningLayer<T>& layer = p.layers[0];
   for (int64_t tile = part.begin; tile < part.end; ++tile) {
-    const PruningPart<T> one{tile, tile + 1, nullptr, nullptr};
     for (const int32_t j : layer.inputs) {
       int64_t e = *p.entries(j, tile);
-      for_each_block(p, one, [&](int64_t b) {
+      for_each_block(p, tile, [&](int64_t b) {
         const Lanes<T> x = load_lanes(from + (b * layer.n_in + j) * n_lanes);
         if (!p.is_last() && !any(x != 0)) return;
         p.columns.index[e] = static_cast<int32_t>(b);
@@ -206,7 +215,7 @@ void pruning_losses(Pruning<T>& p, PruningPart<T> part) {
   const PruningLayer<T>& last = p.layers.back();
   for (int64_t tile = part.begin; tile < part.end; ++tile) {
     Lanes<double> sums[2] = {};
-    for_each_block(p, PruningPart<T>{tile, tile + 1, nullptr, nullptr}, [&](int64_t b) {
+    for_each_block(p, tile, [&](int64_t b) {
       const Mask<T> targets = targets_of(p, b);
       const T* logits = values_of(p, p.layers.size() - 1, b, part.work);
       const Exponentials<T> found = exponentials<T>(logits, last.n_out, targets, [](int64_t, Lanes<T>) {});
