@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from modfast.models import MLP
-from modfast.sites import capture, in_mode, match_names, nearest, resolve_modules
+from modfast.passes import capture
+from modfast.sites import in_mode, match_names, nearest, resolve_modules
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,9 @@ from modfast.ablation.batches import Batch, read_batches
 from modfast.features.result import TopActivations, joined
 from modfast.features.samples import Data, in_order
 from modfast.ops.top import TOP_DTYPES
+from modfast.passes import check_batch_first, watching
 from modfast.progress import bar
-from modfast.sites import check_batch_first, resolve_modules, unit_dim, watching
+from modfast.sites import resolve_modules, unit_dim
 
 Reduce = Literal["max", "mean"]
 

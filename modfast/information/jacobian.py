@@ -13,8 +13,9 @@ from torch.func import functional_call, jacfwd, jacrev, vmap
 from modfast import checks
 from modfast.information import gaussian
 from modfast.information.partition import Partition, module_names, modules
+from modfast.passes import capture
 from modfast.progress import bar
-from modfast.sites import capture, in_mode, resolve_modules
+from modfast.sites import in_mode, resolve_modules
 
 _MAX_MEMORY = 2**28
 

@@ -13,9 +13,9 @@ from modfast.information import (
     mutual_information,
 )
 from modfast.information.binning import Rule
+from modfast.passes import capture
 from modfast.reproduce.networks import EPOCHS, Networks
 from modfast.reproduce.tables import Row, Section
-from modfast.sites import capture
 
 SITES = ("fc1", "fc2", "fc3")
 PAIRS = ("fc1, fc2", "fc2, fc3", "fc1, fc3")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from modfast import checks
-from modfast.sites import resolve_modules, run_passes
+from modfast.passes import run_passes
+from modfast.sites import resolve_modules
 from modfast.tasks.distinct import DistinctGradients, distinct_gradients
 from modfast.tasks.regions import branches, number_rows
 
