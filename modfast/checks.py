@@ -72,6 +72,19 @@ def module(argument: str, value: Any) -> None:
         raise TypeError(f"{argument} must be a torch.nn.Module, got {type(value).__name__}")
 
 
+def choice(argument: str, value: object, options: Iterable[object]) -> None:
+    """Refuses a value that is not one of `options`.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    known = tuple(options)
+    # Compared by identity or type first: a tensor compared with a name gives a tensor.
+    if not any(value is each or (type(value) is type(each) and value == each) for each in known):
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"{argument} must be one of {names}, got {value!r}")
+
+
 def pair(argument: str, data: Any) -> tuple[Tensor, Tensor]:
     """`data` as (samples, targets).
 
