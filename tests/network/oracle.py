@@ -23,8 +23,8 @@ Change = Callable[[Tensor], Tensor]
 MEASURES = ("entropy_difference", "kl_ablated_original", "kl_original_ablated")
 
 _SITE = re.compile(
-    r"(?P<module>[^:\[#/]*)(/(?P<function>\w+))?(#(?P<early>\d+))?(?P<input>:input)?"
-    r"(\[(?P<item>[^\]]+)\])?(#(?P<late>\d+))?"
+    r"(?P<module>[^:\[#/]*)(/(?P<function>\w+))?(?P<input>:input)?(\[(?P<item>[^\]]+)\])?"
+    r"(#(?P<call>\d+))?"
 )
 
 
@@ -45,7 +45,7 @@ class Place:
         item = found["item"]
         if item is not None:
             item = int(item) if item.isdecimal() else item.strip("'\"")
-        call = int(found["early"] or found["late"] or 0)
+        call = int(found["call"] or 0)
         return cls(found["module"], found["function"], bool(found["input"]), item, call)
 
 
@@ -107,7 +107,7 @@ def _at(model: nn.Module, place: Place, change: Change) -> Iterator[None]:
             return args, put(kwargs, key, change)
         return put(args, place.item or 0, change), kwargs
 
-    owner = model.get_submodule(place.module)
+    owner = getattr(model, "_orig_mod", model).get_submodule(place.module)
     with ExitStack() as stack:
         if place.function is not None:
             stack.enter_context(_Functions(model, owner, place, change))
@@ -210,7 +210,7 @@ def counted(inputs: Any, logits: Tensor, targets: Tensor | None = None) -> Tenso
     """
     kept = torch.ones(logits.shape[:-1], dtype=torch.bool)
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    if mask is not None and mask.shape == kept.shape:
+    if mask is not None and mask.shape == kept.shape and "decoder_input_ids" not in inputs:
         kept &= mask.bool()
     if targets is not None:
         kept &= targets != -100

@@ -109,7 +109,9 @@ if find_spec("peft"):
         import peft
 
         config = peft.LoraConfig(r=2, target_modules=["c"], init_lora_weights=False)
-        model = peft.get_peft_model(Between(), config).double()  # its A and B come in float32
+        model = peft.get_peft_model(Between(), config).to(
+            torch.get_default_dtype()
+        )  # A and B come in float32
 
         def change(case: Case) -> None:
             case.model.base_model.disable_adapter_layers()
@@ -194,8 +196,7 @@ for _backend in ("eager", "aot_eager"):
     @entry(f"compiled by {_backend}")
     def _(backend: str = _backend) -> Case:
         model = torch.compile(Between(), backend=backend)
-        sites = "_orig_mod.a", "_orig_mod.c", "_orig_mod.c:input"
-        return plain(model, *sites, layer="_orig_mod.c")
+        return plain(model, "a", "c", "c:input", layer="c")
 
 
 @entry("a compiled part")
@@ -269,7 +270,9 @@ def _() -> Case:
 
 @entry("bfloat16")
 def _() -> Case:
-    return plain(Between().bfloat16(), "a", "c", layer="c", inputs=torch.randn(6, 5).bfloat16())
+    half = torch.bfloat16
+    inputs = torch.randn(6, 5).to(half)
+    return plain(Between().to(half), "a", "c", layer="c", inputs=inputs, dtype=half)
 
 
 @entry("float32, with autocast inside")
@@ -280,4 +283,5 @@ def _() -> Case:
                 h = self.c(torch.tanh(h))
             return torch.relu(h).float()
 
-    return plain(Inside().float(), "a", "c", layer="c", inputs=torch.randn(6, 5).float())
+    inputs, half = torch.randn(6, 5).float(), torch.bfloat16
+    return plain(Inside().float(), "a", "c", layer="c", inputs=inputs, dtype=half)

@@ -37,6 +37,8 @@ class Case:
     """Whether the inputs' tensors can be cut along dimension 0."""
     moves: tuple[str, ...] = ()
     """Attributes that the model's own forward method sets."""
+    dtype: torch.dtype = torch.float64
+    """The narrowest in which something is computed."""
     random: bool = False
     """Whether the model draws random numbers in eval mode."""
 
@@ -56,23 +58,23 @@ def entry(name: str) -> Callable[[Builder], Builder]:
     return add
 
 
-def build(name: str) -> Case:
+def build(name: str, dtype: torch.dtype = torch.float64) -> Case:
     """A case of its own, in eval mode and in float64 unless its dtype is what is odd."""
-    with seeded(zlib.crc32(name.encode())):
+    with seeded(zlib.crc32(name.encode()), dtype):
         case = BUILDERS[name]()
     case.model.eval()
     return case
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int, dtype: torch.dtype = torch.float64) -> Iterator[None]:
     """Seeded global generators and float64 by default, for a block that leaves no trace."""
     states = random.getstate(), np.random.get_state(), torch.get_default_dtype()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)
-        torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(dtype)
         try:
             yield
         finally:

@@ -55,7 +55,7 @@ def _() -> Case:
         def middle(self, h: Tensor) -> Tensor:
             return torch.tanh(self.c(torch.tanh(h))) + self.c(h)
 
-    return plain(Again(c=nn.Linear(8, 8)), "a", "c#0", "c#1:input", layer="c")
+    return plain(Again(c=nn.Linear(8, 8)), "a", "c#0", "c:input#1", layer="c")
 
 
 @entry("tied layers")
@@ -94,7 +94,7 @@ def _() -> Case:
         case.model.steps = 4
 
     model = Loop(rec=nn.Linear(8, 8))
-    return plain(model, "a", "rec#1", "rec#0:input", layer="rec", change=change)
+    return plain(model, "a", "rec#1", "rec:input#0", layer="rec", change=change)
 
 
 @entry("**kwargs")
@@ -255,7 +255,7 @@ def _() -> Case:
             return torch.tanh(h) * self.scale[0]
 
     model = Listed(scale=[torch.linspace(1, 2, 8)])
-    change = setting(lambda m: m.scale, 0, torch.linspace(3, -1, 8).double())
+    change = setting(lambda m: m.scale, 0, torch.linspace(3, -1, 8, dtype=torch.float64))
     return plain(model, "a", change=change)
 
 

@@ -35,7 +35,18 @@ def _case(
         if parameter.dim() == 1:  # zeros and ones, which hide mistakes
             torch.nn.init.normal_(parameter, parameter.detach().mean().item(), 0.3)
     targets = more.pop("targets", labels(20, 3, 5))
-    return Case(model.double(), inputs, dict.fromkeys(sites, -1), targets, layer, **more)
+    if any(
+        "RMSNorm" in type(m).__name__ or "T5LayerNorm" in type(m).__name__ for m in model.modules()
+    ):
+        more["dtype"] = torch.float32
+    return Case(
+        model.to(torch.get_default_dtype()),
+        inputs,
+        dict.fromkeys(sites, -1),
+        targets,
+        layer,
+        **more,
+    )
 
 
 def _gpt2() -> Case:
@@ -126,6 +137,7 @@ def _mixtral() -> Case:
 def _mixtral_grouped() -> Case:
     case = _mixtral()
     case.model.float().set_experts_implementation("grouped_mm")
+    case.dtype = torch.float32
     return case
 
 

@@ -1,0 +1,164 @@
+"""Functions that look at sites, on every model of the zoo: what plain hooks say, or a refusal."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from network import oracle, zoo
+from network.trying import SITUATIONS, Refusal, Truth, attempt, close, situation, truth, twice
+from torch import Tensor
+
+import modfast
+from modfast import ablate_directions, ablate_groups, ablate_units, max_information_direction
+
+BACKENDS = ("fused", "vmap", "replay", "model")
+
+every_model = pytest.mark.parametrize("name", zoo.NAMES)
+every_situation = pytest.mark.parametrize("kind", SITUATIONS)
+
+
+def options(case: zoo.Case, site: str) -> dict[str, Any]:
+    found = {"targets": case.targets, "output": case.output}
+    return found | ({"dim": case.sites[site]} if site in case.ask else {})
+
+
+def assert_sums(result: Any, expected: dict[str, Tensor], slack: float, what: str) -> None:
+    assert not isinstance(result, Refusal), f"{what}: {result}"
+    what = f"{what} by {result.backend}"
+    for measure in oracle.MEASURES:
+        close(getattr(result, measure), expected[measure], slack, f"{what}, {measure}")
+    close(result.loss, expected["loss"], slack, f"{what}, loss")
+    if slack < 1e-3:  # else logits that are nearly equal may fall either way
+        close(result.accuracy, expected["accuracy"], 1e-9, f"{what}, accuracy")
+
+
+def skip_where_the_model_fails(known: Truth) -> None:
+    try:
+        known.logits  # noqa: B018
+    except (RuntimeError, TypeError) as error:
+        assert known.kind == "autocast"
+        pytest.skip(f"the model itself does not run under autocast: {error}")
+
+
+@every_situation
+@every_model
+def test_capture(name: str, kind: str) -> None:
+    known = truth(name, kind)
+    skip_where_the_model_fails(known)
+    with situation(name, kind) as case:
+        look = partial(attempt, case, modfast.capture, case.inputs, list(case.sites))
+        found = twice(case, kind, look)
+    assert not isinstance(found, Refusal), found
+    assert set(found) == set(case.sites)
+    for site, value in found.items():
+        assert value.dtype == known.site(site).dtype, site
+        close(value, known.site(site), 1e-12, site)
+
+
+def look_at_units(case: zoo.Case, site: str, units: list[int], **more: Any) -> Any:
+    more = options(case, site) | more
+    return attempt(case, ablate_units, case.inputs, site, units=units, **more)
+
+
+@every_situation
+@every_model
+def test_units(name: str, kind: str) -> None:
+    known = truth(name, kind)
+    skip_where_the_model_fails(known)
+    for site in known.case.sites:
+        with situation(name, kind) as case:
+            look = partial(look_at_units, case, site, known.units(site))
+            found = twice(case, kind, look)
+        assert_sums(found, known.without_units(site), known.slack, site)
+
+
+@every_model
+def test_units_where_no_dimension_is_given(name: str) -> None:
+    """The right one, or a question."""
+    known = truth(name, "plain")
+    for site in known.case.ask:
+        with situation(name, "plain") as case:
+            found = look_at_units(case, site, known.units(site), dim=None)
+        if isinstance(found, Refusal):
+            assert "dim" in found
+        else:
+            assert_sums(found, known.without_units(site), known.slack, site)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@every_model
+def test_units_by_every_backend(name: str, backend: str) -> None:
+    known = truth(name, "plain")
+    for site in known.case.sites:
+        with situation(name, "plain") as case:
+            found = look_at_units(case, site, known.units(site), backend=backend)
+        if isinstance(found, Refusal) and backend != "model":
+            assert "backend" in found
+        else:
+            slack = 1e-9 if backend == "model" else known.slack
+            assert_sums(found, known.without_units(site), slack, site)
+            assert found.backend == backend
+
+
+def look_at_groups(
+    case: zoo.Case, site: str, rows: Tensor, groups: list[list[int]], values: Tensor
+) -> dict[str, Any]:
+    more = options(case, site)
+    of_groups = partial(attempt, case, ablate_groups, case.inputs, site, groups, **more)
+    return {
+        "directions": attempt(case, ablate_directions, case.inputs, site, rows, **more),
+        "groups": of_groups(),
+        "keep": of_groups(keep=True),
+        "values": of_groups(value=values),
+        "mean": of_groups(value="mean"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["plain", "changed", "inference"])
+@every_model
+def test_directions_and_groups(name: str, kind: str) -> None:
+    known = truth(name, kind)
+    for site, dim in list(known.case.sites.items())[:2]:
+        d = known.width(site)
+        rows = torch.stack([torch.ones(d), torch.arange(d).sin() - 0.3]).double()
+        groups, values = [[0, d - 1], [1]], torch.linspace(-1, 1, d).double()
+        with situation(name, kind) as case:
+            results = twice(case, kind, partial(look_at_groups, case, site, rows, groups, values))
+        mean = known.counted(site).mean(0)
+        others = [[i for i in range(d) if i not in group] for group in groups]
+        changes = {
+            "directions": [oracle.without(row, dim) for row in rows],
+            "groups": [oracle.units_set(group, dim) for group in groups],
+            "keep": [oracle.units_set(group, dim) for group in others],
+            "values": [oracle.units_set(group, dim, values[group]) for group in groups],
+            "mean": [oracle.units_set(group, dim, mean[group]) for group in groups],
+        }
+        for what, each in changes.items():
+            expected = known.sums(site, {f"{what} {i}": change for i, change in enumerate(each)})
+            assert_sums(results[what], expected, known.slack, f"{site}, {what}")
+
+
+@every_situation
+@every_model
+def test_a_direction_has_the_divergence_that_hooks_find(name: str, kind: str) -> None:
+    known = truth(name, kind)
+    skip_where_the_model_fails(known)
+    site, dim = next(iter(known.case.sites.items()))
+    with situation(name, kind) as case:
+        more = {"output": case.output, "steps": 3, "restarts": 2, "seed": 1, "lr": 0.1}
+        look = partial(attempt, case, max_information_direction, case.inputs, site, **more)
+        found = twice(case, kind, look)
+    assert not isinstance(found, Refusal), found
+    case = known.case
+    changes = {f"{v.tolist()}": oracle.without(v, dim) for v in found.directions}
+    each = []
+    for key, change in changes.items():
+        after = known._run((site, key), oracle.replaced, site, change, case.output)
+        kept = oracle.counted(case.inputs, known.logits)
+        each.append(oracle.terms(known.logits, after)["kl_ablated_original"][kept].sum())
+    close(found.kls, torch.stack(each), known.slack, f"{site} by {found.backend}")
+    assert found.kl == found.kls.max()
+    assert bool((found.kls >= found.history[0] * (1 - 1e-6)).all())

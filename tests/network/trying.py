@@ -1,0 +1,155 @@
+"""How functions are tried on the zoo's models: in several situations, and nothing may change."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from network import oracle, zoo
+from torch import Tensor
+
+SITUATIONS = ("plain", "changed", "autocast", "inference", "train")
+"""As it is; again after a change of the model; in float32 under autocast; in inference mode, with
+inputs made in it; in training mode but for one module."""
+SLACK = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 5e-2}
+"""How far a sum may be from the oracle's, relative to the largest, by the narrowest dtype."""
+
+
+class Refusal(str):
+    """The message of a ValueError or TypeError that names one of the function's arguments."""
+
+
+@contextmanager
+def situation(name: str, kind: str) -> Iterator[zoo.Case]:
+    """A case in a situation; the random state is the same each time."""
+    case = zoo.build(name, torch.float32 if kind == "autocast" else torch.float64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "inference":
+            with torch.inference_mode():
+                case.inputs = copy.deepcopy(case.inputs)
+                yield case
+        elif kind == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                yield case
+        else:
+            if kind == "train":
+                case.model.train()
+                next(case.model.children()).eval()
+            yield case
+
+
+def attempt(case: zoo.Case, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a function gives, or its refusal; either way nothing is changed."""
+    given = case.inputs, case.targets, args, kwargs
+    before = oracle.Snapshot(case.model, given)
+    found: Any
+    try:
+        found = function(case.model, *args, **kwargs)
+    except (ValueError, TypeError) as error:
+        names = "|".join(inspect.signature(function).parameters)
+        if re.search(rf"\b({names})\b", str(error)) is None:
+            raise
+        found = Refusal(error)
+    changes = before.changes(case.model, given)
+    assert changes == [], changes
+    return found
+
+
+def twice(case: zoo.Case, kind: str, look: Callable[[], Any]) -> Any:
+    """What is found in a situation: after a change of the model, once it was looked at before."""
+    found = look()
+    if kind != "changed":
+        return found
+    case.change(case)
+    return look()
+
+
+def close(found: Tensor, expected: Tensor, slack: float, what: str = "") -> None:
+    """Asserts that two tensors agree, relative to the largest entry."""
+    assert found.shape == expected.shape, f"{what}: {found.shape} for {expected.shape}"
+    found, expected = found.detach().double(), expected.detach().double()
+    allowed = slack * (expected.abs().amax() + 1e-3)
+    assert bool(((found - expected).abs() <= allowed).all()), f"{what}: {found} for {expected}"
+
+
+class Truth:
+    """What plain hooks say of a model in a situation; each run is made once."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        with situation(name, kind) as case:
+            if kind == "changed":
+                case.change(case)
+        self.case, self.kind = case, kind
+        self.kept: dict[Any, Any] = {}
+
+    def _run(self, key: Any, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        if key not in self.kept:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(0)
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.kind == "autocast"):
+                    self.kept[key] = function(self.case.model, self.case.inputs, *args)
+        return self.kept[key]
+
+    @property
+    def logits(self) -> Tensor:
+        return self._run("logits", oracle.run, None, self.case.output)
+
+    def site(self, site: str) -> Tensor:
+        """Its value."""
+        return self._run(site, oracle.activations, site)
+
+    def width(self, site: str) -> int:
+        """How many units it has."""
+        return self.site(site).shape[self.case.sites[site]]
+
+    def units(self, site: str) -> list[int]:
+        """Some of them, where there are many."""
+        d = self.width(site)
+        return list(range(d)) if d <= 8 else [0, 1, 2, d // 2, d - 1]
+
+    def counted(self, site: str) -> Tensor:
+        """Its values at samples and positions that count: `[n, d]`."""
+        value = self.site(site).movedim(self.case.sites[site], -1)
+        inputs = self.case.inputs
+        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+        if mask is not None and value.shape[:-1] == mask.shape and "decoder" not in site:
+            return value[mask.bool()]
+        return value.flatten(0, -2)
+
+    def sums(self, site: str, changes: Mapping[str, oracle.Change]) -> dict[str, Tensor]:
+        """What each change of a site does, `[a]` by measure. Names stand for changes."""
+        case, each = self.case, []
+        for name, change in changes.items():
+            after = self._run((site, name), oracle.replaced, site, change, case.output)
+            each.append(oracle.sums(case.inputs, self.logits, after, case.targets))
+        return {name: torch.stack([found[name] for found in each]) for name in each[0]}
+
+    def without_units(self, site: str) -> dict[str, Tensor]:
+        """What some units do when they are set to 0."""
+        dim = self.case.sites[site]
+        changes = {f"unit {i}": oracle.units_set([i], dim) for i in self.units(site)}
+        return self.sums(site, changes)
+
+    @property
+    def slack(self) -> float:
+        """How far the package's sums may be from these."""
+        if self.kind == "autocast":
+            return SLACK[torch.bfloat16]
+        return max(SLACK[self.logits.dtype], SLACK[self.case.dtype])
+
+
+@cache
+def _truth(name: str, kind: str) -> Truth:
+    return Truth(name, kind)
+
+
+def truth(name: str, kind: str) -> Truth:
+    """Neither inference nor training mode changes what is true."""
+    return _truth(name, "plain" if kind in ("inference", "train") else kind)
