@@ -54,10 +54,11 @@ def run(
     inputs: Any,
     sites: Mapping[str, Change] | None = None,
     output: Callable[[Any], Tensor] | str | None = None,
+    copies: bool = True,
 ) -> Tensor:
     """The model's logits, as it gives them, with the values of some sites passed through functions.
 
-    In eval mode, on copies of the inputs; the global random state is left as it was.
+    In eval mode, on copies of the inputs or on these; the global random state is left as it was.
     """
     before = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -70,7 +71,7 @@ def run(
         model.eval()
         for site, change in (sites or {}).items():
             stack.enter_context(_at(model, Place.read(site), change))
-        return logits_of(call(model, copy.deepcopy(inputs)), output)
+        return logits_of(call(model, copy.deepcopy(inputs) if copies else inputs), output)
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
