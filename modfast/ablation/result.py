@@ -44,6 +44,8 @@ class AblationResult:
     """What was ablated: "unit", "direction" or "group"."""
     numbers: Tensor | None = None
     """Which: int64 `[a]`, by default 0, 1, ..."""
+    backend: str = ""
+    """How the network was resumed from the site."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -115,6 +117,8 @@ class DirectionResult:
     """The best that each restart found: `[r, d]`."""
     kls: Tensor
     """Theirs: `[r]`."""
+    backend: str = ""
+    """How the network was resumed from the site."""
 
     def plot(self) -> Figure:
         """The divergence over the steps, one line per restart."""
