@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -357,3 +357,39 @@ def _same(before: Any, now: Any) -> bool:
 
 def _equal(before: Tensor, now: Tensor) -> bool:
     return bool(((before == now) | (before.isnan() & now.isnan())).all())
+
+
+class Weights(TorchFunctionMode):
+    """Passes the weight that one layer computes with through a function, and keeps what came."""
+
+    PLACES: ClassVar = {"linear": 1, "conv1d": 1, "conv2d": 1, "addmm": 2}
+
+    def __init__(
+        self, model: nn.Module, layer: str, change: Change = lambda weight: weight
+    ) -> None:
+        super().__init__()
+        self.owner = getattr(model, "_orig_mod", model).get_submodule(layer)
+        self.change, self.inside, self.seen = change, 0, list[Tensor]()
+
+    def __enter__(self) -> Weights:
+        self.handles = [
+            self.owner.register_forward_pre_hook(lambda m, a: self._count(1)),
+            self.owner.register_forward_hook(lambda m, a, o: self._count(-1), always_call=True),
+        ]
+        super().__enter__()
+        return self
+
+    def _count(self, step: int) -> None:
+        self.inside += step
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        at = self.PLACES.get(func.__name__)
+        if self.inside and at is not None:
+            self.seen.append(args[at])
+            args = (*args[:at], self.change(args[at]), *args[at + 1 :])
+        return func(*args, **(kwargs or {}))
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        for handle in self.handles:
+            handle.remove()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -214,3 +214,12 @@ def pieces(name: str, size: int) -> list[Truth]:
         piece.case.targets = piece.case.targets[rows]
         found.append(piece)
     return found
+
+
+def is_refused(found: Any, name: str, names: Collection[str]) -> bool:
+    """Whether a function refused a model; just those named may be."""
+    if isinstance(found, Refusal):
+        assert name in names, found
+    else:
+        assert name not in names, "is not refused"
+    return name in names

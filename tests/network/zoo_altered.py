@@ -117,7 +117,7 @@ if find_spec("peft"):
             case.model.base_model.disable_adapter_layers()
 
         sites = "base_model.model.a", "base_model.model.c", "base_model.model.b:input"
-        return plain(model, *sites, layer="base_model.model.c", change=change)
+        return plain(model, *sites, layer="base_model.model.c.base_layer", change=change)
 
 
 class Between(Net):

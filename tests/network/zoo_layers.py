@@ -46,9 +46,9 @@ def _() -> Case:
 
 @entry("a convolution over time")
 def _() -> Case:
-    layers = nn.Conv1d(3, 8, 2), nn.GELU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 4)
+    layers = nn.Conv1d(4, 8, 2), nn.GELU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 4)
     sites = {"0": 1, "2": 1, "3": -1}
-    return Case(nn.Sequential(*layers), torch.randn(6, 3, 7), sites, labels(4, 6), "0")
+    return Case(nn.Sequential(*layers), torch.randn(6, 4, 7), sites, labels(4, 6), "0")
 
 
 @entry("features last in four dimensions")
