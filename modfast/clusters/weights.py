@@ -1,4 +1,4 @@
-"""Where modules' weights were known before modfast.network.weights; to go when nothing imports it."""
+"""The old place of modfast.network.weights; to go when nothing imports it."""
 
 from modfast.clusters.fitting import equal_clusters, fit_labels
 from modfast.network.weights import has_weight, input_first, weight_of

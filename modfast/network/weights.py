@@ -126,9 +126,10 @@ def current_weight(module: nn.Module, name: str = "module") -> Tensor:
         >>> current_weight(layer).sum()
         tensor(2., grad_fn=<SumBackward0>)
     """
-    if "parametrizations" in module._modules and "weight" in module.parametrizations:  # type: ignore[operator]
-        return _parametrized(module.parametrizations["weight"])  # type: ignore[index]
-    weight: Any = module.weight
+    parametrizations = module._modules.get("parametrizations")
+    if isinstance(parametrizations, nn.ModuleDict) and "weight" in parametrizations:
+        return _parametrized(parametrizations["weight"])
+    weight: Tensor = module.weight  # type: ignore[assignment]
     if not module._forward_pre_hooks or "weight" not in module.__dict__:
         return weight
     # Torch's own three have one of these; a hook of the kind that many networks write, the first.

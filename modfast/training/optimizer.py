@@ -63,7 +63,8 @@ class Modularity(torch.optim.Optimizer):
     writes and load_state_dict are noticed at once.
 
     Raises:
-        TypeError: `layers` are no names; `base` is neither a known name nor an Optimizer class; options that it refuses.
+        TypeError: `layers` are no names; `base` is neither a known name nor an Optimizer class;
+            options that it refuses.
         ValueError: no hidden weight, or it cannot be told which are; unknown names (the nearest are
             listed), clusters that do not fit, weights that are not finite, frozen ones alone, some
             that are no matrices, options that the base refuses.
