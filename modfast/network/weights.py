@@ -222,8 +222,8 @@ def hidden_weights(parameters: Mapping[str, Tensor], named: bool = True) -> list
     else:
         first = [n for n in matrices if named and (_is(_EMBEDDING, n) or _is(_OTHER, n))]
         heads = [n for n in matrices if named and _HEAD.search(_layer(n).rpartition(".")[2])]
-        picked = [n for n in matrices if n not in first][0 if first else 1 :]
-        picked = [n for n in picked if n not in heads] if heads else picked[:-1]
+        body = [name for name in matrices if name not in (*first, *heads)]
+        picked = body[0 if first else 1 : None if heads else -1]
     if not picked:
         which = (
             "the 2-D weights of a transformer's MLPs, but params has none that is named so (and "
@@ -235,9 +235,7 @@ def hidden_weights(parameters: Mapping[str, Tensor], named: bool = True) -> list
         raise ValueError(f"layers=None takes {which}; name the layers instead")
     for name in picked:
         require_matrix(name, parameters[name])
-    if not transformer and not _is_chain(
-        [p for name, p in matrices.items() if name not in (*first, *heads)]
-    ):
+    if not transformer and not _is_chain([matrices[name] for name in body]):
         names = "" if named else "pass model.named_parameters() as params, or "
         raise ValueError(
             "layers=None takes the hidden ones of 2-D weights of which each reads what the one "
