@@ -20,7 +20,7 @@ class Run(Protocol):
     model: nn.Module
     x: Tensor
     y: Tensor
-    seed: int
+    seed: int | None
     batch_size: int
     optimizer: torch.optim.Optimizer
     regularizer: Any
