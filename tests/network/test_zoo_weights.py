@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,12 +18,25 @@ from torch.nn import functional as F
 import modfast
 from modfast import ClusterabilityLoss, Clusters, Modularity
 
+COMPUTED = {
+    *("weight_norm, by hooks", "weight_norm", "spectral_norm, by hooks", "spectral_norm"),
+    *("a pruned layer", "a parametrized layer"),
+}
+"""The layer's weight is no parameter."""
+FROZEN = {"LoRA by hand", "LoRA by peft"}
 REFUSED: dict[str, set[str]] = {
     "clusters": set(),
     "loss": set(),
-    "optimizer": set(),
-    "fit": set(),
-    "reduction": set(),
+    # A tied weight has its first name among the parameters.
+    "optimizer": COMPUTED | FROZEN | {"tied layers"},
+    # Its samples are one tensor, and its model returns one row for each.
+    "fit": {
+        *("tied layers", "**kwargs", "an optional argument", "a cache as argument", "Mamba"),
+        *("GPT-NeoX", "Llama, grouped queries", "Qwen2", "Mixtral"),
+        "Mixtral, experts in one call, float32",
+    },
+    # The layers before and after it, as registered, are no neighbors of it.
+    "reduction": {"attention that returns a tuple and no weights", "Qwen2", "Mamba"},
 }
 some_situations = pytest.mark.parametrize("kind", ["plain", "changed", "inference", "train"])
 
@@ -139,7 +153,7 @@ def classes_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 def step(case: zoo.Case, optimizer: torch.optim.Optimizer, extra: Callable[[], Tensor]) -> None:
     """One step on all samples."""
-    found = oracle.call(case.model, case.inputs)
+    found = oracle.call(case.model, copy.deepcopy(case.inputs))
     loss = classes_loss(oracle.logits_of(found, case.output), case.targets)
     optimizer.zero_grad()
     (loss + extra()).backward()
@@ -161,7 +175,8 @@ def test_modularity_steps(name: str) -> None:
     case, other = zoo.build(name), zoo.build(name)
     if name == "numpy" or case.random:
         pytest.skip("no gradient flows through the model, or it is random")
-    key = f"{case.layer}.weight"
+    wrapper = "_orig_mod." if hasattr(case.model, "_orig_mod") else ""
+    key = f"{wrapper}{case.layer}.weight"
     options = {"lr": 0.1, "n_clusters": 2, "alpha": 3.0, "layers": [key]}
     try:
         optimizer: Any = Modularity(case.model.named_parameters(), **options)
@@ -174,7 +189,7 @@ def test_modularity_steps(name: str) -> None:
     for _ in range(2):
         step(case, optimizer, lambda: torch.zeros(()))
         step(other, plain, lambda: -3.0 * clusterability(weight))
-    assert_parameters(case, other, 1e-4 if case.dtype != torch.float64 else 1e-9)
+    assert_parameters(case, other, trying.SLACK[case.dtype])
 
 
 @every_model
@@ -201,7 +216,7 @@ def test_fit(name: str) -> None:
     other.model.train()
     step(other, torch.optim.SGD(other.model.parameters(), lr=0.1), lambda: torch.zeros(()))
     assert not case.model.training
-    assert_parameters(case, other, 1e-4 if case.dtype != torch.float64 else 1e-9)
+    assert_parameters(case, other, trying.SLACK[case.dtype])
 
 
 @every_model
