@@ -262,17 +262,23 @@ def gradients(model: nn.Module, inputs: Any, site: str, output: Any, of: Change)
 class Snapshot:
     """A model, its inputs and the global state at one time."""
 
-    def __init__(self, model: nn.Module, inputs: Any = None) -> None:
+    def __init__(self, model: nn.Module | None, inputs: Any = None) -> None:
         self.seen: dict[str, Any] = {}
         self._visited: dict[int, Any] = {}
-        for name, module in model.named_modules(remove_duplicate=False):
+        for name, module in (
+            model.named_modules(remove_duplicate=False) if model is not None else ()
+        ):
             self._module(name or "model", module)
         self._walk("inputs", inputs)
         self.seen |= _globals()
 
     def changes(self, model: nn.Module, inputs: Any = None) -> list[str]:
         """What is no longer as it was: one line each."""
-        now = Snapshot(model, inputs).seen
+        return self.until(Snapshot(model, inputs))
+
+    def until(self, later: Snapshot) -> list[str]:
+        """What another snapshot has otherwise: one line each."""
+        now = later.seen
         gone = [f"{path} is gone" for path in self.seen if path not in now]
         new = [f"{path} is new" for path in now if path not in self.seen]
         both = [path for path in self.seen if path in now]
@@ -319,8 +325,8 @@ class Snapshot:
 def _globals() -> dict[str, Any]:
     return {
         "torch's random state": torch.get_rng_state(),
-        "Python's random state": repr(random.getstate()),
-        "numpy's random state": repr(np.random.get_state()),  # noqa: NPY002
+        "Python's random state": hash(random.getstate()),
+        "numpy's random state": np.random.get_state()[1].tobytes(),  # noqa: NPY002
         "default dtype": str(torch.get_default_dtype()),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -62,9 +63,13 @@ def test_capture(name: str, kind: str) -> None:
         close(value, known.site(site), 1e-12, site)
 
 
-def look_at_units(case: zoo.Case, site: str, units: list[int], **more: Any) -> Any:
-    more = options(case, site) | more
-    return attempt(case, ablate_units, case.inputs, site, units=units, **more)
+def look_at_units(case: zoo.Case, units: dict[str, list[int]], **more: Any) -> dict[str, Any]:
+    return {
+        site: attempt(
+            case, ablate_units, case.inputs, site, units=each, **(options(case, site) | more)
+        )
+        for site, each in units.items()
+    }
 
 
 @every_situation
@@ -72,10 +77,10 @@ def look_at_units(case: zoo.Case, site: str, units: list[int], **more: Any) -> A
 def test_units(name: str, kind: str) -> None:
     known = truth(name, kind)
     trying.skip_where_the_model_fails(known)
-    for site in known.case.sites:
-        with situation(name, kind) as case:
-            look = partial(look_at_units, site=site, units=known.units(site))
-            found = twice(case, kind, look)
+    units = {site: known.units(site) for site in known.case.sites}
+    with situation(name, kind) as case:
+        results = twice(case, kind, partial(look_at_units, units=units))
+    for site, found in results.items():
         assert_sums(found, known.without_units(site), known.slack, site)
 
 
@@ -83,9 +88,10 @@ def test_units(name: str, kind: str) -> None:
 def test_units_where_no_dimension_is_given(name: str) -> None:
     """The right one, or a question."""
     known = truth(name, "plain")
-    for site in known.case.ask:
-        with situation(name, "plain") as case:
-            found = look_at_units(case, site, known.units(site), dim=None)
+    units = {site: known.units(site) for site in known.case.ask}
+    with situation(name, "plain") as case:
+        results = look_at_units(case, units, dim=None)
+    for site, found in results.items():
         if isinstance(found, Refusal):
             assert "dim" in found
         else:
@@ -96,55 +102,69 @@ def test_units_where_no_dimension_is_given(name: str) -> None:
 @every_model
 def test_units_by_every_backend(name: str, backend: str) -> None:
     known = truth(name, "plain")
-    for site in known.case.sites:
-        with situation(name, "plain") as case:
-            found = look_at_units(case, site, known.units(site), backend=backend)
+    units = {site: known.units(site) for site in known.case.sites}
+    with situation(name, "plain") as case:
+        results = look_at_units(case, units, backend=backend)
+    for site, found in results.items():
         if isinstance(found, Refusal) and backend != "model":
             assert "backend" in found
-        else:
-            slack = SLACK[torch.float64] if backend == "model" else known.slack
-            slack = max(slack, 1e-5 if known.logits.dtype != torch.float64 else 0.0)
-            assert_sums(found, known.without_units(site), slack, site)
-            assert found.backend == backend
+            continue
+        slack = SLACK[torch.float64] if backend == "model" else known.slack
+        slack = max(slack, 1e-5 if known.logits.dtype != torch.float64 else 0.0)
+        assert_sums(found, known.without_units(site), slack, site)
+        assert found.backend == backend
 
 
-def look_at_groups(
-    case: zoo.Case, site: str, rows: Tensor, groups: list[list[int]], values: Tensor
-) -> dict[str, Any]:
-    more = options(case, site)
-    of_groups = partial(attempt, case, ablate_groups, case.inputs, site, groups, **more)
-    return {
-        "directions": attempt(case, ablate_directions, case.inputs, site, rows, **more),
-        "groups": of_groups(),
-        "keep": of_groups(keep=True),
-        "values": of_groups(value=values),
-        "mean": of_groups(value="mean"),
-    }
+@dataclass
+class Asked:
+    """What is to be ablated at a site."""
+
+    rows: Tensor
+    groups: list[list[int]]
+    values: Tensor
+
+    @classmethod
+    def of(cls, d: int) -> Asked:
+        rows = torch.stack([torch.ones(d), torch.arange(d).sin() - 0.3]).double()
+        return cls(rows, [[0, d - 1], [1]], torch.linspace(-1, 1, d).double())
 
 
-@pytest.mark.parametrize("kind", ["plain", "changed", "inference"])
+def look_at_groups(case: zoo.Case, wanted: dict[str, Asked]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for site, asked in wanted.items():
+        more = options(case, site)
+        groups = partial(attempt, case, ablate_groups, case.inputs, site, asked.groups, **more)
+        found[site] = {
+            "directions": attempt(case, ablate_directions, case.inputs, site, asked.rows, **more),
+            "groups": groups(),
+            "keep": groups(keep=True),
+            "values": groups(value=asked.values),
+            "mean": groups(value="mean"),
+        }
+    return found
+
+
+@pytest.mark.parametrize("kind", ["plain", "changed"])
 @every_model
 def test_directions_and_groups(name: str, kind: str) -> None:
     known = truth(name, kind)
-    for site, dim in list(known.case.sites.items())[:2]:
-        d = known.width(site)
-        rows = torch.stack([torch.ones(d), torch.arange(d).sin() - 0.3]).double()
-        groups, values = [[0, d - 1], [1]], torch.linspace(-1, 1, d).double()
-        with situation(name, kind) as case:
-            look = partial(look_at_groups, site=site, rows=rows, groups=groups, values=values)
-            results = twice(case, kind, look)
-        mean = known.counted(site).mean(0)
-        others = [[i for i in range(d) if i not in group] for group in groups]
+    sites = list(known.case.sites)[: 2 if kind == "plain" else 1]
+    wanted = {site: Asked.of(known.width(site)) for site in sites}
+    with situation(name, kind) as case:
+        results = twice(case, kind, partial(look_at_groups, wanted=wanted))
+    for site, asked in wanted.items():
+        dim, d, mean = known.case.sites[site], known.width(site), known.counted(site).mean(0)
+        others = [[i for i in range(d) if i not in group] for group in asked.groups]
         changes = {
-            "directions": [oracle.without(row, dim) for row in rows],
-            "groups": [oracle.units_set(group, dim) for group in groups],
+            "directions": [oracle.without(row, dim) for row in asked.rows],
+            "groups": [oracle.units_set(group, dim) for group in asked.groups],
             "keep": [oracle.units_set(group, dim) for group in others],
-            "values": [oracle.units_set(group, dim, values[group]) for group in groups],
-            "mean": [oracle.units_set(group, dim, mean[group]) for group in groups],
+            "values": [oracle.units_set(g, dim, asked.values[g]) for g in asked.groups],
+            "mean": [oracle.units_set(group, dim, mean[group]) for group in asked.groups],
         }
         for what, each in changes.items():
             expected = known.sums(site, {f"{what} {i}": change for i, change in enumerate(each)})
-            assert_sums(results[what], expected, known.slack, f"{site}, {what}")
+            assert_sums(results[site][what], expected, known.slack, f"{site}, {what}")
 
 
 def look_for_a_direction(case: zoo.Case, site: str) -> Any:

@@ -39,6 +39,8 @@ class Case:
     """Attributes that the model's own forward method sets."""
     dtype: torch.dtype = torch.float64
     """The narrowest in which something is computed."""
+    seen: Any = None
+    """How it was when it was last looked at."""
     random: bool = False
     """Whether the model draws random numbers in eval mode."""
 
