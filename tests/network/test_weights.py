@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from modfast import Clusters, search_space_reduction
 from modfast.models import MLP
 from modfast.network.weights import (
     current_weight,
@@ -150,6 +151,17 @@ def test_lora_has_its_base_weight() -> None:
 
     layer = Lora(3, 2)
     assert current_weight(layer) is layer.weight
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "plain"])
+def test_the_search_space_is_counted_without_moving_anything(way: str) -> None:
+    model = MLP([6, 6, 6, 3])
+    clusters = Clusters.equal(6, 6, 2)
+    expected = search_space_reduction(model, clusters, layer="fc2")
+    model.fc2 = WAYS[way](model.fc2)
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    assert search_space_reduction(model, clusters, layer="fc2") == expected
+    assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
 
 
 def test_unknown_hooks_and_weights_are_refused() -> None:
