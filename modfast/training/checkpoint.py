@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from modfast.files import load_values, save_values
 
-if TYPE_CHECKING:
-    from modfast.training.fit import _Run
-
 _KIND = "checkpoint of a training run"
 
 
-def save_checkpoint(path: Path, run: _Run) -> None:
+class Run(Protocol):
+    """What a checkpoint holds of a training run."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    seed: int | None
+    batch_size: int
+    optimizer: torch.optim.Optimizer
+    regularizer: Any
+    generator: torch.Generator
+    epoch: int
+    losses: list[Tensor]
+    sums: list[Tensor]
+    accuracies: list[Tensor]
+    accuracy_steps: list[int]
+
+
+def save_checkpoint(path: Path, run: Run) -> None:
     """Writes the whole state of a run, under a temporary name first."""
     save_values(path, _KIND, _state(run))
 
 
-def _state(run: _Run) -> dict[str, Any]:
+def _state(run: Run) -> dict[str, Any]:
     state: dict[str, Any] = {
         "run": _identity(run),
         "epoch": run.epoch,
@@ -41,7 +56,7 @@ def _state(run: _Run) -> dict[str, Any]:
     return state
 
 
-def load_checkpoint(path: Path, run: _Run, epochs: int) -> None:
+def load_checkpoint(path: Path, run: Run, epochs: int) -> None:
     """Puts a run into the state that `save_checkpoint` wrote.
 
     Raises:
@@ -81,7 +96,7 @@ def load_checkpoint(path: Path, run: _Run, epochs: int) -> None:
         setattr(run, name, state[name])
 
 
-def _identity(run: _Run) -> dict[str, Any]:
+def _identity(run: Run) -> dict[str, Any]:
     """What must be equal for a checkpoint to continue a run."""
     return {
         "samples": list(run.x.shape),
