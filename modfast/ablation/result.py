@@ -47,7 +47,7 @@ class AblationResult(Result):
     numbers: Tensor | None = None
     """Which: int64 `[a]`, by default 0, 1, ..."""
     backend: str = ""
-    """Which way it was computed."""
+    """How the network was resumed from the site."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ class DirectionResult(Result):
     kls: Tensor
     """Theirs: `[r]`."""
     backend: str = ""
-    """Which way it was computed."""
+    """How the network was resumed from the site."""
 
     def plot(self) -> Figure:
         """The divergence over the steps, one line per restart."""
