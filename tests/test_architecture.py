@@ -57,10 +57,11 @@ INNER_STILL_TAKEN: dict[str, set[str]] = {
     "effective.perturbation": {"information.binning", "information.counts"},
     "features.activating": {"ablation.batches"},
     "information.partition": {"clusters.labels"},
-    "training.loss": {"clusters.weights"},
-    "training.selection": {"clusters.weights"},
+    "training.loss": {"clusters.fitting", "clusters.sharded"},
+    "training.optimizer": {"clusters.sharded"},
+    "training.selection": {"clusters.fitting", "clusters.sharded"},
 }
-STILL_TOO_LONG = {"circuits/pruning.py"}
+STILL_TOO_LONG = {"circuits/pruning.py", "network/resume.py", "network/tape.py"}
 
 
 class Import(NamedTuple):

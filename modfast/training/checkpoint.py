@@ -64,7 +64,10 @@ def load_checkpoint(path: Path, run: Run, epochs: int) -> None:
             of more epochs; or of something else. The run is then as it was.
     """
     state = load_values(path, _KIND)
-    fields = {name: type(each) for name, each in _state(run).items()}
+    # A state_dict is an OrderedDict, and a plain one in the file.
+    fields = {
+        name: dict if isinstance(each, dict) else type(each) for name, each in _state(run).items()
+    }
     if wrong := [key for key, kind in fields.items() if not isinstance(state.get(key), kind)]:
         raise ValueError(f"checkpoint {path} must hold a whole run, got no right {wrong[0]!r}")
     here = _identity(run)
