@@ -113,6 +113,15 @@ def test_a_result_is_shown_kept_and_equal_to_itself_alone(name: str, tmp_path: P
         type("Other", (Result,), {}).load(tmp_path / "kept")
 
 
+@pytest.mark.parametrize("name", ["Circuit", "EdgeCircuit"])
+def test_files_of_the_release_before_are_read(name: str, tmp_path: Path) -> None:
+    fields = results()[name].to_dict()
+    values = {field: value for field, value in fields.items() if field != "backend"}
+    torch.save({"format": 2, "kind": name, "values": values}, tmp_path / "old.pt")
+    again = type(results()[name]).load(tmp_path / "old.pt")
+    assert same(again.to_dict(), fields | {"backend": ""})
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_result_draws_itself_or_says_that_it_does_not(name: str) -> None:
     pytest.importorskip("plotly")
