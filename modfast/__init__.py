@@ -26,6 +26,7 @@ Directions that tasks use       task_gradients, distinct_gradients, principal_co
 ... and share                   task_similarity, variance_explained, task_capture, compare_tasks
 ... in many networks            TaskStudy
 Networks, data, activations     models, data, capture
+What functions return           Result: shown in short, saved, loaded, drawn
 The compiled library            has_ops, and `python -m modfast info`
 """
 
@@ -93,6 +94,7 @@ from modfast.information import (
     total_correlation,
 )
 from modfast.passes import capture
+from modfast.results import Result
 from modfast.tasks import (
     DistinctGradients,
     TaskComparison,
@@ -135,6 +137,7 @@ __all__ = [
     "ModularityMeasures",
     "PairwiseInformation",
     "PerturbationalInformation",
+    "Result",
     "TaskComparison",
     "TaskComparisons",
     "TaskGradients",

@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +19,6 @@ from modfast.network.inputs import Batch
 from modfast.network.sites import Site
 from modfast.network.visits import Visit, at_sites
 from modfast.sites import modules_of
-
-Run = Callable[..., Any]
 
 _ATTENTION = (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.MultiheadAttention)
 
@@ -49,26 +48,42 @@ def running(model: nn.Module, training: bool = False) -> Iterator[Run]:
         kept = _Kept(modules)
         stack.callback(kept.restore)
         stack.enter_context(_eager(modules))
+        yield Run(model, kept)
 
-        def run(
-            batch: Batch,
-            read: Callable[[Any], Any] = lambda output: output,
-            mode: AbstractContextManager[Any] | None = None,
-        ) -> Any:
-            args, kwargs = batch.arguments()
-            try:
-                with Guard(batch) if mode is None else mode:
-                    return read(model(*args, **kwargs))
-            finally:
-                kept.restore()
 
-        yield run
+@dataclass(frozen=True)
+class Run:
+    """Runs a model; see `running`."""
+
+    model: nn.Module
+    kept: _Kept
+
+    def __call__(
+        self,
+        batch: Batch,
+        read: Callable[[Any], Any] = lambda output: output,
+        mode: AbstractContextManager[Any] | None = None,
+    ) -> Any:
+        """What `read` makes of the model's output, while modes and hooks are still in force."""
+        args, kwargs = batch.arguments()
+        try:
+            with Guard(batch) if mode is None else mode:
+                return read(self.model(*args, **kwargs))
+        finally:
+            self.kept.restore()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What lies in the model and is no parameter."""
+        return [tensor for tensor, _, _ in self.kept.tensors]
 
 
 def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
     for module, training in flags:
-        # nn.Module's own way takes ten times as long.
-        object.__setattr__(module, "training", training)
+        if isinstance(module, torch.jit.ScriptModule):  # whose flag is no attribute of Python's
+            module.training = training
+        else:  # nn.Module's own way takes ten times as long
+            object.__setattr__(module, "training", training)
 
 
 @contextmanager
@@ -113,6 +128,19 @@ def watching(
             each_once = all(each.site.call is None for each in visits)
 
         yield once
+
+
+def require_differentiable(model: nn.Module) -> None:
+    """Refuses a model that autograd cannot work with.
+
+    Raises:
+        ValueError: parameters made in inference mode.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "model must have parameters made outside of torch.inference_mode(), as gradients are "
+            "taken; load its state into one that has"
+        )
 
 
 @contextmanager
@@ -219,21 +247,22 @@ class _Kept:
         self.containers: list[tuple[Any, Any]] = []
         tensors: list[Tensor] = []
         for _, before in self.attributes:
-            for name, value in before.items():
-                if isinstance(value, _CONTAINERS):
-                    # Hooks and such of nn.Module itself are empty almost always, and let be.
-                    if value or name not in _OWN:
-                        self.containers += _contents(value, 2)
+            for name in before.keys() - _OTHERS:
+                value = before[name]
+                if isinstance(value, Tensor):
+                    tensors.append(value)
+                elif value and isinstance(value, _CONTAINERS):
+                    self.containers += _contents(value, 2)
                     if name == "_buffers" and isinstance(value, dict):
                         tensors += [buffer for buffer in value.values() if buffer is not None]
-                elif isinstance(value, Tensor):
-                    tensors.append(value)
+                elif isinstance(value, _CONTAINERS) and name not in _OWN:
+                    self.containers.append((value, type(value)()))
         self.tensors = [(x, version_of(x), x.detach().clone()) for x in tensors]
         self.random = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
     def restore(self) -> None:
-        """Puts everything back that changed."""
+        """Puts everything back that a run has changed."""
         for now, before in self.attributes:
             if not _same(now, before):
                 now.clear()
@@ -252,7 +281,9 @@ class _Kept:
 
 
 _CONTAINERS = (list, dict, set, deque)
-_OWN = frozenset(nn.Module().__dict__)
+_OWN = ("_parameters", "_buffers", "_modules")
+# What else nn.Module has of its own, its hooks above all, no forward pass changes.
+_OTHERS = frozenset(nn.Module().__dict__) - set(_OWN)
 
 
 def version_of(tensor: Tensor) -> int:
@@ -268,8 +299,11 @@ def _contents(container: Any, depth: int) -> Iterator[tuple[Any, Any]]:
                 yield from _contents(item, depth - 1)
 
 
-def _same(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
-    return len(a) == len(b) and all(name in a and a[name] is value for name, value in b.items())
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)  # which looks first whether items are the same objects
+    except (RuntimeError, ValueError, TypeError):  # other tensors, say, which cannot be told equal
+        return False
 
 
 def _refill(container: Any, contents: Any) -> None:
@@ -277,8 +311,6 @@ def _refill(container: Any, contents: Any) -> None:
         if not _same(container, contents):
             container.clear()
             container.update(contents)
-    elif len(container) != len(contents) or any(
-        x is not y for x, y in zip(container, contents, strict=True)
-    ):
+    elif not _same(container, contents):
         container.clear()
         (container.update if isinstance(container, set) else container.extend)(contents)
