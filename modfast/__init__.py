@@ -27,11 +27,13 @@ Directions that tasks use       task_gradients, distinct_gradients, principal_co
 ... in many networks            TaskStudy
 Networks, data, activations     models, data, capture
 What functions return           Result: shown in short, saved, loaded, drawn
+... where they lie              heads, last_token
 The compiled library            has_ops, and `python -m modfast info`
+... and the plain way round it  reference_mode
 """
 
 from modfast import data, models
-from modfast._extension import has_ops
+from modfast._extension import has_ops, reference_mode
 from modfast.ablation import (
     AblationResult,
     ClusterEvaluation,
@@ -93,6 +95,8 @@ from modfast.information import (
     soft_mutual_information,
     total_correlation,
 )
+from modfast.network.logits import last_token
+from modfast.network.sites import heads
 from modfast.passes import capture
 from modfast.results import Result
 from modfast.tasks import (
@@ -169,12 +173,14 @@ __all__ = [
     "fit",
     "gaussian_mutual_information",
     "has_ops",
+    "heads",
     "jacobian_mutual_information",
     "joint_entropy",
     "joint_histogram",
     "kmeans_mutual_information",
     "ksg_mutual_information",
     "label_purity",
+    "last_token",
     "max_activating",
     "max_information_direction",
     "models",
@@ -185,6 +191,7 @@ __all__ = [
     "perturbational_ei",
     "principal_components",
     "prune_circuit",
+    "reference_mode",
     "search_space_reduction",
     "sensitivity",
     "soft_conditional_entropy",

@@ -115,11 +115,12 @@ def begin(
     tape = Tape(Guard(batch), [*tensors, *run.tensors], device)
 
     def take(value: Tensor) -> Tensor:
-        if not value.is_floating_point() or value.dim() < 2:
-            raise TypeError(
-                f"site={site.name!r}: must be a floating tensor [n, ..., features], got "
-                f"{value.dtype} of shape {tuple(value.shape)}"
-            )
+        with torch._C.DisableTorchFunction():
+            if not value.is_floating_point() or value.dim() < 2:
+                raise TypeError(
+                    f"site={site.name!r}: must be a floating tensor [n, ..., features], got "
+                    f"{value.dtype} of shape {tuple(value.shape)}"
+                )
         return tape.begin(value)
 
     def read(found: Any) -> Tensor:

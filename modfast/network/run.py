@@ -46,7 +46,6 @@ def running(model: nn.Module, training: bool = False) -> Iterator[Run]:
         stack.callback(_set_flags, flags)
         _set_flags([(module, training) for module, _ in flags])
         kept = _Kept(modules)
-        stack.callback(kept.restore)
         stack.enter_context(_eager(modules))
         yield Run(model, kept)
 

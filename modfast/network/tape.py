@@ -122,7 +122,7 @@ class Tape(TorchFunctionMode):
             self.unit_dim = self.units.of(site)
             # An alias, since the value may be what came before the site too: an Identity's input.
             alias = site.view_as(site)
-        self.site_slot = self._new(alias)
+            self.site_slot = self._new(alias)
         self.site = alias
         self._on = True
         return alias
@@ -136,8 +136,9 @@ class Tape(TorchFunctionMode):
         self._on = False
         found = self._slot(logits)
         self.out_slot = -1 if found is None else found
-        if self.why is None and any(version_of(x) != v for x, v in self._constants.values()):
-            self.why = "a constant was changed later"
+        with torch._C.DisableTorchFunction():
+            if self.why is None and any(version_of(x) != v for x, v in self._constants.values()):
+                self.why = "a constant was changed later"
         self._prune()
         self._slots.clear()
         self._known.clear()
