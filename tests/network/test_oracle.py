@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from network import oracle, zoo
+from network.zoo_case import same_numbers
 from torch import nn
 
 
@@ -13,9 +14,12 @@ def case(request: pytest.FixtureRequest) -> zoo.Case:
     return zoo.build(request.param)
 
 
+@torch.no_grad()
 def test_models_and_their_sites(case: zoo.Case) -> None:
     before = oracle.Snapshot(case.model, case.inputs)
-    whole = oracle.run(case.model, case.inputs, output=case.output)
+    if case.grows:
+        pytest.skip("each run is another")
+    whole = oracle.run(case.model, case.inputs, output=case.output).clone()
     assert whole.shape[:-1] == case.targets.shape
     assert whole.shape[-1] > case.targets.max()
     for site, dim in case.sites.items():
@@ -27,7 +31,7 @@ def test_models_and_their_sites(case: zoo.Case) -> None:
         other = oracle.replaced(case.model, case.inputs, site, change, case.output)
         assert not torch.allclose(other, whole), site
     changes = before.changes(case.model, case.inputs)
-    assert [c for c in changes if not any(f".{name}" in c for name in case.moves)] == []
+    assert [c for c in changes if not any(name in c for name in case.moves)] == []
     case.change(case)
     after = oracle.run(case.model, case.inputs, output=case.output)
     assert not torch.allclose(after, whole, rtol=1e-2)
@@ -35,8 +39,11 @@ def test_models_and_their_sites(case: zoo.Case) -> None:
 
 def test_what_a_model_returns_is_what_the_oracle_says(case: zoo.Case) -> None:
     """Without hooks, on the fast paths, and compiled: the same to rounding."""
-    whole = oracle.run(case.model, case.inputs, output=case.output)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    if case.grows:
+        pytest.skip("each run is another")
+    with same_numbers():
+        whole = oracle.run(case.model, case.inputs, output=case.output).clone()
+    with torch.no_grad(), same_numbers():
         found = oracle.logits_of(oracle.call(case.model, case.inputs), case.output)
     torch.testing.assert_close(found, whole)
 
@@ -44,8 +51,10 @@ def test_what_a_model_returns_is_what_the_oracle_says(case: zoo.Case) -> None:
 def test_two_builds_are_equal(case: zoo.Case, request: pytest.FixtureRequest) -> None:
     other = zoo.build(request.node.callspec.params["case"])
     assert other.model is not case.model
-    runs = [oracle.run(each.model, each.inputs, output=each.output) for each in (case, other)]
-    assert torch.equal(*runs)
+    for each in (case, other):
+        with same_numbers():
+            each.seen = oracle.run(each.model, each.inputs, output=each.output)
+    assert torch.equal(case.seen, other.seen)
 
 
 def test_a_snapshot_says_what_changed() -> None:

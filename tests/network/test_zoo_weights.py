@@ -12,6 +12,7 @@ import torch
 from network import oracle, trying, zoo
 from network.test_zoo import every_model
 from network.trying import Truth, attempt, close, is_refused, situation, truth, twice
+from network.zoo_case import same_numbers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,8 +50,7 @@ def weight_of(known: Truth) -> Tensor:
     """The weight that the case's layer computes with, as a part of the graph."""
     case = known.case
     assert case.layer is not None
-    with oracle.Weights(case.model, case.layer) as seen, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with oracle.Weights(case.model, case.layer) as seen, same_numbers():
         oracle.run(case.model, case.inputs, None, lambda found: found)
     return seen.seen[0]
 
@@ -106,8 +106,7 @@ def test_evaluate_clusters(name: str, kind: str) -> None:
         with oracle.Weights(case.model, case.layer, lambda w: w * mask):
             return score(oracle.run(case.model, case.inputs, None, case.output), targets)
 
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.no_grad(), same_numbers():
         off = torch.stack([without(lambda labels, c=c: labels != c) for c in (0, 1)])
         on = torch.stack([without(lambda labels, c=c: labels == c) for c in (0, 1)])
     slack = max(known.slack, 1e-9)

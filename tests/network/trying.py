@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from network import oracle, zoo
+from network.zoo_case import same_numbers
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,8 +32,7 @@ class Refusal(str):
 def situation(name: str, kind: str) -> Iterator[zoo.Case]:
     """A case in a situation; the random state is the same each time."""
     case = zoo.build(name, torch.float32 if kind == "autocast" else torch.float64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with same_numbers():
         if kind == "inference":
             with torch.inference_mode():
                 case.inputs = copy.deepcopy(case.inputs)
@@ -49,8 +49,6 @@ def situation(name: str, kind: str) -> Iterator[zoo.Case]:
 
 def attempt(case: zoo.Case, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What a function gives, or its refusal; either way nothing is changed."""
-    if kwargs.get("output", 0) is None and "output" not in inspect.signature(function).parameters:
-        kwargs.pop("output")  # TEMPORARY
     given = case.inputs, case.targets, args, kwargs
     before = case.seen or oracle.Snapshot(case.model), oracle.Snapshot(None, given)
     found: Any
@@ -88,20 +86,29 @@ def close(found: Tensor, expected: Tensor, slack: float, what: str = "") -> None
 class Truth:
     """What plain hooks say of a model in a situation; each run is made once."""
 
-    def __init__(self, name: str, kind: str) -> None:
-        with situation(name, kind) as case:
-            if kind == "changed":
-                case.change(case)
-        self.case, self.kind = case, kind
+    def __init__(self, name: str, kind: str, rows: slice | None = None) -> None:
+        self.name, self.kind, self.rows = name, kind, rows
         self.kept: dict[Any, Any] = {}
+        self.case = self.new()
+
+    def new(self) -> zoo.Case:
+        """The case, or some of its samples."""
+        with situation(self.name, self.kind) as case:
+            if self.kind == "changed":
+                case.change(case)
+        if self.rows is not None:
+            case.inputs = rows_of(case.inputs, self.rows)
+            case.targets = case.targets[self.rows]
+        return case
 
     def run(self, key: Any, function: Callable[..., Tensor], *args: Any) -> Tensor:
         if key not in self.kept:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(0)
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.kind == "autocast"):
-                    found = function(self.case.model, self.case.inputs, *args)
-                    self.kept[key] = found.detach()
+            if self.case.grows:
+                self.case = self.new()
+            autocast = torch.autocast("cpu", torch.bfloat16, enabled=self.kind == "autocast")
+            with same_numbers(), torch.no_grad(), autocast:
+                found = function(self.case.model, self.case.inputs, *args)
+            self.kept[key] = found.detach().clone()
         return self.kept[key]
 
     @property
@@ -213,10 +220,7 @@ def pieces(name: str, size: int) -> list[Truth]:
     """What hooks say of each batch of such a stream."""
     found = []
     for start in range(0, len(truth(name, "plain").case.targets), size):
-        piece, rows = Truth(name, "plain"), slice(start, start + size)
-        piece.case.inputs = rows_of(piece.case.inputs, rows)
-        piece.case.targets = piece.case.targets[rows]
-        found.append(piece)
+        found.append(Truth(name, "plain", slice(start, start + size)))
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import network.zoo_altered
 import network.zoo_forwards
 import network.zoo_layers
+import network.zoo_states
 import network.zoo_transformers  # noqa: F401  (each puts its models into the zoo)
 from network.zoo_case import BUILDERS, Case, build
 

@@ -39,6 +39,8 @@ class Case:
     """Attributes that the model's own forward method sets."""
     dtype: torch.dtype = torch.float64
     """The narrowest in which something is computed."""
+    grows: bool = False
+    """Whether a pass changes what the next one gives, so that each must begin with a new model."""
     seen: Any = None
     """How it was when it was last looked at."""
     random: bool = False
@@ -66,6 +68,21 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> Case:
         case = BUILDERS[name]()
     case.model.eval()
     return case
+
+
+@contextmanager
+def same_numbers() -> Iterator[None]:
+    """All global generators at one state, in a block that leaves no trace."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
 
 
 @contextmanager
