@@ -272,7 +272,8 @@ class Snapshot:
         ):
             self._module(name or "model", module)
         self._walk("inputs", inputs)
-        self.seen |= _globals()
+        if model is not None:
+            self.seen |= _globals()
 
     def changes(self, model: nn.Module, inputs: Any = None) -> list[str]:
         """What is no longer as it was: one line each."""
