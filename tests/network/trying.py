@@ -119,6 +119,11 @@ class Truth:
         """Its value."""
         return self.run(site, oracle.activations, site)
 
+    @property
+    def n_counted(self) -> int:
+        """How many positions of the logits count."""
+        return int(oracle.counted(self.case.inputs, self.logits, self.case.targets).sum())
+
     def width(self, site: str) -> int:
         """How many units it has."""
         return self.site(site).shape[self.case.sites[site]]
