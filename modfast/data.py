@@ -104,14 +104,10 @@ def load(name: str, root: str | os.PathLike[str] | None = None, download: bool =
         >>> data.train_x.shape, data.test_y.shape
         (torch.Size([8000, 4]), torch.Size([2000, 2]))
     """
-    match name:
-        case "digits":
-            return _digits()
-        case "mnist":
-            return _mnist(root, download)
-        case "physics":
-            return _physics()
-    raise ValueError(f"name={name!r}: must be one of {', '.join(map(repr, NAMES))}")
+    checks.choice("name", name, NAMES)
+    if name == "digits":
+        return _digits()
+    return _physics() if name == "physics" else _mnist(root, download)
 
 
 def physics(n: int, *, eps: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]:

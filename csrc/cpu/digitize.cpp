@@ -50,6 +50,7 @@ constexpr const DigitizeTables* kTables[] = MODFAST_TABLES;
 constexpr int64_t kGrain = 32768;
 // Up to this many edges, to compare with all of them is faster than to search.
 constexpr int kFewEdges = 128;
+constexpr int kFewColumnBins = 32;
 // Values of short rows that are compared at a time.
 constexpr int64_t kShortRow = 256;
 
@@ -103,12 +104,18 @@ class DigitizerOf : public Digitizer {
     const int64_t n_ranges = read_range(op, x, values, range, per_column);
     range_ = empty_beside(x, {n_ranges, 2}, values.compute_code());
     C* limits = static_cast<C*>(range_.mutable_data_ptr());
+    if (is_wider(range, values)) {
+      const double* wide = static_cast<const double*>(range->data_ptr());
+      std::copy_n(wide, 2 * n_ranges, limits);
+      set_rules(n_ranges, limits, wide);
+      return;
+    }
     if (range) {
       std::copy_n(static_cast<const C*>(range->data_ptr()), 2 * n_ranges, limits);
     } else {
       find_limits(n_ranges, limits);
     }
-    set_rules(n_ranges, limits);
+    set_rules(n_ranges, limits, nullptr);
   }
 
   int64_t codes(int64_t begin, int64_t end, void* out, int64_t* not_finite) const override {
@@ -184,11 +191,21 @@ class DigitizerOf : public Digitizer {
     }
   }
 
-  void set_rules(int64_t n_ranges, const C* limits) {
-    direct_ = !notebook_;
+  // `wide`: the limits in double, where the edges are to be made of these.
+  void set_rules(int64_t n_ranges, const C* limits, const double* wide) {
+    tabled_ = notebook_ || wide != nullptr;
+    if (wide != nullptr) {
+      const std::vector<float> made = wide_thresholds(wide, n_ranges, bins_, dtype_);
+      thresholds_.assign(made.begin(), made.end());
+    } else if (notebook_) {
+      thresholds_ = notebook_thresholds(limits, n_ranges, bins_);
+    }
+    direct_ = !tabled_;
     rules_.reserve(n_ranges);
     for (int64_t r = 0; r < n_ranges; ++r) {
-      rules_.push_back(UniformBins<C>::of(limits[2 * r], limits[2 * r + 1], bins_));
+      const C lo = wide != nullptr ? thresholds_[r * bins_] : limits[2 * r];
+      const C hi = wide != nullptr ? thresholds_[r * bins_ + bins_ - 1] : limits[2 * r + 1];
+      rules_.push_back(UniformBins<C>::of(lo, hi, bins_));
       direct_ = direct_ && rules_.back().direct;
     }
     const int64_t entries = per_column_ ? block_ : 1;
@@ -200,9 +217,8 @@ class DigitizerOf : public Digitizer {
       scale_.push_back(rule.scale);
     }
     if (direct_) return;
-    if (notebook_) {
-      set_edges(n_ranges, limits);
-      return;
+    if (tabled_) {
+      return look_up(n_ranges, wide != nullptr);
     }
     for (int64_t r = 0; r < n_ranges; ++r) {
       const UniformBins<C>& rule = rules_[r];
@@ -212,11 +228,22 @@ class DigitizerOf : public Digitizer {
     }
   }
 
-  void set_edges(int64_t n_ranges, const C* limits) {
-    thresholds_ = notebook_thresholds(limits, n_ranges, bins_);
+  void look_up(int64_t n_ranges, bool wide) {
     if (n_ranges == 1 && !per_column_) {
-      notebook_rule_ = NotebookBins<C>::of(rules_[0].lo, rules_[0].hi, bins_);
-      direct_ = notebook_rule_.direct(thresholds_.data(), bins_);
+      table_rule_ = NotebookBins<C>::of(rules_[0].lo, rules_[0].hi, bins_);
+      direct_ = table_rule_.direct(thresholds_.data(), bins_);
+    }
+    if (direct_ || !wide) return;
+    // Edges may be equal: what lies below the first is not raised to it.
+    for (int64_t r = 0; r < n_ranges; ++r) {
+      rules_[r].lo = thresholds_[r * bins_] = -std::numeric_limits<C>::infinity();
+    }
+    if (per_column_ && n_ranges > 0 && bins_ <= kFewColumnBins) {
+      for (int k = 1; k < bins_; ++k) {
+        for (int64_t i = 0; i < block_; ++i) {
+          apart_.push_back(thresholds_[i % n_ranges * bins_ + k]);
+        }
+      }
     }
   }
 
@@ -226,12 +253,12 @@ class DigitizerOf : public Digitizer {
     const DigitizeKernels<C>& kernels = kernels_for<C>();
     const int64_t at = per_column_ ? i % period() : 0;
     if constexpr (sizeof(Code) == 1) {
-      if (notebook_) return kernels.notebook_bytes(x, n, notebook_rule_, &thresholds_[0], bins_, out);
+      if (tabled_) return kernels.notebook_bytes(x, n, table_rule_, &thresholds_[0], bins_, out);
       return per_column_ ? kernels.uniform_each_bytes(x, n, &lo_[at], &hi_[at], &width_[at],
                                                       &scale_[at], bins_, out)
                          : kernels.uniform_bytes(x, n, rules_[0], bins_, out);
     } else {
-      if (notebook_) return kernels.notebook_wide(x, n, notebook_rule_, &thresholds_[0], bins_, out);
+      if (tabled_) return kernels.notebook_wide(x, n, table_rule_, &thresholds_[0], bins_, out);
       return per_column_ ? kernels.uniform_each_wide(x, n, &lo_[at], &hi_[at], &width_[at],
                                                      &scale_[at], bins_, out)
                          : kernels.uniform_wide(x, n, rules_[0], bins_, out);
@@ -240,14 +267,27 @@ class DigitizerOf : public Digitizer {
 
   template <class Code>
   int64_t search(const C* x, int64_t i, int64_t n, Code* out) const {
-    const int n_thresholds = notebook_ ? bins_ : bins_ - 1;
+    const int n_thresholds = tabled_ ? bins_ : bins_ - 1;
     int64_t bad = 0;
+    if (!apart_.empty()) {
+      const C* edges = &apart_[i % period()];
+      const DigitizeKernels<C>& kernels = kernels_for<C>();
+      if constexpr (sizeof(Code) == 1) {
+        kernels.below_bytes(x, n, edges, bins_ - 1, period(), out);
+      } else {
+        kernels.below_wide(x, n, edges, bins_ - 1, period(), out);
+      }
+      for (int64_t j = 0; j < n; ++j) {
+        if (!is_number(x[j])) out[j] = 0, ++bad;
+      }
+      return bad;
+    }
     for (int64_t j = 0; j < n; ++j) {
       const int64_t r = per_column_ ? (i + j) % values_.d : 0;
       const UniformBins<C>& rule = rules_[r];
       const C value = std::min(std::max(x[j], rule.lo), rule.hi);
       int code = count_thresholds(&thresholds_[r * n_thresholds], n_thresholds, value);
-      if (notebook_) {
+      if (tabled_) {
         code = notebook_code(code, bins_);
       } else if (rule.lo == rule.hi) {
         code = 0;
@@ -259,11 +299,13 @@ class DigitizerOf : public Digitizer {
   }
 
   Dtype dtype_;
+  bool tabled_;  // by thresholds that are in memory
   bool direct_;  // codes by multiplication; else by search among thresholds
   std::vector<UniformBins<C>> rules_;
-  NotebookBins<C> notebook_rule_{};
+  NotebookBins<C> table_rule_{};
   std::vector<C> lo_, hi_, width_, scale_;  // the rules of each value of a block
   std::vector<C> thresholds_;
+  std::vector<C> apart_;  // inner edges [bins - 1, block] of columns that have few each
 };
 
 std::tuple<Tensor, Tensor, Tensor> digitize(const Tensor& x, int64_t bins,

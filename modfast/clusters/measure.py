@@ -8,8 +8,10 @@ from modfast.clusters.labels import Clusters
 from modfast.clusters.weights import fit_labels
 from modfast.ops import cluster_penalty
 from modfast.ops.clusterability import WEIGHT_DTYPES, penalty
+from modfast.precision import precise
 
 
+@precise
 def clusterability(weight: Tensor, clusters: Clusters) -> Tensor:
     """The share of a weight's squared entries that lies within clusters.
 

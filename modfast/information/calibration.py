@@ -18,6 +18,7 @@ from modfast.information.gaussian import gaussian_mutual_information
 from modfast.information.kmeans import kmeans_mutual_information
 from modfast.information.neighbors import ksg_mutual_information
 from modfast.information.soft import soft_mutual_information
+from modfast.precision import precise
 from modfast.progress import bar
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Calibration:
         return calibration(self)
 
 
+@precise
 def calibrate(
     estimators: Mapping[str, Estimator] | None = None,
     dims: Sequence[int] = (1, 4),

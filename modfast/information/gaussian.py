@@ -18,6 +18,7 @@ from modfast.information.partition import (
     standardized,
     within_one,
 )
+from modfast.precision import precise
 
 # A unit is taken to be a function of others where what these leave of its variance is less than
 # this many times what rounding may leave.
@@ -25,6 +26,7 @@ SLACK = 16.0
 _CELLS = 2**22  # Numbers in the blocks that are factored at a time.
 
 
+@precise
 def gaussian_mutual_information(
     x: Tensor | None = None,
     y: Tensor | Partition | None = None,

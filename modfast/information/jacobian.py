@@ -14,12 +14,14 @@ from modfast import checks
 from modfast.information import gaussian
 from modfast.information.partition import Partition, module_names, modules
 from modfast.passes import capture
+from modfast.precision import precise
 from modfast.progress import bar
 from modfast.sites import in_mode, resolve_modules
 
 _MAX_MEMORY = 2**28
 
 
+@precise
 def jacobian_mutual_information(
     model: nn.Module,
     inputs: Tensor,

@@ -14,6 +14,7 @@ from torch import Tensor
 from modfast.information import notebook, soft
 from modfast.information.binning import Binning, Range, matrix
 from modfast.information.counts import Terms
+from modfast.precision import precise, product
 from modfast.sites import nearest
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ModularityMeasures:
         return modularity_measures({"trained": self, "untrained": untrained})
 
 
+@precise
 def modularity_measures(
     activations: Mapping[str, Tensor],
     module: Module | Sequence[Module],
@@ -204,7 +206,8 @@ def _tables(
     tables = []
     for first, second in pairs:
         of_second = inside[second].transpose(1, 2)
-        both, own = of_second @ whole[first], of_second @ inside[first]
+        every = whole[first].expand(len(of_second), -1, -1)
+        both, own = product(of_second, every), product(of_second, inside[first])
         # Tables add up over units, so that of those outside the module is a difference.
         tables.append(torch.stack([both, own, both - own], dim=1))
     return torch.stack(tables, dim=1)

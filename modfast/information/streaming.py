@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from modfast import checks
-from modfast.information.binning import Binning, Outside, choice, matrices
+from modfast.information.binning import Binning, Outside, matrices
 from modfast.information.counts import Pairing, Terms, count_codes
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class JointHistogram:
         features: tuple[int, int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        choice("pairing", pairing, Pairing)
+        checks.choice("pairing", pairing, get_args(Pairing))
         for argument, given in (("range", range), ("y_range", y_range)):
             if isinstance(given, str):
                 raise ValueError(

@@ -11,10 +11,12 @@ from torch import Tensor
 from modfast.information import gaussian
 from modfast.information.copula import normal_scores
 from modfast.information.partition import Groups, Partition
+from modfast.precision import precise
 
 Estimator: TypeAlias = Literal["gaussian", "copula"] | Callable[..., Tensor]
 
 
+@precise
 def total_correlation(
     activations: Tensor | None,
     partition: Partition,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modfast import checks
+from modfast.precision import precise
 from modfast.tasks.distinct import DistinctGradients, check_rows
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class TaskSimilarity:
         return task_similarity(self)
 
 
+@precise
 def principal_components(x: Tensor) -> tuple[Tensor, Tensor]:
     """The principal components of rows, and the variance along each.
 
@@ -66,6 +68,7 @@ def principal_components(x: Tensor) -> tuple[Tensor, Tensor]:
     return components.to(x.dtype), (s.square() / (len(x) - 1)).to(x.dtype)
 
 
+@precise
 def task_similarity(a: DistinctGradients, b: DistinctGradients) -> TaskSimilarity:
     """How far two tasks' gradients at one site point the same way.
 
@@ -98,6 +101,7 @@ def task_similarity(a: DistinctGradients, b: DistinctGradients) -> TaskSimilarit
     return TaskSimilarity(cosine, a.directions.double() @ b.directions.double().T)
 
 
+@precise
 def variance_explained(
     components: Tensor, activations_by_task: Sequence[Tensor] | Tensor
 ) -> Tensor:
@@ -144,6 +148,7 @@ def variance_explained(
     return torch.stack(found)
 
 
+@precise
 def task_capture(variances: Tensor, norms: Tensor) -> Tensor:
     """How far each direction carries the variance of a single task, weighted by gradient norms.
 

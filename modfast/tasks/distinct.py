@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modfast import checks
+from modfast.precision import precise
 
 # Projections without a gap after which rows count as one group.
 _PATIENCE = 4
@@ -31,6 +32,7 @@ class DistinctGradients:
         return (shares * self.norms.double()) @ self.directions.double()
 
 
+@precise
 def distinct_gradients(
     gradients: Tensor, regions: Tensor | None = None, tolerance: float | None = None
 ) -> DistinctGradients:
