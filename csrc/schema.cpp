@@ -10,6 +10,9 @@ STABLE_TORCH_LIBRARY(modfast, m) {
       " str activation, Tensor weight, Tensor? targets, bool per_sample)"
       " -> (Tensor terms, Tensor class_correct)");
   m.def(
+      "logit_terms(Tensor logits, Tensor ablated, Tensor? targets, bool per_sample)"
+      " -> (Tensor terms, Tensor class_correct)");
+  m.def(
       "cluster_penalty(Tensor[] weights, Tensor labels, float scale)"
       " -> (Tensor value, Tensor sums)");
   m.def(

@@ -38,6 +38,14 @@ inline void check_sweep(const char* op, const Tensor& logits, const Tensor& scal
                 op, "targets must be int64 of shape [", logits.size(0), "], contiguous, beside logits");
 }
 
+// Their values, where they can be read.
+inline void check_targets(const char* op, const int64_t* targets, int64_t n, int64_t n_classes) {
+  for (int64_t i = 0; i < n; ++i) {
+    MODFAST_CHECK(targets[i] >= 0 && targets[i] < n_classes, op, "targets[", i, "] must be from 0 to ",
+                  n_classes - 1, ", got ", targets[i]);
+  }
+}
+
 inline void check_hidden(const char* op, const Tensor& logits, const Tensor& hidden,
                          const Tensor& scales, const Tensor& updates, const Tensor& weight) {
   MODFAST_CHECK(hidden.dim() == 2, op, "hidden must have 2 dimensions");

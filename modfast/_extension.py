@@ -10,7 +10,9 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -115,4 +117,44 @@ def operator(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     torch.library.register_fake(f"modfast::{name}", fake)
     torch.library.impl(f"modfast::{name}", "CompositeExplicitAutograd")(plain)
     overload: Callable[..., Any] = getattr(torch.ops.modfast, name).default
-    return overload
+
+    def call(*args: Any) -> Any:
+        if not torch.compiler.is_compiling() and _reference.get():
+            return plain(*args)
+        return overload(*args)
+
+    return call
+
+
+_reference: ContextVar[bool] = ContextVar("modfast_reference", default=False)
+
+
+@contextmanager
+def reference_mode() -> Iterator[None]:
+    """Within it, every function runs by the plain oracle: the model itself, and plain torch.
+
+    Nothing is recorded, fused or batched: each change at a site is a run of the model with a hook,
+    and operators are those of `modfast.reference`, in float64. A number that differs from the usual
+    one by more than rounding is a fault of a faster way.
+
+    Example:
+        >>> import torch, modfast
+        >>> model, x = modfast.models.MLP([8, 6, 3]), torch.randn(20, 8)
+        >>> with modfast.reference_mode():
+        ...     plain = modfast.ablate_units(model, x, "act1")
+        >>> quick = modfast.ablate_units(model, x, "act1")
+        >>> plain.backend, quick.backend
+        ('model', 'fused')
+        >>> torch.allclose(plain.kl_ablated_original, quick.kl_ablated_original, rtol=1e-4)
+        True
+    """
+    token = _reference.set(True)
+    try:
+        yield
+    finally:
+        _reference.reset(token)
+
+
+def is_reference() -> bool:
+    """Whether `reference_mode` is on."""
+    return _reference.get()

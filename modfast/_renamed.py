@@ -1,11 +1,13 @@
-"""Old names of arguments, which work for one release and warn."""
+"""Old names of arguments, and old kinds of results, which work for one release and warn."""
 
 from __future__ import annotations
 
 import functools
 import warnings
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+from torch import Tensor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,3 +56,58 @@ def renamed(**new: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 def warn_renamed(old: str, new: str, stacklevel: int = 2) -> None:
     """Says that `old` is now `new`, at the place that called the caller."""
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=stacklevel + 1)
+
+
+class WasTensor:
+    """A result in whose place there was a tensor, its `mi`: it still serves as that one.
+
+    Each such use gives a DeprecationWarning. It is no instance of `torch.Tensor`.
+
+    Example:
+        >>> import torch, warnings
+        >>> class Found(WasTensor):
+        ...     mi = torch.eye(2)
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     Found().sum(), torch.trace(Found()), Found()[0, 0] + 1
+        (tensor(2.), tensor(2.), tensor(2.))
+        >>> print(caught[0].message)
+        Found as a tensor is now Found.mi
+    """
+
+    mi: Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(Tensor, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(_as_tensor(self), name)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        given = {name: _as_tensor(each) for name, each in (kwargs or {}).items()}
+        return function(*_as_tensor(args), **given)
+
+
+def _as_tensor(value: Any) -> Any:
+    """`value` with the tensor of each `WasTensor` in it in its place."""
+    if isinstance(value, WasTensor):
+        name = type(value).__name__
+        warn_renamed(f"{name} as a tensor", f"{name}.mi", stacklevel=3)
+        return value.mi
+    return type(value)(map(_as_tensor, value)) if isinstance(value, (tuple, list)) else value
+
+
+def _special(name: str) -> Callable[..., Any]:
+    def method(self: WasTensor, *args: Any, **kwargs: Any) -> Any:
+        return getattr(_as_tensor(self), name)(*_as_tensor(args), **kwargs)
+
+    return method
+
+
+# Python looks these up in the class.
+_READ = ("array", "getitem", "len", "iter", "float", "int", "neg", "abs", "lt", "le", "gt", "ge")
+_REFLECTED = ("add", "sub", "mul", "truediv", "matmul", "pow")
+for _name in (*_READ, *_REFLECTED, *(f"r{each}" for each in _REFLECTED)):
+    setattr(WasTensor, f"__{_name}__", _special(f"__{_name}__"))

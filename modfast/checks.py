@@ -62,6 +62,17 @@ def finite_number(argument: str, value: float) -> float:
     return float(value)
 
 
+def flag(argument: str, value: bool) -> bool:
+    """`value` as a bool.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False, got {value!r}")
+    return value
+
+
 def module(argument: str, value: Any) -> None:
     """Refuses what is no torch.nn.Module.
 
@@ -109,6 +120,27 @@ def several(argument: str, values: Any) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{argument} must be several, as a list, got {values!r}")
     return list(values)
+
+
+def dense(argument: str, tensor: Tensor) -> None:
+    """Refuses tensors without plain memory: sparse, nested, quantized, on the meta device.
+
+    Raises:
+        TypeError: it is one.
+    """
+    if (
+        tensor.layout is not torch.strided
+        or tensor.is_nested
+        or tensor.is_quantized
+        or tensor.is_meta
+    ):
+        raise TypeError(f"{argument} must be a dense tensor in memory, got {_layout(tensor)}")
+
+
+def _layout(tensor: Tensor) -> str:
+    kinds = {"nested": tensor.is_nested, "quantized": tensor.is_quantized, "meta": tensor.is_meta}
+    found = [name for name, yes in kinds.items() if yes]
+    return f"a {found[0]} tensor" if found else f"one of layout {tensor.layout}"
 
 
 def finite(argument: str, values: Tensor) -> None:

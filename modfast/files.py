@@ -1,18 +1,23 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there: tensors by safetensors, all else as JSON in the same file."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-Result = TypeVar("Result")
-_FORMAT = 2
+_FORMAT = 3
+_OLD_FORMAT = 2  # by torch.save, read with weights_only
+_ZIP = b"PK\x03\x04"  # how what torch.save writes begins
 
 
 @contextmanager
@@ -40,13 +45,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_values(path: str | os.PathLike[str], kind: str, values: Mapping[str, Any]) -> None:
-    """Writes tensors, plain values and mappings of such by name, whole or not at all."""
-    plain = {
-        name: dict(x) if isinstance(x, Mapping) and not isinstance(x, dict) else x
-        for name, x in values.items()
-    }
+    """Writes tensors, plain values, and lists, tuples and mappings of such, whole or not at all.
+
+    The file is one of safetensors, whose tensors any reader of these finds under names such as
+    "mask.fc1.weight". How they belong together, and all else, is JSON in its metadata.
+
+    Raises:
+        TypeError: a value of another kind.
+    """
+    tensors: dict[str, Tensor] = {}
+    told = {name: _encoded(value, name, tensors) for name, value in values.items()}
+    text = json.dumps({"format": _FORMAT, "kind": kind, "values": told}, allow_nan=False)
     with replacing(Path(path)) as temporary:
-        torch.save({"format": _FORMAT, "kind": kind, "values": plain}, temporary)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(_packed(tensors), temporary, {"modfast": text})
+        temporary.chmod(mode)  # what others may read; safetensors keeps the file to its owner
 
 
 def load_values(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
@@ -58,55 +72,98 @@ def load_values(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
 
     Example:
         >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "kept.pt"
+        >>> path = Path(tempfile.mkdtemp()) / "kept.safetensors"
         >>> save_values(path, "share", {"share": 0.5})
         >>> load_values(path, "share")
         {'share': 0.5}
     """
+    with open(path, "rb") as file:
+        is_old = file.read(len(_ZIP)) == _ZIP
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # which one, hangs on the file's first bytes
-        raise ValueError(_holds_no(path, kind)) from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise ValueError(_holds_no(path, kind))
-    if state.get("kind") != kind:
-        raise ValueError(f"{_holds_no(path, kind)}: its kind is {state.get('kind')!r}")
-    values = state.get("values")
-    if not isinstance(values, dict):
-        raise ValueError(_holds_no(path, kind))
+        state = _read_old(path) if is_old else _read(path)
+    except Exception as error:  # which one, depends on the file's bytes
+        raise ValueError(holds_no(path, kind)) from error
+    if state["kind"] != kind:
+        raise ValueError(f"{holds_no(path, kind)}: its kind is {state['kind']!r}")
+    values: dict[str, Any] = state["values"]
     return values
 
 
-def _holds_no(path: str | os.PathLike[str], kind: str) -> str:
-    return f"{os.fspath(path)!r} holds no {kind} that modfast saved (format {_FORMAT})"
+def holds_no(path: str | os.PathLike[str], kind: str) -> str:
+    """The beginning of each message about a file's content."""
+    formats = f"format {_FORMAT} or {_OLD_FORMAT}"
+    return f"{os.fspath(path)!r} holds no {kind} that modfast saved ({formats})"
 
 
-def save_result(path: str | os.PathLike[str], result: Any) -> None:
-    """Writes a dataclass of what `save_values` takes."""
-    values = {field.name: getattr(result, field.name) for field in fields(result)}
-    save_values(path, type(result).__name__, values)
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        state = json.loads(file.metadata()["modfast"])
+        # Copies: what is read is a view of the file, which may change.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    if state["format"] != _FORMAT:
+        raise ValueError(state["format"])
+    values = {name: _decoded(value, tensors) for name, value in state["values"].items()}
+    return {"kind": state["kind"], "values": values}
 
 
-def load_result(path: str | os.PathLike[str], kind: type[Result]) -> Result:
-    """What `save_result` wrote of a dataclass.
+def _read_old(path: str | os.PathLike[str]) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if state["format"] != _OLD_FORMAT or not isinstance(state["values"], dict):
+        raise ValueError(state["format"])
+    return state
 
-    Raises:
-        OSError, ValueError: as `load_values`; fields that the dataclass has not, or refuses.
 
-    Example:
-        >>> import dataclasses, tempfile
-        >>> @dataclasses.dataclass
-        ... class Kept:
-        ...     share: float
-        >>> path = Path(tempfile.mkdtemp()) / "kept.pt"
-        >>> save_result(path, Kept(0.5))
-        >>> load_result(path, Kept)
-        Kept(share=0.5)
-    """
-    values = load_values(path, kind.__name__)
-    try:
-        return kind(**values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{_holds_no(path, kind.__name__)}: {error}") from error
+def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON takes it; what JSON has no form for is an object with one key, its kind."""
+    if isinstance(value, Tensor):
+        while name in tensors:
+            name += "'"
+        tensors[name] = value
+        return {"tensor": name}
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"float": str(float(value))}
+    if isinstance(value, (list, tuple)):
+        items = [_encoded(each, f"{name}.{i}", tensors) for i, each in enumerate(value)]
+        return items if isinstance(value, list) else {"tuple": items}
+    if isinstance(value, Mapping):
+        pairs = []
+        for key, each in value.items():
+            word = ".".join(map(str, key)) if isinstance(key, tuple) else key
+            pairs.append([_encoded(key, name, {}), _encoded(each, f"{name}.{word}", tensors)])
+        return {"mapping": pairs}
+    raise TypeError(
+        f"{name} must be a tensor, a plain value or a collection of such to be saved, "
+        f"got {type(value).__name__}"
+    )
+
+
+def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decoded(each, tensors) for each in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "float":
+        return float(content)
+    if kind == "tuple":
+        return tuple(_decoded(content, tensors))
+    if kind == "mapping":
+        return {_decoded(key, tensors): _decoded(each, tensors) for key, each in content}
+    raise ValueError(kind)
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each contiguous and alone in its memory, as safetensors wants."""
+    packed, seen = {}, set()
+    for name, value in tensors.items():
+        found = value.detach().cpu().contiguous()
+        memory = found.untyped_storage()
+        if memory.nbytes() != found.nbytes or memory.data_ptr() in seen:
+            found = found.clone()
+        seen.add(found.untyped_storage().data_ptr())
+        packed[name] = found
+    return packed

@@ -20,6 +20,7 @@ from modfast.ablation import AblationResult
 from modfast.circuits import CircuitSizes
 from modfast.demo import LAYER, DemoResult, Trained
 from modfast.files import replacing
+from modfast.training import History
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -66,7 +67,9 @@ def numbers(result: DemoResult) -> dict[str, Any]:
             "accuracy": _json(trained.evaluation.accuracy),
             "clusterability": trained.clusterability,
             "class_accuracy": _json(trained.evaluation.class_accuracy),
-            "unit_kl": None if trained.units is None else _json(_mean_kl(trained.units)),
+            "unit_kl": None
+            if trained.units is None
+            else _json(trained.units.mean("kl_ablated_original")),
             "circuit_sizes": None if trained.circuits is None else _sizes(trained.circuits),
         }
 
@@ -101,14 +104,15 @@ def page(result: DemoResult) -> str:
     settings, data, clusters = result.settings, result.data, result.clusters
     score, names = result.score, result.class_names
     plain, clustered = result.plain, result.clustered
+    rows, cols = clusters.rows, clusters.cols
     histories = {"plain": plain.history, "clustered": clustered.history}
     figures = {
-        "history": plots.history(histories, score),
-        "plain_matrix": plots.weight_matrix(plain.weight, clusters, "Plain network"),
-        "clustered_matrix": plots.weight_matrix(clustered.weight, clusters, "Clustered network"),
-        "plain_graph": plots.bipartite(plain.weight, clusters, "Plain network"),
-        "clustered_graph": plots.bipartite(clustered.weight, clusters, "Clustered network"),
-        "evaluation": plots.cluster_evaluation(clustered.evaluation, score, names),
+        "history": History.overlay(histories, score),
+        "plain_matrix": plots.weight_matrix(plain.weight, rows, cols, "Plain network"),
+        "clustered_matrix": plots.weight_matrix(clustered.weight, rows, cols, "Clustered network"),
+        "plain_graph": plots.bipartite(plain.weight, rows, cols, "Plain network"),
+        "clustered_graph": plots.bipartite(clustered.weight, rows, cols, "Clustered network"),
+        "evaluation": clustered.evaluation.plot(score, names),
     }
     words = {
         "data": data.name,
@@ -162,15 +166,11 @@ def _findings(result: DemoResult) -> list[str]:
     return lines
 
 
-def _mean_kl(units: AblationResult) -> Tensor:
-    return units.kl_ablated_original / units.n_samples
-
-
 def _units_section(plain: Trained, clustered: Trained) -> str:
     """What each unit does, in markup; empty for a regression."""
     if plain.units is None or clustered.units is None:
         return ""
-    figure = plots.ablation_lines({"plain": plain.units, "clustered": clustered.units})
+    figure = AblationResult.overlay({"plain": plain.units, "clustered": clustered.units})
     return _UNITS.substitute(layer=LAYER, figure=_embedded("units", figure))
 
 
@@ -193,7 +193,7 @@ def _circuits_section(plain: Trained, clustered: Trained) -> str:
         {name: f"{float(each.kept[middle].double().mean()):,.0f}" for name, each in sizes.items()},
         total=f"{plain.circuits.total:,}",
         threshold=f"{float(plain.circuits.thresholds[middle]):g}",
-        figure=_embedded("circuits", plots.circuit_sizes(sizes)),
+        figure=_embedded("circuits", CircuitSizes.overlay(sizes)),
     )
 
 

@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Tests of what a whole session has shown come last, and only after a whole session."""
     last = [item for item in items if item.get_closest_marker("whole_session")]
     items[:] = [item for item in items if item not in last] + last
-    chosen = config.option.keyword or config.option.markexpr or config.option.lf
+    chosen = config.option.keyword or config.option.markexpr or config.getoption("lf", False)
     if chosen or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
         for item in last:
             item.add_marker(pytest.mark.skip(reason="needs the session of all tests"))

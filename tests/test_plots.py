@@ -29,7 +29,7 @@ def axis_titles(figure) -> list[str]:
 
 def test_history_holds_loss_clusterability_and_accuracy():
     run = make_history(20)
-    loss, share, accuracy = plots.history(run).data
+    loss, share, accuracy = run.plot().data
     np.testing.assert_allclose(loss.y, run.loss.double())
     np.testing.assert_array_equal(share.y, run.clusterability[:, 0])
     np.testing.assert_array_equal(accuracy.y, run.accuracy)
@@ -37,7 +37,9 @@ def test_history_holds_loss_clusterability_and_accuracy():
 
 
 def test_histories_are_overlaid_by_name():
-    figure = plots.history({"plain": make_history(5, layers=0), "clustered": make_history(5)}, "R²")
+    figure = History.overlay(
+        {"plain": make_history(5, layers=0), "clustered": make_history(5)}, "R²"
+    )
     assert axis_titles(figure) == ["loss", "clusterability", "test R²"]
     assert [trace.name for trace in figure.data if trace.showlegend] == ["plain", "clustered"]
     assert [trace.name for trace in figure.data if trace.yaxis == "y2"] == ["clustered"]
@@ -45,14 +47,14 @@ def test_histories_are_overlaid_by_name():
 
 def test_long_histories_are_drawn_as_means_that_keep_the_total():
     run = make_history(1000)
-    loss = plots.history(run).data[0]
+    loss = run.plot().data[0]
     assert len(loss.y) <= 400
     assert loss.y[0] == pytest.approx(float(run.loss[:3].mean()))
-    assert "mean of 3 steps" in axis_titles(plots.history(run))[0]
+    assert "mean of 3 steps" in axis_titles(run.plot())[0]
 
 
 def test_history_tells_layers_apart_and_leaves_out_empty_panels():
-    figure = plots.history(make_history(5, layers=2, evaluations=0))
+    figure = make_history(5, layers=2, evaluations=0).plot()
     assert axis_titles(figure) == ["loss", "clusterability"]
     assert [(t.name, t.line.dash) for t in figure.data[1:]] == [
         ("layer 0", "solid"),
@@ -62,18 +64,18 @@ def test_history_tells_layers_apart_and_leaves_out_empty_panels():
 
 def test_loss_has_a_log_axis_only_where_it_spans_decades():
     run = make_history(5)
-    assert plots.history(run).layout.yaxis.type is None
+    assert run.plot().layout.yaxis.type is None
     wide = dataclasses.replace(run, loss=torch.logspace(0, -3, 5))
-    assert plots.history(wide).layout.yaxis.type == "log"
+    assert wide.plot().layout.yaxis.type == "log"
     zero = dataclasses.replace(run, loss=torch.tensor([1.0, 0.0]), clusterability=torch.zeros(2, 0))
-    assert plots.history(zero).layout.yaxis.type is None
+    assert zero.plot().layout.yaxis.type is None
 
 
 def test_weight_matrix_is_ordered_by_cluster():
     torch.manual_seed(0)
     weight = torch.randn(4, 5)
     clusters = Clusters([1, 0, -1, 0], [1, -1, 0, 1, 0])
-    figure = plots.weight_matrix(weight, clusters, "mine")
+    figure = plots.weight_matrix(weight, clusters.rows, clusters.cols, "mine")
     rows, cols = [1, 3, 0, 2], [2, 4, 0, 3, 1]
     heat = figure.data[0]
     np.testing.assert_array_equal(heat.z, weight[rows][:, cols])
@@ -88,14 +90,14 @@ def test_weight_matrix_is_ordered_by_cluster():
 
 def test_convolutions_are_drawn_by_their_kernels_norms():
     weight = torch.randn(4, 2, 3, 3)
-    z = plots.weight_matrix(weight, Clusters.equal(4, 2, 2)).data[0].z
+    z = plots.weight_matrix(weight, [0, 0, 1, 1], [0, 1]).data[0].z
     np.testing.assert_allclose(z, weight.flatten(2).norm(dim=2), rtol=1e-6)
 
 
 def test_an_all_zero_weight_can_be_drawn():
-    clusters = Clusters.equal(4, 4, 2)
-    assert plots.weight_matrix(torch.zeros(4, 4), clusters).data[0].zmax == 1
-    lines = [t for t in plots.bipartite(torch.zeros(4, 4), clusters).data if t.mode == "lines"]
+    labels = [0, 0, 1, 1], [0, 0, 1, 1]
+    assert plots.weight_matrix(torch.zeros(4, 4), *labels).data[0].zmax == 1
+    lines = [t for t in plots.bipartite(torch.zeros(4, 4), *labels).data if t.mode == "lines"]
     assert not lines
 
 
@@ -110,7 +112,7 @@ def edges(figure) -> dict[str, int]:
 
 def test_bipartite_colors_lines_within_clusters():
     weight = torch.tensor([[1.0, 0.1, 0.0], [-0.9, 0.8, 0.01]])
-    figure = plots.bipartite(weight, Clusters([0, 1], [0, 1, 1]))
+    figure = plots.bipartite(weight, [0, 1], [0, 1, 1])
     colors = {t.name: t.marker.color for t in figure.data if t.mode == "markers"}
     # Between the clusters: .1 and -.9; 0 and what is below a twentieth of the largest is left out.
     gray = (set(edges(figure)) - set(colors.values())).pop()
@@ -119,7 +121,7 @@ def test_bipartite_colors_lines_within_clusters():
 
 def test_bipartite_draws_the_strongest_where_the_units_stand():
     weight = torch.tensor([[0.5, 1.0], [0.9, 0.2]])
-    figure = plots.bipartite(weight, Clusters([1, 0], [0, 1]), n_edges=1)
+    figure = plots.bipartite(weight, [1, 0], [0, 1], n_edges=1)
     (line,) = [t for t in figure.data if t.mode == "lines"]
     # Output 0 is in cluster 1, so it stands second; so does input 1.
     assert list(line.x[:2]) == [0.75, 0.75]
@@ -129,24 +131,54 @@ def test_bipartite_draws_the_strongest_where_the_units_stand():
 
 @pytest.mark.parametrize("draw", [plots.weight_matrix, plots.bipartite])
 def test_bad_weights_and_clusters_are_refused(draw):
-    clusters = Clusters.equal(4, 4, 2)
+    labels = torch.arange(4) // 2
     with pytest.raises(TypeError, match="weight must be a tensor, got list"):
-        draw([[1.0]], clusters)
-    with pytest.raises(TypeError, match="clusters must be a Clusters"):
-        draw(torch.ones(4, 4), 2)
-    with pytest.raises(ValueError, match="do not fit"):
-        draw(torch.ones(4, 3), clusters)
+        draw([[1.0]], labels, labels)
+    with pytest.raises(TypeError, match="cols must be labels, got 2"):
+        draw(torch.ones(4, 4), labels, 2)
+    with pytest.raises(TypeError, match=r"rows must be integer labels, got torch\.float32"):
+        draw(torch.ones(4, 4), labels.float(), labels)
+    with pytest.raises(ValueError, match=r"cols must be 3 labels, got \[4\]"):
+        draw(torch.ones(4, 3), labels, labels)
+    with pytest.raises(ValueError, match="weight must have at least two dimensions"):
+        draw(torch.ones(4), labels, labels)
+    bad = torch.ones(4, 4).index_put((torch.tensor(0),) * 2, torch.tensor(torch.nan))
     with pytest.raises(ValueError, match="weight must be finite, got 1"):
-        draw(torch.ones(4, 4).index_put((torch.tensor(0),) * 2, torch.tensor(torch.nan)), clusters)
+        draw(bad, labels, labels)
+
+
+@pytest.mark.parametrize("draw", [plots.weight_matrix, plots.bipartite])
+def test_clusters_in_the_place_of_labels_warn(draw):
+    weight, clusters = torch.randn(4, 4), Clusters.equal(4, 4, 2)
+    wanted = draw(weight, clusters.rows, clusters.cols, "mine")
+    with pytest.warns(DeprecationWarning, match=r"clusters\.rows, clusters\.cols"):
+        assert draw(weight, clusters, "mine") == wanted
+    with pytest.warns(DeprecationWarning, match="weight, clusters"):
+        assert draw(weight, clusters=clusters, title="mine") == wanted
+
+
+def test_results_in_the_place_of_tensors_warn():
+    run = make_history(5)
+    with pytest.warns(DeprecationWarning, match=r"plots\.history\(result\) is now result\.plot"):
+        assert plots.history(run, "R²") == run.plot("R²")
+    with pytest.warns(DeprecationWarning, match=r"result\.plot\(\)"):
+        assert plots.history(history=run, score="R²") == run.plot("R²")
+    named = {"a": run, "b": make_history(6)}
+    with pytest.warns(DeprecationWarning, match=r"now History\.overlay\(results\)"):
+        assert plots.history(named) == History.overlay(named)
 
 
 def test_bad_histories_and_counts_are_refused():
-    with pytest.raises(TypeError, match="History, got int"):
-        plots.history({"a": 3})
-    with pytest.raises(ValueError, match="history must hold at least one History, got none"):
-        plots.history({})
+    with pytest.raises(TypeError, match=r"results\['a'\] must be a History, got int"):
+        History.overlay({"a": 3})
+    with pytest.raises(TypeError, match="results must be a mapping, got History"):
+        History.overlay(make_history(5))
+    with pytest.raises(ValueError, match="results must hold at least one History, got none"):
+        History.overlay({})
+    with pytest.raises(ValueError, match="loss must hold at least one value"):
+        plots.history({}, {}, {}, {})
     with pytest.raises(ValueError, match="n_edges must be at least 0, got -1"):
-        plots.bipartite(torch.ones(2, 2), Clusters.equal(2, 2, 1), n_edges=-1)
+        plots.bipartite(torch.ones(2, 2), [0, 0], [0, 0], n_edges=-1)
 
 
 def test_cluster_evaluation_holds_every_value():
@@ -155,7 +187,7 @@ def test_cluster_evaluation_holds_every_value():
     # Class 4 has no samples: its accuracy is NaN.
     data = torch.randn(40, 3), torch.arange(40) % 4
     result = modfast.evaluate_clusters(model, "fc2", Clusters.equal(4, 4, 2), data)
-    whole, off, on = plots.cluster_evaluation(result).data
+    whole, off, on = result.plot().data
     np.testing.assert_array_equal(whole.z[0][0], result.accuracy)
     np.testing.assert_array_equal(off.z[:, 0], result.off_accuracy)
     np.testing.assert_array_equal(off.z[:, 1:], result.off_class_accuracy)
@@ -165,7 +197,7 @@ def test_cluster_evaluation_holds_every_value():
     assert [line[-1] for line in on.text] == ["–", "–"]
     assert on.text[0][0] == f"{float(result.on_accuracy[0]):.2f}"
     with pytest.raises(ValueError, match="class_names must be 5 names, got 2"):
-        plots.cluster_evaluation(result, class_names=["a", "b"])
+        result.plot(class_names=["a", "b"])
 
 
 def test_results_draw_themselves():
@@ -205,7 +237,7 @@ def test_direction_searches_have_a_line_per_restart():
 def test_without_plotly_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(ImportError, match=r'pip install "modfast\[report\]"'):
-        plots.weight_matrix(torch.ones(2, 2), Clusters.equal(2, 2, 1))
+        plots.weight_matrix(torch.ones(2, 2), [0, 0], [0, 0])
 
 
 def test_tasks_are_drawn_by_site_direction_and_epoch():

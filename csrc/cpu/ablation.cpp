@@ -70,10 +70,7 @@ AblationSweep read_sweep(const char* op, const Tensor& logits, const Tensor& sca
   sweep.n_terms = targets ? 5 : 3;
   if (targets) {
     sweep.targets = static_cast<const int64_t*>(targets->data_ptr());
-    for (int64_t i = 0; i < sweep.n_samples; ++i) {
-      MODFAST_CHECK(sweep.targets[i] >= 0 && sweep.targets[i] < sweep.n_classes, op, "targets[", i,
-                    "] must be from 0 to ", sweep.n_classes - 1, ", got ", sweep.targets[i]);
-    }
+    check_targets(op, sweep.targets, sweep.n_samples, sweep.n_classes);
   }
   return sweep;
 }

@@ -1,6 +1,7 @@
 // Kernels of the ablation sweeps; compiled per SIMD level by for_each_level.h.
 #include "lanes_kernels.h"
 #include "activations_kernels.h"
+#include "class_sums_kernels.h"
 #include "ablation_terms_kernels.h"
 #include "ablation_relu_kernels.h"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from modfast import checks
+from modfast import checks, plots
 from modfast.clusters.labels import Clusters
 from modfast.clusters.weights import fit_labels, has_weight, input_first, weight_of
+from modfast.results import Result
 from modfast.scores import check_targets, scores
 from modfast.sites import in_mode, resolve_modules
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-@dataclass(frozen=True)
-class ClusterEvaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class ClusterEvaluation(Result):
     """What a network can do whole, without each cluster, and with each cluster alone.
 
     All are float64 tensors on the CPU; k clusters, c classes. For real targets every accuracy is an
@@ -40,12 +41,29 @@ class ClusterEvaluation:
     """Without cluster i, by class: `[k, c]`."""
     on_class_accuracy: Tensor
     """With cluster i as the only one, by class: `[k, c]`."""
+    backend: str = ""
+    """Which way it was computed."""
 
-    def plot(self) -> Figure:
-        """Class accuracy with each cluster off, and with each alone, as two heat maps."""
-        from modfast.plots import cluster_evaluation
+    def plot(self, score: str = "accuracy", class_names: Sequence[str] | None = None) -> Figure:
+        """Accuracy by class, whole, with each cluster off, and with each alone, as heat maps.
 
-        return cluster_evaluation(self)
+        Args:
+            score: what the accuracy is called; "R²" for a regression.
+            class_names: `[c]`, by default "class 0", ...
+
+        Raises:
+            ValueError: another number of names than classes.
+        """
+        return plots.cluster_evaluation(
+            self.accuracy,
+            self.class_accuracy,
+            self.off_accuracy,
+            self.off_class_accuracy,
+            self.on_accuracy,
+            self.on_class_accuracy,
+            score,
+            class_names,
+        )
 
 
 @torch.no_grad()

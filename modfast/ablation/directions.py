@@ -6,18 +6,22 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from modfast import checks
-from modfast.ablation.batches import Inputs
+from modfast._renamed import renamed
 from modfast.ablation.changes import Directions
 from modfast.ablation.result import DirectionResult
-from modfast.ablation.sweep import NOT_FUSED, Options, Output, Place, as_rows, batches_of, begin
-from modfast.sites import in_mode
+from modfast.ablation.sweep import NOT_FUSED, starts
+from modfast.ablation.units import options_of
+from modfast.network.inputs import Inputs
+from modfast.network.logits import Output
+from modfast.network.resume import Chain, Start, batched, joined, one_by_one
+from modfast.network.run import exact_arithmetic
 
 Objective = Callable[[Tensor], Tensor]
 
 
+@renamed(path="backend")
 def max_information_direction(
     model: nn.Module,
     inputs: Inputs,
@@ -27,9 +31,9 @@ def max_information_direction(
     restarts: int = 8,
     seed: int | None = None,
     *,
-    output: Output | None = None,
+    output: Output = None,
     dim: int | None = None,
-    path: str | None = None,
+    backend: str | None = None,
 ) -> DirectionResult:
     """The unit direction v whose removal, a - (a·v) v, changes the class probabilities most.
 
@@ -58,20 +62,24 @@ def max_information_direction(
     seed = None if seed is None else checks.seed("seed", seed)
     if checks.finite_number("lr", lr) <= 0:
         raise ValueError(f"lr must be above 0, got {lr}")
-    options = Options(output=output, dim=dim, path=path)
-    with in_mode(model, training=False):
+    options = options_of(output, dim, False, None, True, backend)
+    with starts(model, inputs, site, None, options) as all_starts:
         with torch.no_grad():
-            places = [
-                begin(model, site, batch, options) for batch in batches_of(model, inputs, None)
-            ]
-            objectives = [_objective(place, path) for place in places]
-        activations = places[0].site
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        vectors = torch.randn(restarts, activations.shape[-1], generator=generator)
-        return _search(objectives, vectors.to(activations), steps, lr)
+            each = list(all_starts)
+            found = [_objective(start, backend) for start in each]
+        activations = each[0].features
+        generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
+        vectors = torch.randn(
+            restarts, activations.shape[-1], generator=generator, device="cpu", dtype=torch.float32
+        )
+        objectives, backends = zip(*found, strict=True)
+        backend = joined(backends)
+        return _search(list(objectives), vectors.to(activations), steps, lr, backend)
 
 
-def _search(objectives: list[Objective], vectors: Tensor, steps: int, lr: float) -> DirectionResult:
+def _search(
+    objectives: list[Objective], vectors: Tensor, steps: int, lr: float, backend: str
+) -> DirectionResult:
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
     best, best_kls = vectors, vectors.new_full((len(vectors),), -torch.inf)
     vectors = vectors.clone().requires_grad_()
@@ -94,34 +102,71 @@ def _search(objectives: list[Objective], vectors: Tensor, steps: int, lr: float)
     best = best.detach()
     kls = best_kls.detach().double().cpu()
     return DirectionResult(
-        best[kls.argmax()].cpu(), kls.max(), torch.stack(history).double().cpu(), best.cpu(), kls
+        best[kls.argmax()].cpu(),
+        kls.max(),
+        torch.stack(history).double().cpu(),
+        best.cpu(),
+        kls,
+        backend,
     )
 
 
-def _objective(place: Place, path: str | None) -> Objective:
-    """The sum over samples of KL(ablated | original) for directions `[r, d]`: `[r]`."""
-    site, logits = place.site, place.logits()
-    log_p = logits.reshape(-1, logits.shape[-1]).log_softmax(-1)
-    rank_one = _rank_one(place) if path in (None, "fused") else None
-    if path == "fused" and rank_one is None:
+def _objective(start: Start, backend: str | None) -> tuple[Objective, str]:
+    """The sum over samples of KL(ablated | original) for directions `[r, d]`: `[r]`; and how."""
+    site, rows = start.features, start.rows
+    log_p = _log_softmax(rows.logits)
+    chain = start.chain
+    if chain is not None and chain.start == 0 and chain.activations[0] == "identity":
+        after, kind = _rank_one(start, chain), "fused"
+    elif backend == "fused":
         raise ValueError(NOT_FUSED)
-    ablated = rank_one or (lambda v: vmap(place.resume)(Directions(v).apply(site, slice(None))))
+    else:
+        resume, kind = _resumed(start, backend)
+
+        def after(v: Tensor) -> Tensor:
+            return resume(Directions(v).apply(site, slice(None)).movedim(-1, start.dim + 1))
 
     def kl(units: Tensor) -> Tensor:
-        log_q = ablated(units).log_softmax(-1).reshape(len(units), *log_p.shape)
-        terms = nn.functional.kl_div(log_p, log_q, reduction="none", log_target=True)
-        return terms.sum((1, 2))
+        ablated = after(units)
+        with exact_arithmetic(ablated.device.type):
+            ablated = ablated.reshape(len(units), -1, ablated.shape[-1])
+            if rows.kept is not None and ablated.shape[1] != len(rows.kept):
+                ablated = ablated[:, rows.kept]
+            log_q = _log_softmax(ablated)
+            terms = nn.functional.kl_div(log_p, log_q, reduction="none", log_target=True)
+            return terms.sum((1, 2))
 
-    return kl
+    return kl, kind
 
 
-def _rank_one(place: Place) -> Objective | None:
+def _log_softmax(logits: Tensor) -> Tensor:
+    """In float32 at least."""
+    exact = logits.dtype in (torch.float32, torch.float64)
+    return (logits if exact else logits.float()).log_softmax(-1)
+
+
+def _resumed(start: Start, backend: str | None) -> tuple[Callable[[Tensor], Tensor], str]:
+    """The logits for several values of the site, with their gradient."""
+    alone = one_by_one(start.resume)
+    if start.tape is None or backend == "replay":
+        return alone, start.backend
+    together = batched(start.tape)
+    try:
+        with torch.enable_grad():
+            tried = start.site[None].detach().clone().requires_grad_()
+            torch.autograd.grad(together(tried).sum(), tried, allow_unused=True)
+    except (RuntimeError, NotImplementedError):
+        # An LSTM, say, of which torch.vmap knows nothing.
+        if backend == "vmap":
+            raise ValueError("backend='vmap': torch.vmap cannot run what follows") from None
+        return alone, "replay"
+    return together, "vmap"
+
+
+def _rank_one(start: Start, chain: Chain) -> Objective:
     """The logits for directions `[r, d]`, where what follows is a chain: `[r, n, c]`."""
-    chain = place.start.chain
-    if chain is None or not place.is_chain or chain.activations[0] != "identity":
-        return None
-    site, before = as_rows(place.start.site), as_rows(place.start.outputs[0])
-    weight = chain.layers[0].weight.detach()
+    site = start.rows.of(start.site)
+    before, weight = chain.outputs(site)[0], chain.weights[0]
 
     def ablated(v: Tensor) -> Tensor:
         scales, updates = (site @ v.T).T, v @ weight.T

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from modfast import checks
+from modfast import checks, plots
+from modfast.results import Result
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 MEASURES = ("entropy_difference", "kl_ablated_original", "kl_original_ablated", "loss", "accuracy")
 
 
-@dataclass(frozen=True)
-class AblationResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class AblationResult(Result):
     """What each of several ablations does to a network's class probabilities.
 
     p are the probabilities of the whole network, q those of the ablated one; entropies, divergences
@@ -44,6 +46,8 @@ class AblationResult:
     """What was ablated: "unit", "direction" or "group"."""
     numbers: Tensor | None = None
     """Which: int64 `[a]`, by default 0, 1, ..."""
+    backend: str = ""
+    """How the network was resumed from the site."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -90,15 +94,44 @@ class AblationResult:
             return values
         return values.mean(0) if measure == "accuracy" else values.sum(0)
 
+    def mean(self, measure: str) -> Tensor:
+        """One measure per ablation, mean over the samples: `[a]`.
+
+        Raises:
+            ValueError: as `total`.
+
+        Example:
+            >>> import torch
+            >>> ones = torch.ones(2).double()
+            >>> AblationResult(ones, ones, ones, 4).mean("kl_ablated_original")
+            tensor([0.2500, 0.2500], dtype=torch.float64)
+        """
+        total = self.total(measure)
+        return total if measure == "accuracy" else total / self.n_samples
+
     def plot(self, measure: str = "kl_ablated_original") -> Figure:
-        """One measure over the ablations as a line, in their order and sorted."""
-        from modfast.plots import ablation_lines
+        """One measure, mean over the samples, as a line: in the ablations' order, and sorted."""
+        return self.overlay({"": self}, measure)
 
-        return ablation_lines(self, measure)
+    @classmethod
+    def overlay(
+        cls, results: Mapping[str, AblationResult], measure: str = "kl_ablated_original"
+    ) -> Figure:
+        """Several results' lines over each other, by name.
+
+        Raises:
+            TypeError, ValueError: other values than results, none; as `total`.
+        """
+        named = cls.by_name(results)
+        return plots.ablation_lines(
+            {name: each.mean(measure) for name, each in named.items()},
+            {name: each.labels for name, each in named.items()},
+            measure,
+        )
 
 
-@dataclass(frozen=True)
-class DirectionResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class DirectionResult(Result):
     """The direction whose removal changes a network's class probabilities most, as searched for.
 
     `r` restarts, `d` features at the site; float64 on the CPU but for the directions, which have
@@ -115,12 +148,12 @@ class DirectionResult:
     """The best that each restart found: `[r, d]`."""
     kls: Tensor
     """Theirs: `[r]`."""
+    backend: str = ""
+    """How the network was resumed from the site."""
 
     def plot(self) -> Figure:
         """The divergence over the steps, one line per restart."""
-        from modfast.plots import direction_search
-
-        return direction_search(self)
+        return plots.direction_search(self.history)
 
 
 def class_shares(correct: Tensor, targets: Tensor) -> Tensor:

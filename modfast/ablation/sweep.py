@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
-from modfast import checks, ops
-from modfast.ablation.batches import Batch, Inputs, is_stream, read_batches
-from modfast.ablation.chain import Chain
+from modfast import ops
 from modfast.ablation.changes import Changes, Groups, Units
 from modfast.ablation.memory import PeakMemory
 from modfast.ablation.result import AblationResult, class_shares
-from modfast.ablation.routes import Follower, Start
-from modfast.ablation.trace import find_route
+from modfast.network.inputs import Inputs, Targets, read_batches
+from modfast.network.logits import Output, Rows
+from modfast.network.resume import (
+    Chain,
+    Start,
+    batched,
+    begin,
+    channels_apart,
+    follower_of,
+    joined,
+    one_by_one,
+)
+from modfast.network.run import exact_arithmetic, running
+from modfast.network.sites import parse_site
 from modfast.progress import bar
-from modfast.reference import ACTIVATIONS, ablation_terms, class_sums
-from modfast.scores import check_targets
-from modfast.sites import in_mode, unit_dim
+from modfast.reference import ACTIVATIONS
 
-Output = Callable[[Any], Tensor]
 MAX_MEMORY = 2**28
 # Of hidden layers: more falls out of a processor's cache, and goes back to the system each time.
 CPU_BLOCK = 2**24
+# Bytes of one ablation's suffix above which doing several at once gains nothing on a CPU.
+CPU_VMAP = 2**20
+# torch.vmap has no batched kernel of these, and loops or refuses.
+_LOOPED = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward", "lstm", "gru"})
 LONG = 2.0  # seconds, after which a bar tells of progress
 NOT_FUSED = (
-    "path='fused': needs units, or directions without an activation after the site, "
+    "backend='fused': needs units, or directions without an activation after the site, "
     "and linear layers of float32 or float64 up to the logits"
 )
 
@@ -39,102 +50,33 @@ NOT_FUSED = (
 class Options:
     """What all kinds of ablation take."""
 
-    output: Output | None = None
+    output: Output = None
     dim: int | None = None
     per_sample: bool = False
     max_memory: int | None = None
     progress: bool = True
-    path: str | None = None
+    backend: str | None = None
 
 
-@dataclass
-class Place:
-    """A site, its features in the last dimension, and the model from there on."""
-
-    start: Start
-    dim: int
-    output: Output | None
-
-    @property
-    def site(self) -> Tensor:
-        """`[..., d]`."""
-        site = self.start.site
-        return site if self.features_last else site.movedim(self.dim, -1)
-
-    @property
-    def is_chain(self) -> bool:
-        """Whether rank-1 operators can run what follows."""
-        chain = self.start.chain
-        if chain is None or self.output is not None or not self.features_last:
-            return False
-        return chain.takes(self.start.site)
-
-    def logits(self) -> Tensor:
-        """Of the whole model: `[..., c]`."""
-        logits = pick(self.start.output, self.output)
-        if not logits.is_floating_point() or logits.dim() < 2:
-            raise ValueError(
-                "the model's logits must be floating and of shape [n, ..., classes], "
-                f"got {logits.dtype} of shape {tuple(logits.shape)}; output= can pick them"
+@contextmanager
+def starts(
+    model: nn.Module, inputs: Inputs, site: str, targets: Targets, options: Options
+) -> Iterator[Iterator[Start]]:
+    """Each batch, run once, for as long as a `with` block lasts."""
+    place = parse_site(model, site)
+    with running(model) as run:
+        yield (
+            begin(
+                run,
+                model,
+                place,
+                batch,
+                output=options.output,
+                dim=options.dim,
+                backend=options.backend,
             )
-        checks.finite("the model's logits", logits)
-        return logits
-
-    def resume(self, site: Tensor, *followed: Tensor) -> Tensor:
-        """The logits for another value of the site, and perhaps of the layer that follows it."""
-        return pick(self.start.resume(site.movedim(-1, self.dim), *followed), self.output)
-
-    @property
-    def follower(self) -> Follower | None:
-        """The linear layer that takes the site's features, if there is one."""
-        return self.start.follower if self.features_last else None
-
-    @property
-    def features_last(self) -> bool:
-        """Whether the features are the last dimension, as linear layers take them."""
-        return self.dim in (-1, self.start.site.dim() - 1)
-
-
-def pick(output: Any, chosen: Output | None) -> Tensor:
-    """The logits in a model's output."""
-    found = output if chosen is None else chosen(output)
-    if not isinstance(found, Tensor):
-        hint = "output= must pick the logits" if chosen is None else "output= must return them"
-        raise TypeError(f"the model returned a {type(found).__name__}, not a tensor; {hint}")
-    return found
-
-
-def as_rows(values: Tensor) -> Tensor:
-    """`[..., d]` as `[n, d]`."""
-    return values if values.dim() == 2 else values.reshape(-1, values.shape[-1])
-
-
-def begin(model: nn.Module, site: str, batch: Batch, options: Options) -> Place:
-    """Runs the model on a batch up to the site, and to the end."""
-    route = find_route(model, site, batch.args, batch.kwargs, options.path)
-    start = route.start(batch.args, batch.kwargs)
-    value = start.site
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
-        what = (
-            f"{value.dtype} of shape {tuple(value.shape)}"
-            if isinstance(value, Tensor)
-            else type(value).__name__
+            for batch in read_batches(model, inputs, targets)
         )
-        raise TypeError(f"site={site!r}: must be a floating tensor [n, ..., features], got {what}")
-    dim = options.dim
-    if dim is None:
-        # Only of three dimensions does it hang on the module, which a graph's node has none of.
-        modules = dict(model.named_modules(remove_duplicate=False)) if value.dim() == 3 else {}
-        dim = unit_dim(value, modules.get(site))
-    if not -value.dim() <= dim < value.dim():
-        raise ValueError(f"dim must be a dimension of the site, {tuple(value.shape)}, got {dim}")
-    return Place(start, dim, options.output)
-
-
-def batches_of(model: nn.Module, inputs: Inputs, targets: Tensor | None) -> Any:
-    """Checked batches; those of a stream go to the model's device."""
-    parameter = next(model.parameters(), None) if is_stream(inputs) else None
-    return read_batches(inputs, targets, None if parameter is None else parameter.device)
 
 
 @torch.no_grad()
@@ -143,93 +85,116 @@ def sweep(
     inputs: Inputs,
     site: str,
     make: Callable[[Tensor], Changes],
-    targets: Tensor | None,
+    targets: Targets,
     options: Options,
 ) -> AblationResult:
     """All ablations that `make` gives for the first batch's site `[..., d]`."""
     changes: Changes | None = None
     table = _Table(options.per_sample)
-    with in_mode(model, training=False):
-        for batch in batches_of(model, inputs, targets):
-            place = begin(model, site, batch, options)
-            changes = changes or make(place.site)
-            logits = place.logits()
-            rows = as_rows(logits)
-            y = None
-            if batch.targets is not None:
-                y = batch.targets.reshape(-1)
-                check_targets("targets", y, *rows.shape)
-                if y.is_floating_point():
-                    raise TypeError(f"targets must be int64 classes, got {y.dtype}")
-            table.add(*_run(place, changes, rows, y, options), rows, y)
+    with starts(model, inputs, site, targets, options) as all_starts:
+        for start in all_starts:
+            changes = changes or make(start.features)
+            table.add(*_run(start, changes, options), start.rows)
     assert changes is not None
     return table.result(changes)
 
 
+@torch.no_grad()
 def mean_of_site(model: nn.Module, inputs: Inputs, site: str, options: Options) -> Tensor:
-    """The mean activation of each unit, over samples and positions: `[d]`."""
+    """The mean activation of each unit, over samples and positions that count: `[d]`."""
     total: Tensor | float = 0.0
     n = 0
-    with in_mode(model, training=False), torch.no_grad():
-        for batch in batches_of(model, inputs, None):
-            found = begin(model, site, batch, options).site.flatten(0, -2)
+    with starts(model, inputs, site, None, options) as all_starts:
+        for start in all_starts:
+            found = start.counted
             total, n = total + found.double().sum(0), n + len(found)
+            dtype = found.dtype
     assert isinstance(total, Tensor)
-    return (total / n).to(found.dtype)
+    return (total / n).to(dtype)
 
 
-def _run(
-    place: Place, changes: Changes, logits: Tensor, targets: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor]:
-    """Terms `[k, a]` (per sample: `[k, n, a]`) and correct samples by class `[a, c]`."""
-    if options.path in (None, "fused"):
-        found = _fused(place, changes, logits, targets, options)
+def _run(start: Start, changes: Changes, options: Options) -> tuple[Tensor, Tensor, str]:
+    """Terms `[k, a]` (per sample: `[k, n, a]`), correct samples by class `[a, c]`, the backend."""
+    if start.chain is not None:
+        with exact_arithmetic(start.site.device.type):
+            found = _fused(start, start.chain, changes, options)
         if found is not None:
-            return found
-        if options.path == "fused":
-            raise ValueError(NOT_FUSED)
-    return _batched(place, changes, logits, targets, options)
+            return *found, "fused"
+    if options.backend == "fused":
+        raise ValueError(NOT_FUSED)
+    return _batched(start, changes, options)
 
 
 def _fused(
-    place: Place, changes: Changes, logits: Tensor, targets: Tensor | None, options: Options
+    start: Start, chain: Chain, changes: Changes, options: Options
 ) -> tuple[Tensor, Tensor] | None:
-    chain = place.start.chain
-    if chain is None or not place.is_chain or logits.dtype != place.start.site.dtype:
+    place = _after_channels(start, chain, changes)
+    if place is None:
         return None
-    site, hidden = as_rows(place.start.site), as_rows(place.start.outputs[0])
-    activation = None if chain.activations[0] == "identity" else ACTIVATIONS[chain.activations[0]]
+    value, changes = place
+    rows = start.rows
+    site = rows.of(value)
+    if len(site) != len(rows.logits):
+        return None
+    outputs = chain.outputs(site)
+    logits, hidden = outputs[-1], outputs[0]
+    name = chain.activations[0]
+    activation = None if name == "identity" else ACTIVATIONS[name]
     memory = options.max_memory or MAX_MEMORY
     # Scales and updates are all that grows with the number of ablations, ...
     each = (len(site) + hidden.shape[1]) * site.element_size()
-    if is_deep := len(chain.layers) > 2:
+    if is_deep := len(chain.weights) > 2:
         # ... or what goes into and comes out of each activation, and the terms' doubles.
-        widths = sum(layer.out_features for layer in chain.layers)
+        widths = sum(len(weight) for weight in chain.weights)
         each = len(site) * (2 * widths * site.element_size() + 80 * logits.shape[1])
         memory = min(memory, CPU_BLOCK) if site.device.type == "cpu" else memory
     chunks = _chunks(len(changes), each, memory)
     found = _Found(len(changes))
     for chosen in bar(chunks, "ablations", options.progress, LONG) if is_deep else chunks:
-        rank_one = changes.rank_one(site, activation, chain.layers[0].weight, chosen)
+        rank_one = changes.rank_one(site, activation, chain.weights[0], chosen)
         if rank_one is None:
             return None
         if is_deep:
-            ablated = _ablated(chain, logits, hidden, *rank_one)
-            part = _summed(ablated, logits, targets, options)
-        elif len(chain.layers) == 1:
-            part = ops.ablation_sweep(logits, *rank_one, targets, options.per_sample)
+            part = _terms(_ablated(chain, logits, hidden, *rank_one), logits, rows, options)
+        elif len(chain.weights) == 1:
+            part = ops.ablation_sweep(logits, *rank_one, rows.targets, options.per_sample)
         else:
             part = ops.ablation_sweep_hidden(
                 logits,
                 hidden,
                 *rank_one,
                 chain.activations[1],
-                chain.layers[1].weight,
-                targets,
+                chain.weights[1],
+                rows.targets,
                 options.per_sample,
             )
         found.put(chosen, *part)
     return found.whole()
+
+
+def _after_channels(start: Start, chain: Chain, changes: Changes) -> tuple[Tensor, Changes] | None:
+    """What goes into a chain, and the same ablations there.
+
+    What comes before it and takes each channel for itself runs only twice: on the channels as they
+    are, and on those in which all have their new values.
+    """
+    if chain.start == 0:
+        return start.site, changes
+    if not isinstance(changes, (Units, Groups)):
+        return None
+    value, changes = _apart(start, chain.start, changes)
+    return value.flatten(1), changes
+
+
+def _apart(start: Start, stop: int, changes: Units | Groups) -> tuple[Tensor, Units | Groups]:
+    tape = start.tape
+    assert tape is not None
+    ablated = changes.value[:, None, None].expand(1, *start.site.shape[1:])
+    value = tape.replay(ablated, stop=stop)
+    value = value.movedim(1, -1) if value.dim() > 2 else value[0]
+    if value.dim() > 2 and value[0].numel() == value.shape[-1]:
+        value = value.reshape(-1)
+    return tape.replay(start.site, stop=stop), replace(changes, value=value)
 
 
 def _ablated(
@@ -246,13 +211,9 @@ def _ablated(
     return ablated
 
 
-def _summed(
-    ablated: Tensor, logits: Tensor, targets: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor]:
+def _terms(ablated: Tensor, logits: Tensor, rows: Rows, options: Options) -> tuple[Tensor, Tensor]:
     """What `_run` returns, from the logits after each ablation: `[a, n, c]`."""
-    terms = ablation_terms(logits, ablated, targets).movedim(1, -1)
-    classes = class_sums(terms[-1], targets, logits.shape[1])
-    return (terms if options.per_sample else terms.sum(1)), classes
+    return ops.logit_terms(logits, ablated, rows.targets, options.per_sample)
 
 
 class _Found:
@@ -287,54 +248,96 @@ def _chunks(n: int, each: int, memory: int) -> list[slice]:
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-def _batched(
-    place: Place, changes: Changes, logits: Tensor, targets: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor]:
-    place, changes = _after_channels(place, changes)
-    site = place.site
-    follower = place.follower
-    resume: Callable[..., Tensor] = vmap(place.resume)
+def _batched(start: Start, changes: Changes, options: Options) -> tuple[Tensor, Tensor, str]:
+    """As `_run`, by doing again what followed the site, or by running the model."""
+    suffix = _Suffix.of(start, changes)
+    rows, found = start.rows, _Found(len(changes))
+    backend = start.backend if start.backend != "fused" else "replay"
 
-    def run(chosen: slice) -> tuple[Tensor, Tensor]:
-        values = [changes.apply(site, chosen)]
-        if follower is not None:
-            rank_one = changes.rank_one(site.flatten(0, -2), None, follower.weight, chosen)
-            values += [] if rank_one is None else [follower.changed(*rank_one)]
-        return _summed(resume(*values).reshape(-1, *logits.shape), logits, targets, options)
+    def run(chosen: slice, resume: Callable[[Tensor], Tensor]) -> None:
+        # Autocast is the run's business; what is measured is measured exactly.
+        ablated = resume(suffix.values(chosen))
+        with exact_arithmetic(ablated.device.type):
+            ablated = ablated.reshape(len(ablated), -1, ablated.shape[-1])
+            if rows.kept is not None:
+                ablated = ablated[:, rows.kept]
+            found.put(chosen, *_terms(ablated, rows.logits, rows, options))
 
-    first, found = slice(0, 1), _Found(len(changes))
+    alone = one_by_one(suffix.resume)
     with PeakMemory() as memory:
+        run(slice(0, 1), alone)
+    resume = alone
+    peak, limit = max(memory.peak, 1), options.max_memory or MAX_MEMORY
+    if start.tape is not None and _gains_by_vmap(start, peak, options.backend):
+        resume, backend = batched(start.tape, suffix.first), "vmap"
+        chosen = slice(0, min(len(changes), max(1, limit // peak)))
         try:
-            found.put(first, *run(first))
-        except RuntimeError:
-            # The suffix asks a tensor for its value, or changes one in place, which vmap refuses.
-            resume = _one_by_one(place.resume)
-            found.put(first, *run(first))
-    rest = _chunks(len(changes) - 1, memory.peak, options.max_memory or MAX_MEMORY)
+            # The first ones again: all of a result are made in one way.
+            run(chosen, resume)
+        except (RuntimeError, NotImplementedError):
+            if options.backend == "vmap":
+                raise ValueError("backend='vmap': torch.vmap cannot run what follows") from None
+            resume, backend, chosen = alone, "replay", slice(0, 1)
+    else:
+        chosen = slice(0, 1)
+    rest = _chunks(len(changes) - chosen.stop, peak, limit)
     for chunk in bar(rest, "ablations", options.progress, LONG):
-        chosen = slice(chunk.start + 1, chunk.stop + 1)
-        found.put(chosen, *run(chosen))
-    return found.whole()
+        run(slice(chunk.start + chosen.stop, chunk.stop + chosen.stop), resume)
+    return *found.whole(), backend
 
 
-def _after_channels(place: Place, changes: Changes) -> tuple[Place, Changes]:
-    """The same ablations behind what takes each channel for itself, which then runs only twice.
-
-    It is run on the channels as they are, and on those in which all have their new values.
-    """
-    start = place.start
-    channels = place.dim in (1, -3) and isinstance(changes, (Units, Groups))
-    if not channels or start.by_channel is None or start.resume_after is None:
-        return place, changes
-    assert isinstance(changes, (Units, Groups))
-    ablated = changes.value[:, None, None].expand(1, *start.site.shape[1:])
-    value = start.by_channel(ablated).movedim(1, -1)
-    later = Start(start.by_channel(start.site), start.output, start.resume_after)
-    return Place(later, place.dim, place.output), replace(changes, value=value)
+def _gains_by_vmap(start: Start, peak: int, backend: str | None) -> bool:
+    if backend is not None or start.backend == "model":
+        return backend == "vmap"
+    # Below float32 its other order of sums shows.
+    if start.rows.logits.dtype not in (torch.float32, torch.float64):
+        return False
+    if start.tape is None or any(call.name in _LOOPED for call in start.tape.calls):
+        return False
+    return start.site.device.type != "cpu" or peak <= CPU_VMAP
 
 
-def _one_by_one(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *values: torch.stack([function(*each) for each in zip(*values, strict=True)])
+@dataclass(frozen=True)
+class _Suffix:
+    """What is done again for each ablation, and the values to begin with."""
+
+    first: int
+    """The call of the tape with which it begins."""
+    resume: Callable[[Tensor], Tensor]
+    values: Callable[[slice], Tensor]
+    """Of some ablations: `[a, ...]`."""
+
+    @classmethod
+    def of(cls, start: Start, changes: Changes) -> _Suffix:
+        tape, features, dim = start.tape, start.features, start.dim
+
+        def values(chosen: slice) -> Tensor:
+            return changes.apply(features, chosen).movedim(-1, dim + 1)
+
+        if tape is None:
+            return cls(0, start.resume, values)
+        apart = channels_apart(tape, start.site, dim) if isinstance(changes, Units | Groups) else 0
+        if apart and start.site.dim() == 4:
+            assert isinstance(changes, Units | Groups)
+            value, later = _apart(start, apart, changes)
+            later_features = value.movedim(1, -1)
+
+            def after(chosen: slice) -> Tensor:
+                return later.apply(later_features, chosen).movedim(-1, 2)
+
+            return cls(apart, lambda x: tape.replay(x, start=apart), after)
+        follower = follower_of(start)
+        flat = features.flatten(0, -2)
+        if follower is None or changes.rank_one(flat, None, follower.weight, slice(0, 1)) is None:
+            return cls(0, start.resume, values)
+        first, weight = follower.start, follower.weight
+
+        def changed(chosen: slice) -> Tensor:
+            rank_one = changes.rank_one(flat, None, weight, chosen)
+            assert rank_one is not None
+            return follower.changed(*rank_one)
+
+        return cls(first, lambda x: tape.replay(x, start=first), changed)
 
 
 @dataclass
@@ -345,16 +348,18 @@ class _Table:
     terms: list[Tensor] = field(default_factory=list)
     classes: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
+    backends: list[str] = field(default_factory=list)
     n_samples: int = 0
 
-    def add(self, terms: Tensor, classes: Tensor, logits: Tensor, targets: Tensor | None) -> None:
-        if self.terms and (targets is None) == bool(self.targets):
+    def add(self, terms: Tensor, classes: Tensor, backend: str, rows: Rows) -> None:
+        if self.terms and (rows.targets is None) == bool(self.targets):
             raise ValueError("inputs must have targets in all of its batches, or in none")
         self.terms.append(terms)
         self.classes.append(classes)
-        self.n_samples += len(logits)
-        if targets is not None:
-            self.targets.append(targets)
+        self.backends.append(backend)
+        self.n_samples += len(rows.logits)
+        if rows.targets is not None:
+            self.targets.append(rows.targets)
 
     def result(self, changes: Changes) -> AblationResult:
         if self.per_sample:
@@ -368,13 +373,12 @@ class _Table:
             number = int(changes.numbers()[bad])
             raise ValueError(f"the logits after ablating {changes.kind} {number} must be finite")
         entropy, kl_after, kl_before, *others = terms.unbind()
-        names: dict[str, Any] = {"kind": changes.kind, "numbers": changes.numbers().cpu()}
-        if not self.targets:
-            return AblationResult(entropy, kl_after, kl_before, self.n_samples, **names)
-        classes = torch.stack(self.classes).sum(0)
-        loss, correct = others
-        accuracy = correct if self.per_sample else correct / self.n_samples
-        shares = class_shares(classes, torch.cat(self.targets)).cpu()
-        return AblationResult(
-            entropy, kl_after, kl_before, self.n_samples, loss, accuracy, shares, **names
-        )
+        more: dict[str, Any] = {"kind": changes.kind, "numbers": changes.numbers().cpu()}
+        more["backend"] = joined(self.backends)
+        if self.targets:
+            classes = torch.stack(self.classes).sum(0)
+            loss, correct = others
+            more["loss"] = loss
+            more["accuracy"] = correct if self.per_sample else correct / self.n_samples
+            more["class_accuracy"] = class_shares(classes, torch.cat(self.targets)).cpu()
+        return AblationResult(entropy, kl_after, kl_before, self.n_samples, **more)

@@ -9,26 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from modfast import checks
-from modfast.ablation.batches import Inputs
+from modfast._renamed import renamed, warn_renamed
 from modfast.ablation.changes import Changes, Directions, Groups, Units
 from modfast.ablation.result import AblationResult
-from modfast.ablation.sweep import Options, Output, mean_of_site, sweep
+from modfast.ablation.sweep import Options, mean_of_site, sweep
+from modfast.network.inputs import Inputs, Targets
+from modfast.network.logits import Output, check_output
+from modfast.network.resume import BACKENDS
 
 
+@renamed(path="backend")
 def ablate_units(
     model: nn.Module,
     inputs: Inputs,
     site: str,
     units: Sequence[int] | Tensor | None = None,
     value: float | str | Tensor = 0.0,
-    targets: Tensor | None = None,
+    targets: Targets = None,
     *,
-    output: Output | None = None,
+    output: Output = None,
     dim: int | None = None,
     per_sample: bool = False,
     max_memory: int | None = None,
     progress: bool = True,
-    path: str | None = None,
+    backend: str | None = None,
 ) -> AblationResult:
     """What each unit of a site does: sets one at a time to a value.
 
@@ -54,9 +58,11 @@ def ablate_units(
         max_memory: bytes that the ablations may take at a time, 256 MiB by default; one ablation
             of one batch is the least.
         progress: show a progress bar on long sweeps, where standard error is a terminal.
-        path: how the ablations run: `"fused"` (linear layers, and activations between them, up
-            to the logits), `"split"` (a traced graph, cut at the site), `"hooks"` (any module),
-            which give the same numbers; by default the first that can be taken.
+        backend: how the network is resumed from the site: `"fused"` (linear layers, and activations
+            between them, up to the logits), `"vmap"` and `"replay"` (what the run did from the site
+            on is done again, for many ablations at once or one by one), `"model"` (the model itself
+            runs again, with a hook), which give the same numbers; by default the first that is
+            shown to give the model's own logits.
 
     Raises:
         TypeError: arguments of a wrong type, a site or model without a floating tensor as output.
@@ -74,7 +80,7 @@ def ablate_units(
         >>> result.kl_ablated_original.shape
         torch.Size([6])
     """
-    options = Options(output, dim, per_sample, _memory(max_memory), progress, path)
+    options = options_of(output, dim, per_sample, max_memory, progress, backend)
     mean = _mean(model, inputs, site, value, options)
 
     def make(activations: Tensor) -> Changes:
@@ -87,19 +93,20 @@ def ablate_units(
     return sweep(model, inputs, site, make, targets, options)
 
 
+@renamed(path="backend")
 def ablate_directions(
     model: nn.Module,
     inputs: Inputs,
     site: str,
     directions: Tensor,
-    targets: Tensor | None = None,
+    targets: Targets = None,
     *,
-    output: Output | None = None,
+    output: Output = None,
     dim: int | None = None,
     per_sample: bool = False,
     max_memory: int | None = None,
     progress: bool = True,
-    path: str | None = None,
+    backend: str | None = None,
 ) -> AblationResult:
     """What each direction of a site's activations does: turns a into a - (a·v) v, one at a time.
 
@@ -121,7 +128,7 @@ def ablate_directions(
         >>> torch.allclose(directions.kl_ablated_original, units.kl_ablated_original)
         True
     """
-    options = Options(output, dim, per_sample, _memory(max_memory), progress, path)
+    options = options_of(output, dim, per_sample, max_memory, progress, backend)
     if not isinstance(directions, Tensor) or not directions.is_floating_point():
         raise TypeError(f"directions must be a floating tensor, got {_kind(directions)}")
 
@@ -141,6 +148,7 @@ def ablate_directions(
     return sweep(model, inputs, site, make, targets, options)
 
 
+@renamed(path="backend")
 def ablate_groups(
     model: nn.Module,
     inputs: Inputs,
@@ -148,20 +156,20 @@ def ablate_groups(
     groups: Iterable[Sequence[int] | Tensor] | Tensor,
     keep: bool = False,
     value: float | str | Tensor = 0.0,
-    targets: Tensor | None = None,
+    targets: Targets = None,
     *,
-    output: Output | None = None,
+    output: Output = None,
     dim: int | None = None,
     per_sample: bool = False,
     max_memory: int | None = None,
     progress: bool = True,
-    path: str | None = None,
+    backend: str | None = None,
 ) -> AblationResult:
     """What each group of a site's units does: sets all of a group to a value, one at a time.
 
     `groups` are the indices of each group's units, or a boolean tensor `[a, d]`; with `keep` all
     other units are set instead, so that the group is left alone. The other arguments, the result
-    and the errors are those of `ablate_units`; `path="fused"` is for single units.
+    and the errors are those of `ablate_units`; `backend="fused"` is for single units.
 
     Source: N1, its clusters switched on and off, by activations instead of weights.
 
@@ -172,7 +180,7 @@ def ablate_groups(
         >>> result.labels
         ('group 0', 'group 1')
     """
-    options = Options(output, dim, per_sample, _memory(max_memory), progress, path)
+    options = options_of(output, dim, per_sample, max_memory, progress, backend)
     mean = _mean(model, inputs, site, value, options)
     listed = groups if isinstance(groups, Tensor) else list(groups)
 
@@ -199,8 +207,31 @@ def _unit_length(vectors: Tensor) -> Tensor:
     return found
 
 
-def _memory(max_memory: int | None) -> int | None:
-    return None if max_memory is None else checks.count("max_memory", max_memory)
+def options_of(
+    output: Output,
+    dim: int | None,
+    per_sample: bool,
+    max_memory: int | None,
+    progress: bool,
+    backend: str | None,
+) -> Options:
+    """Checked options.
+
+    Raises:
+        TypeError, ValueError: one of another kind, or out of range.
+    """
+    check_output(output)
+    dim = None if dim is None else checks.integer("dim", dim)
+    memory = None if max_memory is None else checks.count("max_memory", max_memory)
+    if backend in _OLD_BACKENDS:
+        new = _OLD_BACKENDS[backend]
+        warn_renamed(f"backend={backend!r}", f"backend={new!r}", stacklevel=3)
+        backend = new
+    checks.choice("backend", backend, (None, *BACKENDS))
+    return Options(output, dim, checks.flag("per_sample", per_sample), memory, progress, backend)
+
+
+_OLD_BACKENDS = {"split": "replay", "hooks": "model"}
 
 
 def _mean(

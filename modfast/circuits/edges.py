@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from modfast import checks
+from modfast import checks, plots
 from modfast.circuits.metric import make_metric
 from modfast.circuits.network import Network, Pass, checked_inputs, read_network
 from modfast.circuits.removal import Step, follow
-from modfast.files import load_result, save_result
+from modfast.results import Result
 from modfast.scores import scores as accuracies
 from modfast.sites import in_mode
 
@@ -33,8 +32,8 @@ class Edge(NamedTuple):
     score: float
 
 
-@dataclass(frozen=True, eq=False)
-class EdgeScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeScores(Result):
     """How far the metric rises when one edge is corrupted, for all edges; of `attribute_edges`.
 
     Example:
@@ -53,6 +52,8 @@ class EdgeScores:
     """One of "eap", "eap-ig" and "exact"."""
     value: float
     """The metric of the clean run."""
+    backend: str = ""
+    """Which way it was computed."""
 
     def top(self, k: int = 10) -> list[Edge]:
         """The k edges of the largest score by absolute value, largest first.
@@ -89,9 +90,7 @@ class EdgeScores:
 
     def plot(self) -> Figure:
         """A heat map for each pair of layers."""
-        from modfast.plots import edge_scores
-
-        return edge_scores(self)
+        return plots.edge_scores(self.scores, self.method)
 
     def _flat(self) -> tuple[Tensor, Any]:
         sizes = [each.numel() for each in self.scores.values()]
@@ -112,8 +111,8 @@ class EdgeScores:
         return flat.abs().sort(descending=True, stable=True).indices[:k]
 
 
-@dataclass(frozen=True)
-class CircuitEvaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class CircuitEvaluation(Result):
     """What a circuit alone can do, the other edges carrying corrupted activations; in nats.
 
     Example:
@@ -133,6 +132,8 @@ class CircuitEvaluation:
     """Of the whole network, with targets."""
     whole_accuracy: float | None = None
     """Of the whole network, with targets."""
+    backend: str = ""
+    """Which way it was computed."""
 
     @property
     def faithfulness(self) -> float:
@@ -140,8 +141,8 @@ class CircuitEvaluation:
         return 1 - self.kl / self.corrupted_kl if self.corrupted_kl else float(self.kl == 0)
 
 
-@dataclass(frozen=True, eq=False)
-class EdgeCircuit:
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeCircuit(Result):
     """Some edges of a network; of `discover_circuit` or `EdgeScores.circuit`.
 
     Raises:
@@ -160,6 +161,8 @@ class EdgeCircuit:
     """By (layer, next layer): bool `[senders, receivers]`, on the CPU."""
     nodes: Mapping[str, Tensor]
     """The node of each unit of the input and of each layer: int64 `[units]`."""
+    backend: str = ""
+    """Which way it was computed."""
 
     def __post_init__(self) -> None:
         for name, labels in self.nodes.items():
@@ -205,7 +208,7 @@ class EdgeCircuit:
         """
         found, whole, other = self._run(model, clean, corrupted)
         kl = make_metric("kl", whole.logits, targets)
-        measured: dict[str, float] = {}
+        measured: dict[str, Any] = {}
         if targets is not None:
             loss = make_metric("loss", whole.logits, targets)
             for name, logits in (("", found), ("whole_", whole.logits)):
@@ -213,24 +216,10 @@ class EdgeCircuit:
                 measured[f"{name}accuracy"] = float(accuracies(logits, targets)[0])
         return CircuitEvaluation(float(kl(found)), float(kl(other.logits)), **measured)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the circuit to a file, under a temporary name first."""
-        save_result(path, self)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> EdgeCircuit:
-        """The circuit that `save` wrote.
-
-        Raises:
-            ValueError: the file holds something else.
-        """
-        return load_result(path, cls)
-
     def plot(self) -> Figure:
         """The circuit's edges as lines between nodes, a column for each layer."""
-        from modfast.plots import edge_circuit
-
-        return edge_circuit(self)
+        n_nodes = {name: int(labels.max()) + 1 for name, labels in self.nodes.items()}
+        return plots.edge_circuit(self.masks, n_nodes)
 
     def _run(self, model: nn.Module, clean: Tensor, corrupted: Tensor) -> tuple[Tensor, Pass, Pass]:
         checked_inputs(model, clean, corrupted)

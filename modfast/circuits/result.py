@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,15 +10,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from modfast.files import load_result, save_result
+from modfast import plots
+from modfast.results import Result
 from modfast.sites import nearest
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-@dataclass(frozen=True, eq=False)
-class Circuit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Circuit(Result):
     """The weights that a network's loss on some samples needs, as greedy pruning found them.
 
     All tensors are on the CPU; losses are mean cross-entropies in nats, float64.
@@ -43,6 +43,8 @@ class Circuit:
     threshold: float = 1e-4
     against: str = "running"
     n_samples: int = 0
+    backend: str = ""
+    """Which way it was computed."""
 
     def close_calls(self, rounding: float = 1e-6) -> int:
         """How many decisions have a margin within `rounding`, so that they may hang on it."""
@@ -69,28 +71,13 @@ class Circuit:
                 parameter.masked_fill_(~mask.to(parameter.device), 0)
         return pruned
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the circuit to a file, under a temporary name first."""
-        save_result(path, self)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Circuit:
-        """The circuit that `save` wrote.
-
-        Raises:
-            ValueError: the file holds something else.
-        """
-        return load_result(path, cls)
-
     def plot(self) -> Figure:
         """The loss over the visits, and the share of weights kept in each layer."""
-        from modfast.plots import circuit
-
-        return circuit(self)
+        return plots.circuit(self.loss_path, self.original_loss, self.mask, self.margins)
 
 
-@dataclass(frozen=True, eq=False)
-class CircuitSizes:
+@dataclass(frozen=True, eq=False, repr=False)
+class CircuitSizes(Result):
     """How many weights the circuit of each label has, over thresholds.
 
     `t` thresholds, `l` labels; on the CPU.
@@ -107,6 +94,8 @@ class CircuitSizes:
     """With all weights: float64 `[l]`."""
     total: int
     """Weights that were there to be pruned."""
+    backend: str = ""
+    """Which way it was computed."""
 
     @property
     def share(self) -> Tensor:
@@ -115,6 +104,18 @@ class CircuitSizes:
 
     def plot(self) -> Figure:
         """The size of each label's circuit over the thresholds, and their mean."""
-        from modfast.plots import circuit_sizes
+        return self.overlay({"": self})
 
-        return circuit_sizes(self)
+    @classmethod
+    def overlay(cls, results: Mapping[str, CircuitSizes]) -> Figure:
+        """The curves of several networks over each other, by name.
+
+        Raises:
+            TypeError, ValueError: other values than results, none.
+        """
+        named = cls.by_name(results)
+        return plots.circuit_sizes(
+            {name: each.thresholds for name, each in named.items()},
+            {name: each.kept for name, each in named.items()},
+            {name: each.labels for name, each in named.items()},
+        )

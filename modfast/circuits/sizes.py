@@ -32,8 +32,8 @@ def effective_circuit_size(
 ) -> CircuitSizes:
     """How many weights `prune_circuit` keeps for each label, over thresholds.
 
-    A network that is clustered well should need few weights for a label. `modfast.plots` lays the
-    curves of several networks over each other: `circuit_sizes({"plain": ..., "clustered": ...})`.
+    A network that is clustered well should need few weights for a label. The curves of several
+    networks lie over each other in `CircuitSizes.overlay({"plain": ..., "clustered": ...})`.
 
     Args:
         model: any module that returns logits `[n, c]`; it is left as it was.

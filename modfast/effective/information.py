@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor, nn
 
-from modfast import checks
+from modfast import checks, plots
 from modfast.effective.layers import BatchNorm, Unsupported, Use, uses_of
 from modfast.effective.wiring import MAX_LOGIT, Norm
+from modfast.results import Result
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-@dataclass(frozen=True)
-class LayerInformation:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerInformation(Result):
     """One use of a layer by a network: its own effective information, in bits.
 
     Example:
@@ -39,8 +40,8 @@ class LayerInformation:
     degeneracy: float
 
 
-@dataclass(frozen=True)
-class EffectiveInformation:
+@dataclass(frozen=True, eq=False, repr=False)
+class EffectiveInformation(Result):
     """Effective information of a network's wiring, in bits; see `effective_information`.
 
     Example:
@@ -59,9 +60,13 @@ class EffectiveInformation:
 
     def plot(self) -> Figure:
         """EI, determinism and degeneracy of each layer."""
-        from modfast.plots import effective_information
-
-        return effective_information(self)
+        return plots.effective_information(
+            [layer.determinism for layer in self.layers],
+            [layer.degeneracy for layer in self.layers],
+            [layer.name for layer in self.layers],
+            (self.determinism, self.degeneracy),
+            [f"{x.name}, {x.kind}, {x.n_in:,} → {x.n_out:,}" for x in self.layers],
+        )
 
 
 def effective_information(

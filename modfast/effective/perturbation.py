@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from modfast import checks
+from modfast import checks, plots
 from modfast.effective.driven import Driven, Limits
 from modfast.information.binning import Binning
 from modfast.information.counts import entropies
 from modfast.ops import information as ops
 from modfast.progress import bar
+from modfast.results import Result
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -27,8 +28,8 @@ Correction: TypeAlias = Literal["miller-madow", "panzeri-treves", None]
 _LEAST_CHANGE = 0.01  # bits
 
 
-@dataclass(frozen=True)
-class PerturbationalInformation:
+@dataclass(frozen=True, eq=False, repr=False)
+class PerturbationalInformation(Result):
     """What outputs tell about inputs driven by noise; see `perturbational_ei` and `sensitivity`.
 
     `history` and `pairs` are float64 on the CPU.
@@ -51,12 +52,14 @@ class PerturbationalInformation:
     """`bits` after each doubling."""
     kind: str
     """"parts", "whole" or "sensitivity"."""
+    backend: str = ""
+    """Which way it was computed."""
 
     def plot(self) -> Figure:
         """The matrix of pairs as a heat map; for mode="whole" the values found by doubling."""
-        from modfast.plots import perturbational_information
-
-        return perturbational_information(self)
+        return plots.perturbational_information(
+            self.bits, self.pairs, self.n_samples, self.history, self.kind, self.converged
+        )
 
 
 def perturbational_ei(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from modfast import checks
+from modfast import checks, plots
 from modfast.features.result import TopActivations
+from modfast.results import Result
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-@dataclass(frozen=True, eq=False)
-class LabelPurity:
+@dataclass(frozen=True, eq=False, repr=False)
+class LabelPurity(Result):
     """How few labels the samples that activate each of d units most have; c classes.
 
     Example:
@@ -36,9 +38,21 @@ class LabelPurity:
 
     def plot(self) -> Figure:
         """The histogram, and the survival curve."""
-        from modfast.plots import label_purity
+        return self.overlay({"": self})
 
-        return label_purity(self)
+    @classmethod
+    def overlay(cls, results: Mapping[str, LabelPurity]) -> Figure:
+        """Several networks' over each other, by name.
+
+        Raises:
+            TypeError, ValueError: other values than results, none.
+        """
+        named = cls.by_name(results)
+        return plots.label_purity(
+            {name: each.histogram for name, each in named.items()},
+            {name: each.survival for name, each in named.items()},
+            {name: each.score for name, each in named.items()},
+        )
 
 
 def label_purity(

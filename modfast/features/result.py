@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from modfast import plots
+from modfast.results import Result
+
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-@dataclass(frozen=True, eq=False)
-class TopActivations:
+@dataclass(frozen=True, eq=False, repr=False)
+class TopActivations(Result):
     """The k samples of the largest activation for each of the d units of a site, strongest first.
 
     Equal activations stand in the order of their indices. All tensors are on the CPU.
@@ -32,6 +35,8 @@ class TopActivations:
     """Their activations, float32 or float64 `[d, k]`."""
     labels: Tensor | None = None
     """Their targets, `[d, k]`, where the data hold any."""
+    backend: str = ""
+    """Which way it was computed."""
 
     @property
     def dead(self) -> Tensor:
@@ -79,9 +84,7 @@ class TopActivations:
             units: by default the first eight that are not dead.
             n_samples: of each unit, at most k.
         """
-        from modfast.plots import top_inputs
-
-        return top_inputs(self, inputs, units, n_samples)
+        return plots.top_inputs(self.indices, self.values, inputs, units, n_samples)
 
 
 def joined(parts: Sequence[TopActivations]) -> TopActivations:

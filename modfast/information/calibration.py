@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from modfast import checks
+from modfast import checks, plots
 from modfast.information.copula import copula_mutual_information
 from modfast.information.entropies import mutual_information
 from modfast.information.gaussian import gaussian_mutual_information
@@ -20,6 +20,7 @@ from modfast.information.neighbors import ksg_mutual_information
 from modfast.information.soft import soft_mutual_information
 from modfast.precision import precise
 from modfast.progress import bar
+from modfast.results import Result
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -36,8 +37,8 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, eq=False, repr=False)
+class Calibration(Result):
     """Errors of estimators on Gaussians with known information, in nats; see `calibrate`.
 
     Example:
@@ -73,9 +74,9 @@ class Calibration:
 
     def plot(self) -> Figure:
         """Bias against the number of samples, the spread as bars; a panel for each dimension."""
-        from modfast.plots import calibration
-
-        return calibration(self)
+        return plots.calibration(
+            self.bias, self.spread, self.names, self.dims, self.samples, self.truth
+        )
 
 
 @precise

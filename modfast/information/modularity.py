@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from modfast import plots
 from modfast.information import notebook, soft
 from modfast.information.binning import Binning, Range, matrix
 from modfast.information.counts import Terms
 from modfast.precision import precise, product
+from modfast.results import Result
 from modfast.sites import nearest
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ Module: TypeAlias = Mapping[str, Tensor | Sequence[int]]
 Estimator: TypeAlias = Literal["binned", "soft"] | Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
-class ModularityMeasures:
+@dataclass(frozen=True, eq=False, repr=False)
+class ModularityMeasures(Result):
     """The three measures of a module for each pair of sites, `[pairs]`; see `modularity_measures`.
 
     For a list of modules each is `[modules, pairs]`.
@@ -48,11 +50,28 @@ class ModularityMeasures:
 
     def plot(self, untrained: ModularityMeasures | None = None) -> Figure:
         """Sums over modules as heat maps, beside those of an untrained network if given."""
-        from modfast.plots import modularity_measures
-
         if untrained is None:
-            return modularity_measures({"network": self})
-        return modularity_measures({"trained": self, "untrained": untrained})
+            return self.overlay({"network": self})
+        return self.overlay({"trained": self, "untrained": untrained})
+
+    @classmethod
+    def overlay(cls, results: Mapping[str, ModularityMeasures]) -> Figure:
+        """Several networks' sums over modules as heat maps, a row for each network.
+
+        Raises:
+            TypeError: other values than results.
+            ValueError: none, or for different pairs of sites.
+        """
+        named = cls.by_name(results)
+        all_pairs = {each.pairs for each in named.values()}
+        if len(all_pairs) > 1:
+            raise ValueError(f"results must be for one list of pairs, got {sorted(all_pairs)}")
+        return plots.modularity_measures(
+            {name: each.c1 for name, each in named.items()},
+            {name: each.c2 for name, each in named.items()},
+            {name: each.c3 for name, each in named.items()},
+            *all_pairs,
+        )
 
 
 @precise

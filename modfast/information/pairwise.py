@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from modfast import checks
+from modfast import checks, plots
+from modfast._renamed import WasTensor
 from modfast.information.binning import Binning, Range, Rule
 from modfast.information.counts import Correction, Terms, pair_codes, permutations
 from modfast.ops import information as ops
 from modfast.precision import precise
+from modfast.results import Result
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
 Normalized: TypeAlias = Literal["min", "geometric", "arithmetic", "max", None]
 
 
-@dataclass(frozen=True)
-class PairwiseInformation:
+@dataclass(frozen=True, eq=False, repr=False)
+class PairwiseInformation(WasTensor, Result):
     """Mutual information of pairs of features, and what it would be if they were independent.
 
-    All are float64 tensors `[dx, dy]`, in nats.
+    All are float64 tensors `[dx, dy]` on the CPU, in nats; what permutations tell is None without.
+    For one release it may still be used as the tensor `mi`, with a DeprecationWarning.
 
     Example:
         >>> import torch
@@ -37,22 +40,22 @@ class PairwiseInformation:
     """
 
     mi: Tensor
-    """As `pairwise_mutual_information` gives it without permutations."""
-    p_value: Tensor
+    """I(x_i; y_j), corrected and normalized as was asked for."""
+    p_value: Tensor | None = None
     """(1 + nulls at least as large) / (1 + nulls)."""
-    q_value: Tensor
+    q_value: Tensor | None = None
     """The least rate of false discoveries at which the pair is among the discoveries (Benjamini and
     Hochberg, 1995). Of x with itself each pair counts once, and the diagonal keeps its p-value."""
-    null_mean: Tensor
+    null_mean: Tensor | None = None
     """Mean plug-in information of the nulls, normalized as `mi` is."""
-    null_std: Tensor
+    null_std: Tensor | None = None
     """Its standard deviation; NaN for one permutation."""
 
     def plot(self, alpha: float = 0.05) -> Figure:
         """The matrix as a heat map; pairs whose q-value is above `alpha` are left blank."""
-        from modfast.plots import pairwise_information
-
-        return pairwise_information(self, alpha)
+        return plots.pairwise_information(
+            self.mi, self.p_value, self.q_value, self.null_mean, alpha
+        )
 
 
 @precise
@@ -67,7 +70,7 @@ def pairwise_mutual_information(
     normalized: Normalized = None,
     n_permutations: int = 0,
     seed: int | None = None,
-) -> Tensor | PairwiseInformation:
+) -> PairwiseInformation:
     """I(x_i; y_j) of every feature of x with every feature of y, in nats.
 
     The tables of counts are never held: one pass gives the matrix.
@@ -88,7 +91,7 @@ def pairwise_mutual_information(
         seed: of the permutations; None takes torch's global random state.
 
     Returns:
-        float64 `[dx, dy]`, or a `PairwiseInformation` with permutations.
+        The information, and with permutations its significance.
 
     Raises:
         TypeError: values of another type; `n_permutations` no integer.
@@ -100,7 +103,7 @@ def pairwise_mutual_information(
     Example:
         >>> import torch
         >>> x = torch.arange(8)[:, None] >> torch.arange(3) & 1  # three independent bits
-        >>> pairwise_mutual_information(x, x[:, 0], bins=2)
+        >>> pairwise_mutual_information(x, x[:, 0], bins=2).mi
         tensor([[0.6931],
                 [0.0000],
                 [0.0000]], dtype=torch.float64)
@@ -119,7 +122,7 @@ def pairwise_mutual_information(
         x_codes, y_codes = pair_codes(x, y, binning, "pairwise")
     if not n_permutations:
         found = Terms.of_pairs(x_codes, y_codes, bins, correction, seed)
-        return found.mutual if normalized is None else found.mutual / _divisor(found, normalized)
+        return PairwiseInformation(found.mutual / _divisor(found, normalized)).cpu()
 
     orders = permutations(len(x_codes), n_permutations, seed, x_codes.device)
     plain, _ = ops.pairwise_information(x_codes, y_codes, bins, bins)
@@ -141,7 +144,7 @@ def pairwise_mutual_information(
     divisor = _divisor(found, normalized)
     return PairwiseInformation(
         found.mutual / divisor, p_value, q_value, mean / divisor, std / divisor
-    )
+    ).cpu()
 
 
 def _divisor(found: Terms, normalized: Normalized) -> Tensor:

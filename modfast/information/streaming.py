@@ -9,17 +9,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from modfast import checks
+from modfast import checks, plots
 from modfast.information.binning import Binning, Outside, matrices
 from modfast.information.counts import Pairing, Terms, count_codes
+from modfast.results import Result
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-@dataclass(frozen=True)
-class JointInformation:
-    """Joint counts and what follows from them, in nats; float64 but for the counts.
+@dataclass(frozen=True, eq=False, repr=False)
+class JointInformation(Result):
+    """Joint counts and what follows from them, in nats; float64 but for the counts, on the CPU.
 
     Example:
         >>> import torch
@@ -44,9 +45,7 @@ class JointInformation:
 
     def plot(self) -> Figure:
         """The pooled table of counts as a heat map; for pairs, the matrix of information."""
-        from modfast.plots import joint_information
-
-        return joint_information(self)
+        return plots.joint_information(self.counts, self.mutual_information)
 
 
 class JointHistogram:
@@ -152,7 +151,8 @@ class JointHistogram:
             raise ValueError("JointHistogram must be updated before compute, got no samples")
         found = Terms.of_counts(counts)
         x, y = found.entropies()
-        return JointInformation(counts, x, y, x + y - found.mutual, x - found.mutual, found.mutual)
+        mutual = found.mutual
+        return JointInformation(counts, x, y, x + y - mutual, x - mutual, mutual).cpu()
 
     def reset(self) -> None:
         """Forgets all batches."""

@@ -4,7 +4,7 @@ Analysis code calls these and never `torch.ops`. Arguments are tensors and numbe
 above (`modfast.clusters`, `modfast.training`, ...) speak of layers, clusters and models.
 """
 
-from modfast.ops.ablation import ablation_sweep, ablation_sweep_hidden
+from modfast.ops.ablation import ablation_sweep, ablation_sweep_hidden, logit_terms
 from modfast.ops.clusterability import cluster_penalty, cluster_penalty_gradient, cluster_sums
 from modfast.ops.clustered_optimizers import clustered_adam_, clustered_sgd_
 from modfast.ops.information import (
@@ -32,6 +32,7 @@ __all__ = [
     "digitize",
     "digitize_edges",
     "joint_histogram",
+    "logit_terms",
     "pairwise_information",
     "permuted_information",
     "prune_layer",

@@ -45,6 +45,14 @@ def _fake_sweep_hidden(
     return _fake_sweep(logits, scales, updates, targets, per_sample)
 
 
+def _fake_terms(
+    logits: Tensor, ablated: Tensor, targets: Tensor | None, per_sample: bool
+) -> tuple[Tensor, Tensor]:
+    scales = logits.new_empty(logits.shape[0], ablated.shape[0])
+    return _fake_sweep(logits, scales, ablated, targets, per_sample)
+
+
+_terms = operator("logit_terms", _fake_terms)
 _sweep = operator("ablation_sweep", _fake_sweep)
 _sweep_hidden = operator("ablation_sweep_hidden", _fake_sweep_hidden)
 
@@ -160,6 +168,45 @@ def ablation_sweep_hidden(
         weight.contiguous(),
         targets,
         per_sample,
+    )
+    return found
+
+
+def logit_terms(
+    logits: Tensor, ablated: Tensor, targets: Tensor | None = None, per_sample: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What ablations do that turn logits `[n, c]` into others `[a, n, c]`.
+
+    Args:
+        logits: of the whole network, floating `[n, c]`, finite.
+        ablated: after each ablation, `[a, n, c]`, of the same dtype.
+        targets: int64 classes `[n]`.
+        per_sample: keep the terms of each sample apart.
+
+    Returns:
+        What `ablation_sweep` does. Of bfloat16 and float16 the values are taken as float32.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `ablation_sweep`.
+
+    Source: N0, its ablations of units and directions.
+
+    Example:
+        >>> import torch
+        >>> terms, _ = logit_terms(torch.zeros(1, 2), torch.tensor([[[30.0, 0.0]]]))
+        >>> terms[0]  # all of the entropy ln 2 is lost
+        tensor([0.6931], dtype=torch.float64)
+    """
+    if logits.dtype in (torch.bfloat16, torch.float16) and ablated.dtype == logits.dtype:
+        logits, ablated = logits.float(), ablated.float()
+    _check({"logits": logits, "ablated": ablated.flatten(0, -2)}, targets)
+    if ablated.dim() != 3 or ablated.shape[1:] != logits.shape:
+        raise ValueError(
+            f"ablated must have shape [a, {logits.shape[0]}, {logits.shape[1]}], "
+            f"got {tuple(ablated.shape)}"
+        )
+    found: tuple[Tensor, Tensor] = _terms(
+        logits.contiguous(), ablated.contiguous(), targets, per_sample
     )
     return found
 

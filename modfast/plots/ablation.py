@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from modfast.ablation import AblationResult, ClusterEvaluation, DirectionResult
-from modfast.plots.style import NETWORK_COLORS, by_name, cluster_color, require_plotly, styled
+from modfast import checks
+from modfast.plots.style import (
+    NETWORK_COLORS,
+    Named,
+    by_name,
+    cluster_color,
+    require_plotly,
+    styled,
+    takes_tensors,
+)
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -18,8 +27,16 @@ if TYPE_CHECKING:
 _MOST_COLUMNS_WITH_VALUES = 24
 
 
+@takes_tensors
 def cluster_evaluation(
-    result: ClusterEvaluation, score: str = "accuracy", class_names: Sequence[str] | None = None
+    accuracy: Tensor,
+    class_accuracy: Tensor,
+    off_accuracy: Tensor,
+    off_class_accuracy: Tensor,
+    on_accuracy: Tensor,
+    on_class_accuracy: Tensor,
+    score: str = "accuracy",
+    class_names: Sequence[str] | None = None,
 ) -> Figure:
     """What the network can do whole, without each cluster, and with each cluster alone.
 
@@ -27,14 +44,19 @@ def cluster_evaluation(
     samples has a dash. Values below 0, which an R² can have, have the color of 0.
 
     Args:
-        result: of `modfast.evaluate_clusters`; k clusters, c classes.
+        accuracy: of the whole network: scalar; k clusters, c classes.
+        class_accuracy: the same by class: `[c]`.
+        off_accuracy: without cluster i: `[k]`.
+        off_class_accuracy: the same by class: `[k, c]`.
+        on_accuracy: with cluster i alone: `[k]`.
+        on_class_accuracy: the same by class: `[k, c]`.
         score: what the accuracy is called; "R²" for a regression.
         class_names: `[c]`, by default "class 0", ...
 
     Raises:
         ValueError: another number of names than classes.
     """
-    k, c = result.off_class_accuracy.shape
+    k, c = off_class_accuracy.shape
     names = [f"class {i}" for i in range(c)] if class_names is None else list(class_names)
     if len(names) != c:
         raise ValueError(f"class_names must be {c} names, got {len(names)}")
@@ -43,9 +65,9 @@ def cluster_evaluation(
 
     each = [f"cluster {i}" for i in range(k)]
     panels = {
-        "Whole network": (["all on"], result.accuracy[None], result.class_accuracy[None]),
-        "One cluster off": (each, result.off_accuracy, result.off_class_accuracy),
-        "One cluster alone on": (each, result.on_accuracy, result.on_class_accuracy),
+        "Whole network": (["all on"], accuracy[None], class_accuracy[None]),
+        "One cluster off": (each, off_accuracy, off_class_accuracy),
+        "One cluster alone on": (each, on_accuracy, on_class_accuracy),
     }
     around, gap, cell = 120, 34, 28  # pixels
     inside = cell * (2 * k + 1) + 2 * gap
@@ -90,33 +112,36 @@ _WORDS = {
 }
 
 
+@takes_tensors
 def ablation_lines(
-    results: AblationResult | Mapping[str, AblationResult], measure: str = "kl_ablated_original"
+    values: Named[Tensor],
+    labels: Named[Sequence[str]],
+    measure: str = "kl_ablated_original",
 ) -> Figure:
     """One measure over the ablations, in their order and sorted, as the notebook draws it.
 
-    Several results, given by name, are overlaid. Sums over samples are drawn as means over them.
+    Args:
+        values: means over the samples, `[a]`; several, given by name, are overlaid.
+        labels: what each ablation is called.
+        measure: which of an `AblationResult` the values are.
 
     Raises:
-        TypeError: results that are none.
-        ValueError: no such measure, or one that needs targets and got none; no results.
+        ValueError: no such measure; no values, or labels of other names.
     """
-    named = by_name("results", results, AblationResult)
-    lines = {name: result.total(measure) for name, result in named.items()}
-    if measure != "accuracy":
-        lines = {name: values / named[name].n_samples for name, values in lines.items()}
+    checks.choice("measure", measure, _WORDS)
+    named = by_name(values=values, labels=labels)
     require_plotly()
     from plotly.subplots import make_subplots
 
     figure = make_subplots(cols=2, shared_yaxes=True, subplot_titles=["In order", "Sorted"])
     figure.update_annotations(font_size=13)
     styled(figure, "What each ablation does", 320)
-    for color, (name, values) in zip(cycle(NETWORK_COLORS), lines.items(), strict=False):
-        order, labels = values.argsort(descending=True), named[name].labels
-        for col, rows in enumerate((range(len(values)), order.tolist()), start=1):
+    for color, (name, (line, texts)) in zip(cycle(NETWORK_COLORS), named.items(), strict=False):
+        order = line.argsort(descending=True)
+        for col, rows in enumerate((range(len(line)), order.tolist()), start=1):
             figure.add_scatter(
-                y=values[list(rows)].numpy(),
-                text=[labels[i] for i in rows],
+                y=line[list(rows)].numpy(),
+                text=[texts[i] for i in rows],
                 name=name,
                 legendgroup=name,
                 mode="lines",
@@ -132,13 +157,14 @@ def ablation_lines(
     return figure
 
 
-def direction_search(result: DirectionResult) -> Figure:
-    """How far each restart came, step by step."""
+@takes_tensors
+def direction_search(history: Tensor) -> Figure:
+    """How far each restart came, step by step: KL(ablated | original) in nats, `[steps, r]`."""
     require_plotly()
     from plotly.graph_objects import Figure
 
     figure = styled(Figure(), "Search for the most informative direction", 320)
-    for i, line in enumerate(result.history.unbind(1)):
+    for i, line in enumerate(history.unbind(1)):
         figure.add_scatter(
             y=line.numpy(), mode="lines", name=f"restart {i}", line={"color": cluster_color(i)}
         )

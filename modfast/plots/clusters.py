@@ -2,38 +2,61 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from modfast import checks
-from modfast.clusters.labels import Clusters
-from modfast.clusters.weights import fit_labels
+from modfast._renamed import warn_renamed
 from modfast.plots.style import INK, cluster_color, require_plotly, styled
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+Labels: TypeAlias = Tensor | Sequence[int]
+
 _WEAKEST = 0.05  # A weaker line would look like one that matters.
 
 
-def weight_matrix(weight: Tensor, clusters: Clusters, title: str | None = None) -> Figure:
+def _takes_labels(function: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Takes a `Clusters` for its rows and columns for one release more."""
+
+    @functools.wraps(function)
+    def draw(weight: Any, *args: Any, **kwargs: Any) -> Figure:
+        clusters: Any = kwargs.get("clusters", args[0] if args else None)
+        if hasattr(clusters, "rows") and hasattr(clusters, "cols"):
+            name = f"plots.{function.__name__}"
+            warn_renamed(
+                f"{name}(weight, clusters)", f"{name}(weight, clusters.rows, clusters.cols)"
+            )
+            rest = args if kwargs.pop("clusters", None) is not None else args[1:]
+            return function(weight, clusters.rows, clusters.cols, *rest, **kwargs)
+        return function(weight, *args, **kwargs)
+
+    return draw
+
+
+@_takes_labels
+def weight_matrix(weight: Tensor, rows: Labels, cols: Labels, title: str | None = None) -> Figure:
     """A weight as a heat map, rows and columns ordered by cluster, clusters framed.
 
     Args:
         weight: `[n_out, n_in]`; a convolution's `[n_out, n_in, *kernel]` is drawn by the norm of
             each kernel.
-        clusters: labels of its outputs and inputs; units in no cluster come last.
+        rows: the cluster of each output, such as `clusters.rows`; -1 for in none, drawn last.
+        cols: the cluster of each input.
         title: what the figure is called.
 
     Raises:
-        TypeError: `weight` is not a tensor, or `clusters` not a `Clusters`.
+        TypeError: `weight` is not a tensor, labels are no integers.
         ValueError: sizes that do not match, weights that are not finite.
     """
-    matrix, clusters = _on_cpu(weight, clusters)
-    rows, cols = _by_cluster(clusters.rows), _by_cluster(clusters.cols)
+    matrix, of_rows, of_cols = _on_cpu(weight, rows, cols)
+    rows, cols = _by_cluster(of_rows), _by_cluster(of_cols)
     require_plotly()
     from plotly import graph_objects
 
@@ -51,7 +74,7 @@ def weight_matrix(weight: Tensor, clusters: Clusters, title: str | None = None) 
         hovertemplate="output %{y}, input %{x}<br>weight %{z:.4f}<extra></extra>",
     )
     figure = styled(graph_objects.Figure(heat), title or "The layer's weight by cluster", 480)
-    tall, wide = _spans(clusters.rows[rows]), _spans(clusters.cols[cols])
+    tall, wide = _spans(of_rows[rows]), _spans(of_cols[cols])
     for label in sorted((tall.keys() & wide.keys()) - {-1}):
         box = {"x0": wide[label][0] - 0.5, "x1": wide[label][1] + 0.5}
         box |= {"y0": tall[label][0] - 0.5, "y1": tall[label][1] + 0.5}
@@ -74,8 +97,13 @@ def weight_matrix(weight: Tensor, clusters: Clusters, title: str | None = None) 
     return figure
 
 
+@_takes_labels
 def bipartite(
-    weight: Tensor, clusters: Clusters, title: str | None = None, n_edges: int = 300
+    weight: Tensor,
+    rows: Labels,
+    cols: Labels,
+    title: str | None = None,
+    n_edges: int = 300,
 ) -> Figure:
     """A layer as a graph: inputs above, outputs below, its strongest weights between them.
 
@@ -83,17 +111,18 @@ def bipartite(
 
     Args:
         weight: as in `weight_matrix`.
-        clusters: labels of its outputs and inputs; units in no cluster come last, in gray.
+        rows: the cluster of each output; units of -1, in none, come last, in gray.
+        cols: the cluster of each input.
         title: what the figure is called.
         n_edges: how many weights, the largest by absolute value, are drawn at most; those below a
             twentieth of the largest never are.
 
     Raises:
-        TypeError: `weight` is not a tensor, or `clusters` not a `Clusters`.
+        TypeError: `weight` is not a tensor, labels are no integers.
         ValueError: sizes that do not match, weights that are not finite, a negative `n_edges`.
     """
-    matrix, clusters = _on_cpu(weight, clusters)
-    rows, cols = _by_cluster(clusters.rows), _by_cluster(clusters.cols)
+    matrix, of_rows, of_cols = _on_cpu(weight, rows, cols)
+    rows, cols = _by_cluster(of_rows), _by_cluster(of_cols)
     if n_edges < 0:
         raise ValueError(f"n_edges must be at least 0, got {n_edges}")
     require_plotly()
@@ -104,7 +133,7 @@ def bipartite(
     index = index[: min(n_edges, visible)]
     outputs, inputs = index // max(1, len(cols)), index % max(1, len(cols))
     level = (strength[: len(index)] / strength[:1] * 4).ceil()
-    owner = torch.where(clusters.mask()[outputs, inputs], clusters.rows[outputs], -1)
+    owner = torch.where(of_rows[outputs] == of_cols[inputs], of_rows[outputs], -1)
     # An argsort of an order tells each unit's place in it.
     x_out = (rows.argsort() + 0.5) / max(1, len(rows))
     x_in = (cols.argsort() + 0.5) / max(1, len(cols))
@@ -124,7 +153,7 @@ def bipartite(
             showlegend=False,
         )
     shown: set[int] = set()
-    for side, labels, x in (("input", clusters.cols, x_in), ("output", clusters.rows, x_out)):
+    for side, labels, x in (("input", of_cols, x_in), ("output", of_rows, x_out)):
         for cluster in labels.unique().tolist():
             members = (labels == cluster).nonzero()[:, 0]
             name = "in no cluster" if cluster < 0 else f"cluster {cluster}"
@@ -149,14 +178,26 @@ def bipartite(
     return figure.update_layout(margin_b=10)
 
 
-def _on_cpu(weight: Tensor, clusters: Clusters) -> tuple[Tensor, Clusters]:
-    """The weight as a float32 matrix, and clusters that fit it, both on the CPU."""
+def _on_cpu(weight: Tensor, rows: Labels, cols: Labels) -> tuple[Tensor, Tensor, Tensor]:
+    """The weight as a float32 matrix, and labels that fit it, all on the CPU."""
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if weight.dim() < 2:
+        raise ValueError(f"weight must have at least two dimensions, got {tuple(weight.shape)}")
     weight = weight.detach().cpu().float()
-    fit_labels(clusters, weight, "weight")
     checks.finite("weight", weight)
-    return weight if weight.dim() == 2 else weight.flatten(2).norm(dim=2), clusters.to("cpu")
+    labels = []
+    for argument, values, size in zip(("rows", "cols"), (rows, cols), weight.shape, strict=False):
+        if not isinstance(values, (Tensor, Sequence)):
+            raise TypeError(f"{argument} must be labels, got {values!r}")
+        found = torch.as_tensor(values).cpu()
+        if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+            raise TypeError(f"{argument} must be integer labels, got {found.dtype}")
+        if found.shape != (size,):
+            raise ValueError(f"{argument} must be {size} labels, got {list(found.shape)}")
+        labels.append(found)
+    matrix = weight if weight.dim() == 2 else weight.flatten(2).norm(dim=2)
+    return matrix, labels[0], labels[1]
 
 
 def _by_cluster(labels: Tensor) -> Tensor:

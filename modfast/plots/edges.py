@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
-from modfast.circuits import EdgeCircuit, EdgeScores
-from modfast.plots.style import INK, NETWORK_COLORS, require_plotly, styled
+from modfast.plots.style import INK, NETWORK_COLORS, require_plotly, styled, takes_tensors
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+Pair: TypeAlias = tuple[str, str]
 
 _MOST_EDGES = 4000  # lines, of one pair of layers, that a browser draws at once
 _MOST_COLS = 4
 _FEW = 10  # nodes, each of which has a tick of its own
 
 
-def edge_scores(scores: EdgeScores) -> Figure:
+@takes_tensors
+def edge_scores(scores: Mapping[Pair, Tensor], method: str) -> Figure:
     """The scores of all edges, a heat map for each pair of layers, each with its own scale.
 
     The full colors, blue and red, stand for minus and plus the number in the title.
 
     Args:
-        scores: of `modfast.attribute_edges`.
+        scores: by (layer, next layer), `[senders, receivers]`.
+        method: by which they were found.
     """
     require_plotly()
     from plotly.subplots import make_subplots
 
-    largest = {pair: float(values.abs().max()) for pair, values in scores.scores.items()}
+    largest = {pair: float(values.abs().max()) for pair, values in scores.items()}
     titles = [
         f"{sender} → {receiver}, ±{largest[sender, receiver]:.2g}" for sender, receiver in largest
     ]
@@ -38,9 +42,9 @@ def edge_scores(scores: EdgeScores) -> Figure:
         rows=n_rows, cols=n_cols, subplot_titles=titles, vertical_spacing=0.25 / n_rows
     )
     figure.update_annotations(font_size=13)
-    title = f"Rise of the metric when one edge is corrupted ({scores.method})"
+    title = f"Rise of the metric when one edge is corrupted ({method})"
     styled(figure, title, 120 + 300 * n_rows)
-    for i, ((sender, receiver), values) in enumerate(scores.scores.items()):
+    for i, ((sender, receiver), values) in enumerate(scores.items()):
         place = {"row": i // _MOST_COLS + 1, "col": i % _MOST_COLS + 1}
         limit = largest[sender, receiver] or 1.0
         figure.add_heatmap(
@@ -61,33 +65,34 @@ def edge_scores(scores: EdgeScores) -> Figure:
     return figure
 
 
-def edge_circuit(circuit: EdgeCircuit) -> Figure:
+@takes_tensors
+def edge_circuit(masks: Mapping[Pair, Tensor], n_nodes: Mapping[str, int]) -> Figure:
     """A circuit's nodes and edges, a column for each layer; nodes without edges are left out.
 
     Of more than a few thousand edges between two layers every so many are drawn, and how many is
     said above them.
 
     Args:
-        circuit: of `modfast.discover_circuit`.
+        masks: by (layer, next layer), bool `[senders, receivers]`.
+        n_nodes: how many nodes the input and each layer have, in their order.
     """
+    n_edges = sum(int(mask.sum()) for mask in masks.values())
+    n_total = sum(mask.numel() for mask in masks.values())
     require_plotly()
     from plotly import graph_objects
 
     figure = styled(
         graph_objects.Figure(),
-        f"Circuit of {circuit.n_edges:,} of {circuit.n_total:,} edges",
+        f"Circuit of {n_edges:,} of {n_total:,} edges",
         480,
     )
-    names = list(circuit.nodes)
-    used: dict[str, Tensor] = {
-        name: torch.zeros(int(labels.max()) + 1, dtype=torch.bool)
-        for name, labels in circuit.nodes.items()
-    }
-    for (sender, receiver), mask in circuit.masks.items():
+    names = list(n_nodes)
+    used = {name: torch.zeros(n, dtype=torch.bool) for name, n in n_nodes.items()}
+    for (sender, receiver), mask in masks.items():
         used[sender] |= mask.any(1)
         used[receiver] |= mask.any(0)
     height = {name: (torch.arange(len(x)) + 0.5) / len(x) for name, x in used.items()}
-    for level, ((sender, receiver), mask) in enumerate(circuit.masks.items()):
+    for level, ((sender, receiver), mask) in enumerate(masks.items()):
         edges = mask.nonzero()
         shown = edges[:: max(1, -(-len(edges) // _MOST_EDGES))]
         ends = torch.stack([height[sender][shown[:, 0]], height[receiver][shown[:, 1]]], 1)

@@ -2,68 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from modfast.effective import EffectiveInformation, PerturbationalInformation
-from modfast.plots.style import INK, NETWORK_COLORS, require_plotly, styled
+from torch import Tensor
+
+from modfast.plots.style import INK, NETWORK_COLORS, require_plotly, styled, takes_tensors
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-def effective_information(result: EffectiveInformation) -> Figure:
+@takes_tensors
+def effective_information(
+    determinism: Sequence[float],
+    degeneracy: Sequence[float],
+    names: Sequence[str],
+    whole: tuple[float, float],
+    about: Sequence[str] | None = None,
+) -> Figure:
     """Determinism, degeneracy and their difference, EI, of each layer in the order of use.
 
     Args:
-        result: of `modfast.effective_information`.
+        determinism: of each layer, in bits.
+        degeneracy: of each layer.
+        names: the layers'.
+        whole: determinism and degeneracy of the whole network.
+        about: what else there is to say about each layer; by default its name.
     """
+    measures = {
+        "degeneracy": degeneracy,
+        "determinism": determinism,
+        "EI": [out - inside for out, inside in zip(degeneracy, determinism, strict=True)],
+    }
     require_plotly()
     from plotly.graph_objects import Figure
 
     title = (
-        f"Effective information: {result.ei:.3f} bits = degeneracy {result.degeneracy:.3f} "
-        f"- determinism {result.determinism:.3f}"
+        f"Effective information: {whole[1] - whole[0]:.3f} bits = "
+        f"degeneracy {whole[1]:.3f} - determinism {whole[0]:.3f}"
     )
     figure = styled(Figure(), title, 380)
     # A layer that is used twice has two places.
-    places = list(range(len(result.layers)))
-    for measure, color in zip(("degeneracy", "determinism", "ei"), NETWORK_COLORS, strict=False):
+    places = list(range(len(names)))
+    for (measure, values), color in zip(measures.items(), NETWORK_COLORS, strict=False):
         figure.add_scatter(
             x=places,
-            y=[getattr(layer, measure) for layer in result.layers],
-            text=[
-                f"{layer.name}, {layer.kind}, {layer.n_in:,} → {layer.n_out:,}"
-                for layer in result.layers
-            ],
-            name="EI" if measure == "ei" else measure,
+            y=list(values),
+            text=list(about or names),
+            name=measure,
             mode="lines+markers",
             line={"color": color, "width": 1.5},
             hovertemplate="%{text}<br>%{y:.4f} bits<extra>%{fullData.name}</extra>",
         )
-    names = [layer.name for layer in result.layers]
-    figure.update_xaxes(title_text="layer", tickvals=places, ticktext=names)
+    figure.update_xaxes(title_text="layer", tickvals=places, ticktext=list(names))
     figure.update_yaxes(title_text="bits", rangemode="tozero")
     return figure
 
 
-def perturbational_information(result: PerturbationalInformation) -> Figure:
+@takes_tensors
+def perturbational_information(
+    bits: float,
+    pairs: Tensor | None,
+    n_samples: int,
+    history: Tensor,
+    kind: str,
+    converged: bool = True,
+) -> Figure:
     """What each output tells about each input as a heat map; of a whole, the values by samples.
 
     Args:
-        result: of `modfast.perturbational_ei` or `modfast.sensitivity`.
+        bits: the whole information.
+        pairs: of each input with each output, `[n_in, n_out]`; None draws the history.
+        n_samples: how many were drawn in the end.
+        history: `bits` after each doubling of the samples.
+        kind: "parts", "whole" or "sensitivity".
+        converged: whether the last doubling changed little.
     """
     require_plotly()
     from plotly import graph_objects
 
-    what = "Sensitivity" if result.kind == "sensitivity" else f"EI by perturbation, {result.kind}"
-    ended = "" if result.converged else ", not converged"
-    title = f"{what}: {result.bits:.3f} bits, {result.n_samples:,} samples{ended}"
-    if result.pairs is None:
-        first = result.n_samples >> (len(result.history) - 1)
+    what = "Sensitivity" if kind == "sensitivity" else f"EI by perturbation, {kind}"
+    ended = "" if converged else ", not converged"
+    title = f"{what}: {bits:.3f} bits, {n_samples:,} samples{ended}"
+    if pairs is None:
+        first = n_samples >> (len(history) - 1)
         figure = styled(graph_objects.Figure(), title, 320)
         figure.add_scatter(
-            x=[first << i for i in range(len(result.history))],
-            y=result.history.numpy(),
+            x=[first << i for i in range(len(history))],
+            y=history.numpy(),
             mode="lines+markers",
             line={"color": INK, "width": 1.5},
             hovertemplate="%{x:,} samples<br>%{y:.4f} bits<extra></extra>",
@@ -72,7 +99,7 @@ def perturbational_information(result: PerturbationalInformation) -> Figure:
         figure.update_yaxes(title_text="bits")
         return figure
     heat = graph_objects.Heatmap(
-        z=result.pairs.numpy(),
+        z=pairs.numpy(),
         colorscale="Blues",
         zmin=0,
         colorbar={"title": {"text": "bits", "side": "right"}, "thickness": 12},

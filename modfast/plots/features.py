@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from modfast import checks
-from modfast.features import LabelPurity, TopActivations
-from modfast.plots.style import NETWORK_COLORS, by_name, require_plotly, styled
+from modfast.plots.style import (
+    NETWORK_COLORS,
+    Named,
+    by_name,
+    require_plotly,
+    styled,
+    takes_tensors,
+)
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -19,8 +25,10 @@ if TYPE_CHECKING:
 _UNITS = 8
 
 
+@takes_tensors
 def top_inputs(
-    top: TopActivations,
+    indices: Tensor,
+    values: Tensor,
     inputs: Any,
     units: Sequence[int] | Tensor | None = None,
     n_samples: int = 10,
@@ -31,7 +39,8 @@ def top_inputs(
     below the other.
 
     Args:
-        top: of `modfast.max_activating`, for one site.
+        indices: of each unit's samples in the data set, strongest first: `[d, k]`.
+        values: their activations, `[d, k]`.
         inputs: the data set's inputs, a tensor `[n, ...]`, or anything whose items are inputs or
             pairs of an input and a target.
         units: by default the first eight that are not dead.
@@ -41,9 +50,9 @@ def top_inputs(
         TypeError: inputs that are no tensors; units or `n_samples` that are no integers.
         ValueError: units out of range, or none.
     """
-    shown = min(checks.count("n_samples", n_samples), top.indices.shape[1])
-    chosen = _chosen(top, units)
-    samples = [[_sample(inputs, int(i)) for i in top.indices[unit, :shown]] for unit in chosen]
+    shown = min(checks.count("n_samples", n_samples), indices.shape[1])
+    chosen = _chosen(values[:, 0], units)
+    samples = [[_sample(inputs, int(i)) for i in indices[unit, :shown]] for unit in chosen]
     require_plotly()
     from plotly import graph_objects
 
@@ -66,7 +75,7 @@ def top_inputs(
             hovertemplate="%{z:.3g}<extra></extra>",
         )
         figure.update_yaxes(autorange="reversed")
-    names = [f"unit {unit}<br>{float(top.values[unit, 0]):.3g}" for unit in chosen]
+    names = [f"unit {unit}<br>{float(values[unit, 0]):.3g}" for unit in chosen]
     middles = [row_pixels * i + (row_pixels - 1) / 2 for i in range(len(chosen))]
     figure.update_yaxes(
         tickvals=middles, ticktext=names, ticklabelstandoff=6, showgrid=False, showline=False
@@ -78,18 +87,18 @@ def top_inputs(
     return figure
 
 
-def _chosen(top: TopActivations, units: Sequence[int] | Tensor | None) -> list[int]:
+def _chosen(largest: Tensor, units: Sequence[int] | Tensor | None) -> list[int]:
     if units is None:
-        alive = (~top.dead).nonzero()[:_UNITS, 0].tolist()
-        return alive or list(range(min(_UNITS, len(top.indices))))
+        alive = (largest > 0).nonzero()[:_UNITS, 0].tolist()
+        return alive or list(range(min(_UNITS, len(largest))))
     chosen = torch.as_tensor(units)
     if chosen.numel() == 0:
         raise ValueError("units must not be empty")
     if chosen.dim() != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
         raise TypeError(f"units must be a list of integers, got {units!r}")
-    outside = chosen[(chosen < 0) | (chosen >= len(top.indices))]
+    outside = chosen[(chosen < 0) | (chosen >= len(largest))]
     if len(outside):
-        raise ValueError(f"units must be from 0 to {len(top.indices) - 1}, got {outside[0].item()}")
+        raise ValueError(f"units must be from 0 to {len(largest) - 1}, got {outside[0].item()}")
     found: list[int] = chosen.tolist()
     return found
 
@@ -118,28 +127,33 @@ def _row(samples: list[Tensor], image: bool) -> Tensor:
     return torch.cat(padded, -1)
 
 
-def label_purity(results: LabelPurity | Mapping[str, LabelPurity]) -> Figure:
+@takes_tensors
+def label_purity(histogram: Named[Tensor], survival: Named[Tensor], score: Named[float]) -> Figure:
     """How many distinct labels the samples of each unit have: histogram and survival curve.
 
-    Several results, given by name, are overlaid.
+    Those of several networks, given by name, are overlaid.
+
+    Args:
+        histogram: how many units have 1, 2, ..., c distinct labels: `[c]`.
+        survival: the share of units that have more than 0, 1, ..., c: `[c + 1]`.
+        score: the purity.
 
     Raises:
-        TypeError: other values.
-        ValueError: no results.
+        ValueError: no values, or other names for one than for another.
     """
-    named = by_name("results", results, LabelPurity)
+    named = by_name(histogram=histogram, survival=survival, score=score)
     require_plotly()
     from plotly.subplots import make_subplots
 
     figure = make_subplots(cols=2, horizontal_spacing=0.12)
-    told = ", ".join(f"{name} {each.score:.4f}".strip() for name, each in named.items())
+    told = ", ".join(f"{name} {each:.4f}".strip() for name, (*_, each) in named.items())
     styled(figure, f"Label purity: {told}", 320)
-    for color, (name, each) in zip(cycle(NETWORK_COLORS), named.items(), strict=False):
-        c = len(each.histogram)
+    for color, (name, (units, share, _)) in zip(cycle(NETWORK_COLORS), named.items(), strict=False):
+        c = len(units)
         look = {"name": name, "legendgroup": name}
         figure.add_bar(
             x=list(range(1, c + 1)),
-            y=each.histogram.numpy(),
+            y=units.numpy(),
             marker_color=color,
             showlegend=bool(name),
             row=1,
@@ -148,7 +162,7 @@ def label_purity(results: LabelPurity | Mapping[str, LabelPurity]) -> Figure:
         )
         figure.add_scatter(
             x=list(range(c + 1)),
-            y=each.survival.numpy(),
+            y=share.numpy(),
             mode="lines",
             line={"color": color, "width": 2, "shape": "hv"},
             showlegend=False,

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+
+from modfast._renamed import warn_renamed
+from modfast.results import Result
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-Result = TypeVar("Result")
+P = ParamSpec("P")
+T = TypeVar("T")
+Named: TypeAlias = T | Mapping[str, T]
+"""One, or several by name, to be laid over each other."""
 
 # Okabe and Ito's colors, which color-blind readers can tell apart, without the yellow that is too
 # pale for lines. Networks take other ones than clusters, so that no color means two things.
@@ -28,23 +35,46 @@ def require_plotly() -> None:
         ) from error
 
 
-def by_name(
-    argument: str, results: Result | Mapping[str, Result], kind: type[Result]
-) -> dict[str, Result]:
-    """Results by name; one that is given alone has the empty name.
+def by_name(**values: Any) -> dict[str, tuple[Any, ...]]:
+    """By name, the value of each argument; what is given alone has the empty name.
 
     Raises:
-        TypeError: not of this kind, or a mapping with other values.
-        ValueError: an empty mapping.
+        ValueError: no values, or arguments of other names than the first's.
     """
-    named = dict(results) if isinstance(results, Mapping) else {"": results}
-    if not named:
-        raise ValueError(f"{argument} must hold at least one {kind.__name__}, got none")
-    for name, each in named.items():
-        if not isinstance(each, kind):
-            which = f"{argument} {name!r}" if name else argument
-            raise TypeError(f"{which} must be a {kind.__name__}, got {type(each).__name__}")
-    return named
+    named = {
+        argument: dict(value) if isinstance(value, Mapping) else {"": value}
+        for argument, value in values.items()
+    }
+    names = list(next(iter(named.values())))
+    for argument, each in named.items():
+        if not each or each.keys() != set(names):
+            wanted = f"values for {names}" if names else "at least one value"
+            raise ValueError(f"{argument} must hold {wanted}, got {list(each)}")
+    return {name: tuple(each[name] for each in named.values()) for name in names}
+
+
+def takes_tensors(function: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Lets a figure take a result, or results by name, for one release more; they draw themselves.
+
+    A DeprecationWarning says how.
+    """
+    name = f"plots.{function.__name__}"
+
+    @functools.wraps(function)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        one = next(iter(first.values()), None) if isinstance(first, Mapping) else first
+        if not isinstance(one, Result):
+            return function(*args, **kwargs)
+        rest = kwargs if args else dict(list(kwargs.items())[1:])
+        if first is one:
+            warn_renamed(f"{name}(result)", "result.plot()")
+            return one.plot(*args[1:], **rest)
+        several: Any = type(one)
+        warn_renamed(f"{name}(results)", f"{several.__name__}.overlay(results)")
+        return several.overlay(first, *args[1:], **rest)
+
+    return draw
 
 
 def cluster_color(cluster: int) -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from modfast.plots.style import NETWORK_COLORS, by_name, require_plotly, styled
-from modfast.training import History
+from modfast.plots.style import (
+    NETWORK_COLORS,
+    Named,
+    by_name,
+    require_plotly,
+    styled,
+    takes_tensors,
+)
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -19,39 +24,51 @@ if TYPE_CHECKING:
 _MOST_POINTS = 400  # A curve of more is no clearer, and makes a page heavy.
 
 
-def history(history: History | Mapping[str, History], score: str = "accuracy") -> Figure:
+@takes_tensors
+def history(
+    loss: Named[Tensor],
+    clusterability: Named[Tensor],
+    accuracy: Named[Tensor],
+    accuracy_steps: Named[Tensor],
+    score: str = "accuracy",
+) -> Figure:
     """Loss, clusterability and test accuracy over the steps of training, one below the other.
 
     Runs of more than a few hundred steps are drawn as means over as many steps as the loss axis
-    says. What no history holds (clusterability without a regularizer, accuracy without test data)
-    has no panel. Several layers' clusterabilities are told apart by dashes.
+    says. What no run has (clusterability without a regularizer, accuracy without test data) has no
+    panel. Several layers' clusterabilities are told apart by dashes.
 
     Args:
-        history: of one training run, or of several by name, to be laid over each other.
+        loss: before each step, `[steps]`; of one run, or of several by name, overlaid.
+        clusterability: of each layer before each step, `[steps, layers]`.
+        accuracy: on the test data, `[evaluations]`.
+        accuracy_steps: how many steps had been taken at each evaluation.
         score: what the accuracy is called; "R²" for a regression.
 
     Raises:
-        TypeError: not a `History`, or a mapping with other values.
-        ValueError: an empty mapping.
+        ValueError: no values, or other names for one than for another.
     """
-    runs = by_name("history", history, History)
+    runs = by_name(
+        loss=loss, clusterability=clusterability, accuracy=accuracy, accuracy_steps=accuracy_steps
+    )
     require_plotly()
     from plotly.subplots import make_subplots
 
-    window = max(1, math.ceil(max(len(run.loss) for run in runs.values()) / _MOST_POINTS))
+    window = max(1, math.ceil(max(len(losses) for losses, *_ in runs.values()) / _MOST_POINTS))
     panels = ("loss", "clusterability", f"test {score}")
     curves: dict[str, list[tuple[str, dict[str, Any], Tensor, Tensor]]] = {p: [] for p in panels}
     for (name, run), color in zip(runs.items(), cycle(NETWORK_COLORS)):
+        losses, shares, scores, evaluated = run
         line = {"color": color, "width": 2}
-        steps = _means(torch.arange(len(run.loss)), window)
-        curves["loss"].append((name, line, steps, _means(run.loss, window)))
-        for i, layer in enumerate(run.clusterability.T):
-            several = len(run.clusterability.T) > 1
+        steps = _means(torch.arange(len(losses)), window)
+        curves["loss"].append((name, line, steps, _means(losses, window)))
+        for i, layer in enumerate(shares.T):
+            several = len(shares.T) > 1
             label = f"{name} layer {i}".strip() if several else name
             dashed = {**line, "dash": ("solid", "dash", "dot", "dashdot")[i % 4]}
             curves["clusterability"].append((label, dashed, steps, _means(layer, window)))
-        if run.accuracy.numel():
-            curves[panels[2]].append((name, line, run.accuracy_steps, run.accuracy))
+        if scores.numel():
+            curves[panels[2]].append((name, line, evaluated, scores))
 
     curves = {panel: found for panel, found in curves.items() if found}
     figure = make_subplots(rows=len(curves), shared_xaxes=True, vertical_spacing=0.06)
@@ -77,9 +94,9 @@ def history(history: History | Mapping[str, History], score: str = "accuracy") -
         if panel == "clusterability":
             figure.update_yaxes(range=[0, 1.05], row=row, col=1)
     notes = [f"mean of {window} steps"] if window > 1 else []
-    losses = torch.cat([y for *_, y in curves["loss"]])
+    drawn = torch.cat([y for *_, y in curves["loss"]])
     # Less than a decade or so reads better on a linear axis, and 0 has no place on the other.
-    if len(losses) and 0 < 30 * float(losses.min()) < float(losses.max()):
+    if len(drawn) and 0 < 30 * float(drawn.min()) < float(drawn.max()):
         figure.update_yaxes(type="log", dtick=1, row=1, col=1)
         notes.append("log scale")
     figure.update_yaxes(title_text="<br>".join(["loss", *notes]), row=1, col=1)

@@ -11,6 +11,7 @@ from modfast.reference.ablation import (
     ablation_sweep_hidden,
     ablation_terms,
     class_sums,
+    logit_terms,
 )
 from modfast.reference.clusterability import (
     cluster_penalty,
@@ -63,6 +64,7 @@ __all__ = [
     "information_bias",
     "inner_edges",
     "joint_histogram",
+    "logit_terms",
     "mutual_information",
     "nearest",
     "one_hot",

@@ -59,6 +59,14 @@ def _collected(
     return (found if per_sample else found.sum(1)), classes
 
 
+def logit_terms(
+    logits: Tensor, ablated: Tensor, targets: Tensor | None, per_sample: bool
+) -> tuple[Tensor, Tensor]:
+    """Ablations that turn logits `[n, c]` into `[a, n, c]`; returns what `ablation_sweep` does."""
+    z = logits.double()
+    return _collected([ablation_terms(z, w, targets) for w in ablated], logits, targets, per_sample)
+
+
 def ablation_sweep(
     logits: Tensor, scales: Tensor, updates: Tensor, targets: Tensor | None, per_sample: bool
 ) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from modfast import plots
+from modfast.results import Result
 from modfast.tasks.directions import (
     TaskSimilarity,
     task_capture,
@@ -22,15 +24,17 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-@dataclass(frozen=True)
-class TaskComparison:
-    """Two or more tasks at one site; t tasks with k distinct gradients in all."""
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskComparison(Result):
+    """Two or more tasks at one site; t tasks with k distinct gradients in all, on the CPU."""
 
     distinct: tuple[DistinctGradients, ...]
     """Of each task's output, over the inputs that vary that task."""
     variances: Tensor
     """Of the activations on each task's inputs, along the direction of each distinct gradient, the
     first task's gradients first: float64 `[t, k]`."""
+    backend: str = ""
+    """Which way it was computed."""
 
     @property
     def norms(self) -> Tensor:
@@ -58,9 +62,8 @@ class TaskComparison:
 
     def plot(self) -> Figure:
         """Each task's variance along each gradient as bars, the gradients' norms as points."""
-        from modfast.plots import task_comparison
-
-        return task_comparison(self)
+        n_distinct = [len(each.norms) for each in self.distinct]
+        return plots.task_comparison(self.variances, self.norms, self.capture, n_distinct)
 
     def _by_pair(self, value: Callable[[TaskSimilarity], Tensor]) -> Tensor:
         rows = [[value(task_similarity(a, b)) for b in self.distinct] for a in self.distinct]
@@ -126,5 +129,5 @@ def compare_tasks(
         )
         directions = torch.cat([each.directions for each in distinct])
         variances = variance_explained(directions, [each[site].activations for each in by_task])
-        found[site] = TaskComparison(distinct, variances)
+        found[site] = TaskComparison(distinct, variances).cpu()
     return found

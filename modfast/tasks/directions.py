@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from modfast import checks
+from modfast import checks, plots
 from modfast.precision import precise
+from modfast.results import Result
 from modfast.tasks.distinct import DistinctGradients, check_rows
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-@dataclass(frozen=True)
-class TaskSimilarity:
-    """How far two tasks' gradients point the same way; float64."""
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskSimilarity(Result):
+    """How far two tasks' gradients point the same way; float64 on the CPU."""
 
     cosine: Tensor
     """Between their mean gradients, 0 where one is zero: scalar."""
@@ -28,9 +29,7 @@ class TaskSimilarity:
 
     def plot(self) -> Figure:
         """The matrix, blue for opposite, white for orthogonal, red for equal directions."""
-        from modfast.plots import task_similarity
-
-        return task_similarity(self)
+        return plots.task_similarity(self.matrix, self.cosine)
 
 
 @precise
@@ -98,7 +97,7 @@ def task_similarity(a: DistinctGradients, b: DistinctGradients) -> TaskSimilarit
             f"{a.directions.shape[1]} and {b.directions.shape[1]} features"
         )
     cosine = torch.nn.functional.cosine_similarity(a.mean, b.mean, dim=0, eps=0.0).nan_to_num(0.0)
-    return TaskSimilarity(cosine, a.directions.double() @ b.directions.double().T)
+    return TaskSimilarity(cosine, a.directions.double() @ b.directions.double().T).cpu()
 
 
 @precise

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from modfast import checks
 from modfast.precision import precise
+from modfast.results import Result
 
 # Projections without a gap after which rows count as one group.
 _PATIENCE = 4
 
 
-@dataclass(frozen=True)
-class DistinctGradients:
+@dataclass(frozen=True, eq=False, repr=False)
+class DistinctGradients(Result):
     """k different gradient vectors of d features, the most frequent first."""
 
     directions: Tensor

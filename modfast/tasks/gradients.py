@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modfast import checks
 from modfast.passes import run_passes
+from modfast.results import Result
 from modfast.sites import resolve_modules
 from modfast.tasks.distinct import DistinctGradients, distinct_gradients
 from modfast.tasks.regions import branches, number_rows
@@ -19,8 +20,8 @@ from modfast.tasks.regions import branches, number_rows
 INPUT = "input"
 
 
-@dataclass(frozen=True)
-class TaskGradients:
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskGradients(Result):
     """A site's activations, and the gradients of the tasks' outputs with respect to them.
 
     t tasks, n samples, d features; with the model's dtype and device.
@@ -35,6 +36,8 @@ class TaskGradients:
     regions: Tensor | None
     """int64 `[n]`: samples of one number lie on one linear piece of what follows the site, and so
     have the same gradients. None where that is not known to be linear piece by piece."""
+    backend: str = ""
+    """Which way it was computed."""
 
     def distinct(self, task: int, tolerance: float | None = None) -> DistinctGradients:
         """The distinct gradients of one of `tasks`; see `distinct_gradients`.

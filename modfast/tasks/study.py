@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from modfast import checks
+from modfast import checks, plots
 from modfast.models import MLP
 from modfast.ops import train_mlps_
 from modfast.progress import bar
 from modfast.reference import run_mlps, split_mlps
+from modfast.results import Result
 from modfast.tasks.comparison import TaskComparison, compare_tasks
 from modfast.tasks.distinct import check_rows
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 _EPOCHS_AT_ONCE = 50
 
 
-@dataclass(frozen=True)
-class TaskComparisons:
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskComparisons(Result):
     """How far the sites of m networks keep t tasks apart; s sites, float64 on the CPU."""
 
     sites: tuple[str, ...]
@@ -37,16 +38,16 @@ class TaskComparisons:
     """The mean |cosine| between the tasks' distinct gradients: `[m, s, t, t]`."""
     n_distinct: Tensor
     """Distinct gradients of each task: int64 `[m, s, t]`."""
+    backend: str = ""
+    """Which way it was computed."""
 
     def plot(self) -> Figure:
         """Each network's capture and the first two tasks' overlap, site by site."""
-        from modfast.plots import task_comparisons
-
-        return task_comparisons(self)
+        return plots.task_comparisons(self.capture, self.overlap, self.sites)
 
 
-@dataclass(frozen=True)
-class TaskStudy:
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskStudy(Result):
     """m networks of one shape, trained on the same tasks from different starts; see `train`.
 
     Example:
@@ -212,6 +213,4 @@ class TaskStudy:
 
     def plot(self) -> Figure:
         """The networks' losses over the epochs: lowest and highest, quartiles and the median."""
-        from modfast.plots import task_study
-
-        return task_study(self)
+        return plots.task_study(self.losses)

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modfast.files import load_values, save_values
-
-if TYPE_CHECKING:
-    from modfast.training.fit import _Run
 
 _KIND = "checkpoint of a training run"
 
 
-def save_checkpoint(path: Path, run: _Run) -> None:
+class Run(Protocol):
+    """What a checkpoint holds of a training run."""
+
+    model: nn.Module
+    x: Tensor
+    batch_size: int
+    optimizer: torch.optim.Optimizer
+    regularizer: Any
+    generator: torch.Generator
+    epoch: int
+    losses: list[Tensor]
+    sums: list[Tensor]
+    accuracies: list[Tensor]
+    accuracy_steps: list[int]
+
+
+def save_checkpoint(path: Path, run: Run) -> None:
     """Writes the whole state of a run, under a temporary name first."""
     state = {
         "run": _identity(run),
@@ -36,7 +49,7 @@ def save_checkpoint(path: Path, run: _Run) -> None:
     save_values(path, _KIND, state)
 
 
-def load_checkpoint(path: Path, run: _Run) -> None:
+def load_checkpoint(path: Path, run: Run) -> None:
     """Puts a run into the state that `save_checkpoint` wrote.
 
     Raises:
@@ -64,7 +77,7 @@ def load_checkpoint(path: Path, run: _Run) -> None:
         setattr(run, name, state[name])
 
 
-def _identity(run: _Run) -> dict[str, Any]:
+def _identity(run: Run) -> dict[str, Any]:
     """What must be equal for a checkpoint to continue a run."""
     return {
         "samples": list(run.x.shape),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modfast import checks
+from modfast import checks, plots
 from modfast.models import MLP
 from modfast.progress import bar
 from modfast.reference import ratio
+from modfast.results import Result
 from modfast.scores import check_targets, scores
 from modfast.sites import in_mode
 from modfast.training.checkpoint import load_checkpoint, save_checkpoint
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 OptimizerMaker = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 
 
-@dataclass(frozen=True)
-class History:
+@dataclass(frozen=True, eq=False, repr=False)
+class History(Result):
     """What happened during training; tensors on the CPU."""
 
     loss: Tensor
@@ -39,12 +40,28 @@ class History:
     """On the test data (R^2 for real targets): float64 `[evaluations]`, empty without any."""
     accuracy_steps: Tensor
     """How many steps had been taken at each evaluation: int64 `[evaluations]`."""
+    backend: str = ""
+    """Which way it was computed."""
 
-    def plot(self) -> Figure:
+    def plot(self, score: str = "accuracy") -> Figure:
         """Loss, clusterability and accuracy over steps."""
-        from modfast.plots import history
+        return self.overlay({"": self}, score)
 
-        return history(self)
+    @classmethod
+    def overlay(cls, results: Mapping[str, History], score: str = "accuracy") -> Figure:
+        """Several runs over each other, by name; `score` is what the accuracy is called.
+
+        Raises:
+            TypeError, ValueError: other values than results, none.
+        """
+        named = cls.by_name(results)
+        return plots.history(
+            {name: each.loss for name, each in named.items()},
+            {name: each.clusterability for name, each in named.items()},
+            {name: each.accuracy for name, each in named.items()},
+            {name: each.accuracy_steps for name, each in named.items()},
+            score,
+        )
 
 
 def fit(

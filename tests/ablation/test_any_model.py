@@ -77,28 +77,30 @@ def channels(model: nn.Module, x: Any, site: str, n: int, output: Any = lambda o
     )
 
 
-@pytest.mark.parametrize("path", ["split", "hooks"])
+@pytest.mark.parametrize("path", ["replay", "model"])
 @pytest.mark.parametrize("site", ["conv1", "norm", "act", "conv2"])
 def test_channels_of_a_convolution(path: str, site: str) -> None:
     torch.manual_seed(0)
     model, x = Cnn().double(), torch.randn(7, 1, 8, 8).double()
-    result = ablate_units(model, x, site, path=path)
+    result = ablate_units(model, x, site, backend=path)
     oracle.assert_equal(result, channels(model, x, site, 6), 1e-12)
 
 
-def test_graph_nodes_are_sites() -> None:
+def test_functions_are_sites() -> None:
     torch.manual_seed(0)
     model, x = Cnn().double(), torch.randn(7, 1, 8, 8).double()
-    found = ablate_units(model, x, "max_pool2d").kl_ablated_original
+    found = ablate_units(model, x, "/max_pool2d#0").kl_ablated_original
     # Zeroed channels stay zero where they are pooled.
     wanted = ablate_units(model, x, "act").kl_ablated_original
     torch.testing.assert_close(found, wanted)
-    assert ablate_units(model, x, "add").labels[-1] == "unit 5"
-    with pytest.raises(ValueError, match="no such module or graph node; did you mean: 'add'"):
+    assert ablate_units(model, x, "/add#0").labels[-1] == "unit 5"
+    with pytest.warns(DeprecationWarning, match="site='add' is now site='/add#...'"):
+        assert ablate_units(model, x, "add").labels[-1] == "unit 5"
+    with pytest.raises(ValueError, match="no such module or function; did you mean: '/add#0'"):
         ablate_units(model, x, "add_")
 
 
-@pytest.mark.parametrize("path", ["split", "hooks"])
+@pytest.mark.parametrize("path", ["replay", "model"])
 @pytest.mark.parametrize("site", ["act", "up", "norm", "embed"])
 def test_tokens_and_keyword_inputs(path: str, site: str) -> None:
     torch.manual_seed(0)
@@ -110,28 +112,28 @@ def test_tokens_and_keyword_inputs(path: str, site: str) -> None:
 
     inputs = {"tokens": tokens}
     n = 16 if site in ("act", "up") else 8
-    result = ablate_units(model, inputs, site, output=output, path=path)
+    result = ablate_units(model, inputs, site, output=output, backend=path)
     assert result.n_samples == 12
     oracle.assert_equal(result, channels(model, inputs, site, n, output), 1e-12)
-    same = ablate_units(model, (tokens,), site, output=output, path=path, max_memory=1)
+    same = ablate_units(model, (tokens,), site, output=output, backend=path, max_memory=1)
     torch.testing.assert_close(same.entropy_difference, result.entropy_difference)
     labels = torch.randint(0, 7, (3, 4))
     found = ablate_units(
-        model, inputs, site, targets=labels, output=output, path=path
+        model, inputs, site, targets=labels, output=output, backend=path
     ).class_accuracy
     assert found is not None
     assert found.shape == (n, 7)
 
 
-@pytest.mark.parametrize("path", ["hooks", None])
+@pytest.mark.parametrize("path", ["model", None])
 @pytest.mark.parametrize("site", ["fc1", "fc2"])
 def test_models_that_cannot_be_traced(path: str | None, site: str) -> None:
     torch.manual_seed(0)
     model, x = Branching().double(), torch.randn(9, 12).double()
-    result = ablate_units(model, x, site, path=path)
+    result = ablate_units(model, x, site, backend=path)
     oracle.assert_equal(result, channels(model, x, site, 8), 1e-12)
-    with pytest.raises(ValueError, match="path='split': the model cannot be split at 'fc1'"):
-        ablate_units(model, x, "fc1", path="split")
+    with pytest.raises(ValueError, match="backend='replay': cannot be taken at 'fc1': __bool__"):
+        ablate_units(model, x, "fc1", backend="replay")
 
 
 def test_what_comes_before_the_site_runs_once() -> None:
@@ -139,11 +141,7 @@ def test_what_comes_before_the_site_runs_once() -> None:
     model, x = Cnn(), torch.randn(7, 1, 8, 8)
     calls: list[str] = []
     model.conv1.register_forward_pre_hook(lambda *_: calls.append("conv1"))
-    ablate_units(model, x, "conv2", path="split", max_memory=1)
-    # Once to compare the traced model with the model, which runs both.
-    assert len(calls) <= 3
-    calls.clear()
-    ablate_units(model, x, "conv2", path="split", max_memory=1)
+    ablate_units(model, x, "conv2", backend="replay", max_memory=1)
     assert len(calls) == 1
 
 
@@ -165,21 +163,21 @@ class Residual(nn.Module):
         return self.out(inner * down)
 
 
-@pytest.mark.parametrize("path", ["split", "hooks"])
+@pytest.mark.parametrize("path", ["replay", "model"])
 @pytest.mark.parametrize("how", ["once", "twice", "in place"])
 def test_a_linear_layer_is_not_all_that_follows(path: str, how: str) -> None:
     torch.manual_seed(0)
     model, x = Residual(how).double(), torch.randn(3, 5, 4).double()
-    result = ablate_units(model, x, "act", path=path)
+    result = ablate_units(model, x, "act", backend=path)
     oracle.assert_equal(result, channels(model, x, "act", 6), 1e-12)
     directions = torch.eye(6).double()
     for changes in (ablate_directions, ablate_groups):
         each = directions if changes is ablate_directions else directions.bool()
-        found = changes(model, x, "act", each, path=path)
+        found = changes(model, x, "act", each, backend=path)
         torch.testing.assert_close(found.kl_ablated_original, result.kl_ablated_original)
 
 
-@pytest.mark.parametrize("path", ["split", "hooks", None])
+@pytest.mark.parametrize("path", ["replay", "model", None])
 def test_gpt2(path: str | None) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
@@ -199,8 +197,6 @@ def test_gpt2(path: str | None) -> None:
         return found.logits[:, -1]
 
     for site in ("transformer.h.1.mlp.act", "transformer.h.0.mlp.c_fc"):
-        if path == "split":
-            continue  # not traced by torch.fx
-        result = ablate_units(model, inputs, site, output=last, path=path)
+        result = ablate_units(model, inputs, site, output=last, backend=path)
         oracle.assert_equal(result, channels(model, inputs, site, 64, last), 1e-12)
     assert model.training

@@ -10,7 +10,7 @@ import modfast
 from modfast import ablate_directions, ablate_units, max_information_direction
 from modfast.models import MLP
 
-PATHS = ["fused", "split", "hooks"]
+PATHS = ["fused", "replay", "model"]
 
 
 def kl(model: MLP, x: Tensor, site: str, directions: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def test_paths_agree(site: str) -> None:
     torch.manual_seed(0)
     model, x = MLP([8, 7, 6, 4]).double(), torch.randn(30, 8).double()
     runs = [
-        max_information_direction(model, x, site, steps=30, restarts=3, seed=1, path=path)
+        max_information_direction(model, x, site, steps=30, restarts=3, seed=1, backend=path)
         for path in PATHS
     ]
     for run in runs[1:]:
@@ -64,8 +64,8 @@ def test_paths_agree(site: str) -> None:
         torch.testing.assert_close(run.direction, runs[0].direction, rtol=1e-6, atol=1e-8)
     # An activation in between: every path but the fused one.
     before, after = (
-        max_information_direction(model, x, "fc2", steps=30, seed=1, path=path)
-        for path in ("split", "hooks")
+        max_information_direction(model, x, "fc2", steps=30, seed=1, backend=path)
+        for path in ("replay", "model")
     )
     torch.testing.assert_close(before.history, after.history, rtol=1e-8, atol=1e-10)
 
@@ -94,8 +94,8 @@ def test_bad_input() -> None:
         max_information_direction(model, x, "act1", seed=True)
     with pytest.raises(ValueError, match="site='act9': no such module"):
         max_information_direction(model, x, "act9")
-    with pytest.raises(ValueError, match="path='fused': needs"):
-        max_information_direction(model, x, "fc2", path="fused")
+    with pytest.raises(ValueError, match="backend='fused': needs"):
+        max_information_direction(model, x, "fc2", backend="fused")
 
 
 def test_on_mnist(mnist_root: Path) -> None:

@@ -15,7 +15,7 @@ import modfast
 from modfast import ablate_directions, ablate_groups, ablate_units
 from modfast.models import MLP
 
-PATHS = ["fused", "split", "hooks"]
+PATHS = ["fused", "replay", "model"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
@@ -56,11 +56,11 @@ def test_units_equal_the_notebooks_way(
     model, x = model.to(dtype), example()[0].to(dtype)
     # Float32's own rounding is in the oracle too, so that it is computed in float64.
     expected = unit_terms(copy.deepcopy(model).double(), x.double(), site, range(n_units), 0.3)
-    result = ablate_units(model, x, site, value=0.3, path=path)
+    result = ablate_units(model, x, site, value=0.3, backend=path)
     oracle.assert_equal(result, expected, TOLERANCE[dtype])
     assert result.labels[1] == "unit 1"
     assert result.n_samples == 50
-    each = ablate_units(model, x, site, value=0.3, path=path, per_sample=True)
+    each = ablate_units(model, x, site, value=0.3, backend=path, per_sample=True)
     assert each.kl_ablated_original.shape == (50, n_units)
     oracle.assert_equal(each, expected, TOLERANCE[dtype])
     torch.testing.assert_close(each.kl_ablated_original.sum(0), result.kl_ablated_original)
@@ -76,8 +76,8 @@ def test_a_network_trained_on_mnist(mnist_root: Path, path: str, site: str) -> N
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     modfast.fit(model, data.train, 1, optimizer=optimizer, seed=0, progress=False)
     expected = unit_terms(copy.deepcopy(model).double(), x.double(), site, range(128))
-    oracle.assert_equal(ablate_units(model, x, site, path=path), expected, 1e-5)
-    exact = ablate_units(model.double(), x.double(), site, path=path)
+    oracle.assert_equal(ablate_units(model, x, site, backend=path), expected, 1e-5)
+    exact = ablate_units(model.double(), x.double(), site, backend=path)
     oracle.assert_equal(exact, expected, 1e-12)
 
 
@@ -92,7 +92,7 @@ def test_zero_is_cloning_and_zeroing_weights(model: MLP, path: str) -> None:
             clone.fc2.bias[i] = 0
         expected.append(oracle.terms(oracle.run(model, x), oracle.run(clone, x)))
     for site in ("act2", "fc2"):
-        result = ablate_units(model, x, site, path=path)
+        result = ablate_units(model, x, site, backend=path)
         oracle.assert_equal(result, torch.stack(expected), 1e-12)
 
 
@@ -102,9 +102,9 @@ def test_values_and_chosen_units(model: MLP, path: str) -> None:
     mean = modfast.capture(model, x, "act1")["act1"].mean(0)
     for value, wanted in [("mean", mean), (mean + 1, mean + 1)]:
         expected = unit_terms(model, x, "act1", range(9), wanted)
-        result = ablate_units(model, x, "act1", value=value, path=path)
+        result = ablate_units(model, x, "act1", value=value, backend=path)
         oracle.assert_equal(result, expected, 1e-12)
-        some = ablate_units(model, x, "act1", units=[4, 2, 2], value=value, path=path)
+        some = ablate_units(model, x, "act1", units=[4, 2, 2], value=value, backend=path)
         assert torch.equal(some.kl_ablated_original, result.kl_ablated_original[[4, 2, 2]])
         assert some.labels == ("unit 4", "unit 2", "unit 2")
 
@@ -125,7 +125,7 @@ def test_directions(model: MLP, path: str, site: str) -> None:
         expected.append(oracle.terms(before, after))
     # Of any length, also where squares would under- or overflow.
     scaled = directions * torch.logspace(-250, 250, 20, dtype=torch.float64)[:, None]
-    result = ablate_directions(model, x, site, scaled, path=path)
+    result = ablate_directions(model, x, site, scaled, backend=path)
     oracle.assert_equal(result, torch.stack(expected), 1e-12)
 
 
@@ -146,7 +146,7 @@ def test_directions_of_another_dtype(model: MLP, dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.parametrize("path", ["split", "hooks", None])
+@pytest.mark.parametrize("path", ["replay", "model", None])
 @pytest.mark.parametrize("keep", [False, True])
 def test_groups(model: MLP, path: str | None, keep: bool) -> None:
     x, _ = example()
@@ -160,7 +160,7 @@ def test_groups(model: MLP, path: str | None, keep: bool) -> None:
         oracle.terms(before, oracle.run(model, x, "act2", lambda a, m=m: a * ~m)) for m in off
     ]
     for given in (groups, mask):
-        result = ablate_groups(model, x, "act2", given, keep, path=path)
+        result = ablate_groups(model, x, "act2", given, keep, backend=path)
         oracle.assert_equal(result, torch.stack(expected), 1e-12)
 
 
@@ -169,7 +169,7 @@ def test_groups(model: MLP, path: str | None, keep: bool) -> None:
 def test_targets(model: MLP, path: str, per_sample: bool) -> None:
     x, y = example()
     y[y == 4] = 3  # no samples of class 4
-    result = ablate_units(model, x, "act1", targets=y, path=path, per_sample=per_sample)
+    result = ablate_units(model, x, "act1", targets=y, backend=path, per_sample=per_sample)
     assert result.loss is not None
     assert result.accuracy is not None
     assert result.class_accuracy is not None
@@ -200,11 +200,11 @@ def test_saturated_logits_give_finite_divergences(path: str, factor: float) -> N
     x, y = example()
     exact = copy.deepcopy(model).double()
     for site in ("act2", "act1"):
-        result = ablate_units(model, x.float(), site, targets=y, path=path)
+        result = ablate_units(model, x.float(), site, targets=y, backend=path)
         for measure in (*oracle.MEASURES, "loss"):
             assert getattr(result, measure).isfinite().all()
         assert (result.kl_ablated_original >= 0).all()
-        wanted = ablate_units(exact, x, site, path="hooks").kl_ablated_original
+        wanted = ablate_units(exact, x, site, backend="model").kl_ablated_original
         torch.testing.assert_close(result.kl_ablated_original, wanted, rtol=1e-4, atol=1e-3)
 
 
@@ -213,15 +213,15 @@ def test_a_stream_gives_what_one_batch_does(model: MLP, path: str) -> None:
     x, y = example()
     loader = DataLoader(TensorDataset(x, y), batch_size=17)
     for value in (0.0, "mean"):
-        streamed = ablate_units(model, loader, "act1", value=value, path=path)
-        whole = ablate_units(model, x, "act1", value=value, targets=y, path=path)
+        streamed = ablate_units(model, loader, "act1", value=value, backend=path)
+        whole = ablate_units(model, x, "act1", value=value, targets=y, backend=path)
         for measure in (*oracle.MEASURES, "loss", "accuracy", "class_accuracy"):
             torch.testing.assert_close(getattr(streamed, measure), getattr(whole, measure))
-    each = ablate_units(model, loader, "act1", path=path, per_sample=True)
+    each = ablate_units(model, loader, "act1", backend=path, per_sample=True)
     assert each.entropy_difference.shape == (50, 9)
     assert each.accuracy is not None
     assert each.accuracy.shape == (50, 9)
-    bare = ablate_units(model, [x[:20], x[20:]], "act1", path=path)
+    bare = ablate_units(model, [x[:20], x[20:]], "act1", backend=path)
     torch.testing.assert_close(bare.entropy_difference, each.entropy_difference.sum(0))
     assert bare.loss is None
 
@@ -229,8 +229,8 @@ def test_a_stream_gives_what_one_batch_does(model: MLP, path: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_little_memory_gives_the_same(model: MLP, path: str) -> None:
     x, y = example()
-    whole = ablate_units(model, x, "act1", targets=y, path=path)
-    little = ablate_units(model, x, "act1", targets=y, path=path, max_memory=10_000)
+    whole = ablate_units(model, x, "act1", targets=y, backend=path)
+    little = ablate_units(model, x, "act1", targets=y, backend=path, max_memory=10_000)
     assert whole.class_accuracy is not None
     assert little.class_accuracy is not None
     torch.testing.assert_close(whole.kl_ablated_original, little.kl_ablated_original)
@@ -252,11 +252,18 @@ def test_chains_of_many_layers(dtype: torch.dtype, path: str, site: str, value: 
     # Float32's own rounding of the model is in what the oracle gets.
     model, x = model.to(dtype), x.to(dtype)
     expected = unit_terms(copy.deepcopy(model).double(), x.double(), site, range(width), value)
-    each = ablate_units(model, x, site, value=value, targets=y, path=path, per_sample=True)
+    each = ablate_units(model, x, site, value=value, targets=y, backend=path, per_sample=True)
     oracle.assert_equal(each, expected, TOLERANCE[dtype])
     for memory in (None, 1, 20_000):
         found = ablate_units(
-            model, x, site, value=value, targets=y, path=path, max_memory=memory, units=range(width)
+            model,
+            x,
+            site,
+            value=value,
+            targets=y,
+            backend=path,
+            max_memory=memory,
+            units=range(width),
         )
         oracle.assert_equal(found, expected, TOLERANCE[dtype])
         assert found.loss is not None
@@ -265,8 +272,8 @@ def test_chains_of_many_layers(dtype: torch.dtype, path: str, site: str, value: 
         torch.testing.assert_close(found.accuracy, each.accuracy.mean(0))
         assert torch.equal(found.class_accuracy, each.class_accuracy)
     if site != "fc1" or path != "fused":
-        directions = ablate_directions(model, x, site, 5 * torch.eye(width), path=path)
-        zeroed = ablate_units(model, x, site, path=path)
+        directions = ablate_directions(model, x, site, 5 * torch.eye(width), backend=path)
+        zeroed = ablate_units(model, x, site, backend=path)
         scale = float(zeroed.kl_ablated_original.max())
         torch.testing.assert_close(
             directions.kl_ablated_original,
@@ -283,6 +290,6 @@ def test_the_memory_cap_holds() -> None:
     cap = 8 << 20
     for path in PATHS:
         with PeakMemory() as memory:
-            ablate_units(model, x, "act1", path=path, max_memory=cap)
+            ablate_units(model, x, "act1", backend=path, max_memory=cap)
         # The prefix's own activations come on top.
         assert cap // 4 < memory.peak < 1.5 * cap

@@ -108,7 +108,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert list(again.masks) == list(circuit.masks)
     assert all(torch.equal(again.masks[pair], mask) for pair, mask in circuit.masks.items())
     assert all(torch.equal(again.nodes[name], x) for name, x in circuit.nodes.items())
-    assert again.evaluate(model, clean, corrupted) == circuit.evaluate(model, clean, corrupted)
+    measured = circuit.evaluate(model, clean, corrupted).to_dict()
+    assert again.evaluate(model, clean, corrupted).to_dict() == measured
     assert [file.name for file in tmp_path.iterdir()] == ["circuit.pt"]
 
 

@@ -6,8 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-import modfast
-from modfast import Clusters, effective_circuit_size, plots, prune_circuit, search_space_reduction
+from modfast import (
+    CircuitSizes,
+    Clusters,
+    effective_circuit_size,
+    prune_circuit,
+    search_space_reduction,
+)
 from modfast.models import MLP
 
 
@@ -114,8 +119,8 @@ def test_figures() -> None:
     assert sum(int(text) for text in bars.text) == circuit.kept
     sizes = effective_circuit_size(model, x, y)
     assert [trace.name for trace in sizes.plot().data] == ["label 0", "label 1", "label 2", "mean"]
-    both = plots.circuit_sizes({"plain": sizes, "clustered": sizes})
+    both = CircuitSizes.overlay({"plain": sizes, "clustered": sizes})
     assert [t.name for t in both.data if t.showlegend] == ["plain, mean", "clustered, mean"]
     with pytest.raises(ValueError, match="results must hold at least one CircuitSizes"):
-        plots.circuit_sizes({})
-    assert modfast.plots.circuit(circuit).layout.title.text.startswith("Circuit of ")
+        CircuitSizes.overlay({})
+    assert circuit.plot().layout.title.text.startswith("Circuit of ")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from modfast import LabelPurity, TopActivations, label_purity, plots
+from modfast import LabelPurity, TopActivations, label_purity
 
 # Units with 1, 2, ..., 10 distinct labels among their top 50, as the notebook printed them.
 CLUSTERED = [5, 19, 10, 12, 8, 4, 0, 0, 0, 6]
@@ -67,13 +67,13 @@ def test_figure() -> None:
     pytest.importorskip("plotly")
     named = {"clustered": label_purity(labels_of(CLUSTERED), 10)}
     named["plain"] = label_purity(labels_of(PLAIN), 10)
-    bars, _, others, curve = plots.label_purity(named).data
+    bars, _, others, curve = LabelPurity.overlay(named).data
     assert list(bars.y) == CLUSTERED
     assert list(others.y) == PLAIN
     np.testing.assert_array_equal(curve.y, named["plain"].survival)
     assert "0.6172" in named["clustered"].plot().layout.title.text
     with pytest.raises(ValueError, match="at least one"):
-        plots.label_purity({})
-    with pytest.raises(TypeError, match="'a' must be a LabelPurity, got int"):
-        plots.label_purity({"a": 1})  # type: ignore[dict-item]
+        LabelPurity.overlay({})
+    with pytest.raises(TypeError, match=r"results\['a'\] must be a LabelPurity, got int"):
+        LabelPurity.overlay({"a": 1})  # type: ignore[dict-item]
     assert isinstance(named["plain"], LabelPurity)

@@ -27,6 +27,8 @@ def test_pairs_above_alpha_are_blank() -> None:
     np.testing.assert_array_equal(heat.z[~blank], result.mi.numpy()[~blank])
     assert not blank[2, 0]
     np.testing.assert_array_equal(heat.customdata[..., 0], result.p_value)
+    plain = pairwise_mutual_information(x, y, 5)
+    np.testing.assert_array_equal(plain.plot().data[0].z, result.mi)
     with pytest.raises(ValueError, match="alpha must be between 0 and 1, got 2"):
         result.plot(alpha=2)
 
@@ -63,8 +65,10 @@ def test_bad_measures() -> None:
     first, second = (ModularityMeasures(zero, zero, zero, (pair,)) for pair in ("ab", "ac"))
     with pytest.raises(ValueError, match="one list of pairs"):
         first.plot(second)
-    with pytest.raises(ValueError, match="one list of pairs, got \\[\\]"):
-        plots.modularity_measures({})
-    with pytest.raises(TypeError, match="'x' must be a ModularityMeasures, got int"):
-        plots.modularity_measures({"x": 3})
+    with pytest.raises(ValueError, match="results must hold at least one ModularityMeasures"):
+        ModularityMeasures.overlay({})
+    with pytest.raises(TypeError, match=r"results\['x'\] must be a ModularityMeasures, got int"):
+        ModularityMeasures.overlay({"x": 3})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"c3 must hold values for \['a'\], got \['b'\]"):
+        plots.modularity_measures({"a": zero}, {"a": zero}, {"b": zero}, [("a", "b")])
     assert first.plot().data[0].zmax == 1

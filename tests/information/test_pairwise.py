@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,7 +36,7 @@ def test_equals_scikit_learns_scores(rule: str, device: torch.device) -> None:
                     )
                 )
     for name, table in scores.items():
-        found = pairwise_mutual_information(x, y, 6, rule=rule, normalized=name)
+        found = pairwise_mutual_information(x, y, 6, rule=rule, normalized=name).mi
         assert found.dtype == torch.float64
         torch.testing.assert_close(found.cpu().float(), table, rtol=0, atol=1e-6)
 
@@ -43,19 +44,19 @@ def test_equals_scikit_learns_scores(rule: str, device: torch.device) -> None:
 def test_of_x_with_itself_is_symmetric_with_entropies_on_the_diagonal() -> None:
     torch.manual_seed(1)
     x = torch.randn(300, 5)
-    found = pairwise_mutual_information(x, bins=7)
+    found = pairwise_mutual_information(x, bins=7).mi
     torch.testing.assert_close(found, found.T, rtol=0, atol=1e-12)
     expected = entropy(x, 7, pairing="pairwise")
     torch.testing.assert_close(found.diagonal(), expected, rtol=0, atol=1e-9)
-    torch.testing.assert_close(found, pairwise_mutual_information(x, x, 7), rtol=0, atol=1e-12)
-    vector = pairwise_mutual_information(x[:, 0], x, 7)
+    torch.testing.assert_close(found, pairwise_mutual_information(x, x, 7).mi, rtol=0, atol=1e-12)
+    vector = pairwise_mutual_information(x[:, 0], x, 7).mi
     torch.testing.assert_close(vector, found[:1], rtol=0, atol=1e-12)
 
 
 def test_constants_share_nothing_normalized() -> None:
     x = torch.stack([torch.zeros(20), torch.arange(20.0)], dim=1)
     for name in ("min", "geometric", "arithmetic", "max"):
-        found = pairwise_mutual_information(x, bins=4, normalized=name)
+        found = pairwise_mutual_information(x, bins=4, normalized=name).mi
         torch.testing.assert_close(found, torch.tensor([[0.0, 0], [0, 1]]).double())
 
 
@@ -65,7 +66,7 @@ def test_corrections_are_those_of_mutual_information(correction: str) -> None:
     x, y = torch.randn(80, 2), torch.randn(80, 3)
     options = {"bins": 5, "correction": correction, "seed": 3}
     expected = mutual_information(x, y, pairing="pairwise", **options)
-    assert torch.equal(pairwise_mutual_information(x, y, **options), expected)
+    assert torch.equal(pairwise_mutual_information(x, y, **options).mi, expected)
 
 
 def test_nulls_are_permutations_of_ys_samples() -> None:
@@ -74,10 +75,11 @@ def test_nulls_are_permutations_of_ys_samples() -> None:
     y[:, 1] += x[:, 0]
     result = pairwise_mutual_information(x, y, 5, n_permutations=40, seed=11)
     assert isinstance(result, PairwiseInformation)
+    assert pairwise_mutual_information(x, y, 5).p_value is None
     generator = torch.Generator().manual_seed(11)
     orders = [torch.randperm(60, generator=generator) for _ in range(40)]
-    plain = pairwise_mutual_information(x, y, 5)
-    nulls = torch.stack([pairwise_mutual_information(x, y[order], 5) for order in orders])
+    plain = pairwise_mutual_information(x, y, 5).mi
+    nulls = torch.stack([pairwise_mutual_information(x, y[order], 5).mi for order in orders])
     torch.testing.assert_close(result.mi, plain)
     torch.testing.assert_close(result.null_mean, nulls.mean(0))
     torch.testing.assert_close(result.null_std, nulls.std(0))
@@ -153,8 +155,30 @@ def test_counts_do_not_saturate() -> None:
     assert joint_histogram(codes, codes, 2).tolist() == [[2**24 + 1, 0], [0, 2]]
     p = 2 / (2**24 + 3)
     expected = -p * math.log(p) - (1 - p) * math.log1p(-p)
-    found = pairwise_mutual_information(codes, bins=2).item()
+    found = pairwise_mutual_information(codes, bins=2).mi.item()
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_for_one_release_the_result_serves_as_the_tensor_it_was() -> None:
+    torch.manual_seed(7)
+    found = pairwise_mutual_information(torch.randn(50, 3), torch.randn(50, 4), 5)
+    for use in (
+        lambda each: each.sum(),
+        lambda each: each[0] + 1,
+        lambda each: 1 - 2 * each,
+        lambda each: torch.stack([each, each]),
+        lambda each: each.T @ each,
+        lambda each: torch.from_numpy(np.asarray(each)),
+        lambda each: list(each)[2],
+        lambda each: torch.tensor(len(each)),
+        lambda each: each > 0.1,
+        lambda each: torch.einsum("ij,ij->", each, each.clone()),
+    ):
+        with pytest.warns(DeprecationWarning, match=r"a tensor is now PairwiseInformation\.mi"):
+            value = use(found)
+        assert torch.equal(value, use(found.mi))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        found.nothing  # noqa: B018
 
 
 def test_bad_input() -> None:
