@@ -208,7 +208,7 @@ def gpt2_case(device: str = "cpu") -> Case:
     model = torch.nn.ModuleDict({f"h{i}": torch.nn.Linear(768, 3072) for i in range(12)})
     for layer, weight in zip(model.values(), weights, strict=True):
         layer.weight = torch.nn.Parameter(weight.detach())
-    reg = modfast.ClusterabilityLoss(model, "h*", clusters=clusters, weight=1.0)
+    reg = modfast.ClusterabilityLoss(model, "h*", clusters=clusters, alpha=1.0)
     mask = clusters.mask().float()
 
     def ours() -> None:

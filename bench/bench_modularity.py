@@ -72,14 +72,14 @@ def step_case(
 
     # The same steps but for the penalty: without it they must agree.
     for group in optimizer.param_groups:
-        alpha, group["cluster_alpha"] = group["cluster_alpha"], 0.0
+        alpha, group["alpha"] = group["alpha"], 0.0
     for _ in range(3):
         optimizer.step()
         plain.step()
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
     for group in optimizer.param_groups:
-        group["cluster_alpha"] = alpha
+        group["alpha"] = alpha
     words = " ".join(f"{key}={value}" for key, value in options.items())
     return Case(
         f"step of {base} {words}".strip() + f", {title}",

@@ -85,7 +85,8 @@ class Clusters:
                 f"n_clusters must be at most the number of outputs and of inputs, "
                 f"got {k} clusters for a {n_out} x {n_in} weight"
             )
-        return cls(torch.arange(n_out) * k // n_out, torch.arange(n_in) * k // n_in, k)
+        rows, cols = (torch.arange(n, device="cpu") * k // n for n in (n_out, n_in))
+        return cls(rows, cols, k)
 
     @classmethod
     def from_indices(
@@ -175,7 +176,7 @@ def labels_of_lists(argument: str, lists: IndexLists, size: int | None) -> tuple
         raise TypeError(f"{argument} must hold lists of integers: {error}") from error
     needed = max((index for index, _ in members), default=-1) + 1
     size = needed if size is None else size
-    labels = torch.full((size,), -1, dtype=torch.int32)
+    labels = torch.full((size,), -1, dtype=torch.int32, device="cpu")
     for index, label in members:
         if not 0 <= index < size:
             raise ValueError(f"{argument} must hold indices from 0 to {size - 1}, got {index}")

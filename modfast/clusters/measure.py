@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import Parameter
 
+from modfast.clusters.fitting import fit_labels
 from modfast.clusters.labels import Clusters
-from modfast.clusters.weights import fit_labels
-from modfast.ops import cluster_penalty
+from modfast.clusters.sharded import penalty_of
+from modfast.network.weights import require_dense
 from modfast.ops.clusterability import WEIGHT_DTYPES, penalty
 from modfast.precision import precise
 
@@ -18,12 +20,14 @@ def clusterability(weight: Tensor, clusters: Clusters) -> Tensor:
     C(W) = (sum of W_ij^2 over i, j of one cluster) / (sum of W_ij^2)
 
     It is about 1/k for k equal clusters of a random weight, and 1 for a block-diagonal one.
-    Differentiable (twice, too). An all-zero weight has clusterability 0 and gradient 0. A weight
-    with a NaN or infinite entry gives NaN, as any torch loss would.
+    Differentiable (twice, too, but for a DTensor). An all-zero weight has clusterability 0 and
+    gradient 0. A weight with a NaN or infinite entry gives NaN, as any torch loss would.
 
     Args:
         weight: `[n_out, n_in, ...]`, float32, float64, bfloat16 or float16; a convolution's kernel
-            positions belong to their input channel.
+            positions belong to their input channel. A DTensor (FSDP2) counts whole, and all its
+            processes must call; of a layer whose weight is recomputed in each pass, take
+            `modfast.network.weights.current_weight(layer)`.
         clusters: labels of its outputs and inputs. Labels on another device are copied to the
             weight's at each call; `clusters.to(device)` does so once.
 
@@ -32,7 +36,7 @@ def clusterability(weight: Tensor, clusters: Clusters) -> Tensor:
 
     Raises:
         TypeError: `weight` is not a floating tensor, or `clusters` not a `Clusters`.
-        ValueError: sizes do not match.
+        ValueError: sizes do not match; a sparse or meta tensor.
 
     Source: N1, the clusterability-training notebook.
 
@@ -44,7 +48,7 @@ def clusterability(weight: Tensor, clusters: Clusters) -> Tensor:
     """
     if (
         type(clusters) is Clusters
-        and isinstance(weight, Tensor)
+        and type(weight) in (Tensor, Parameter)
         and weight.shape == clusters.shape
         and weight.device == clusters.labels.device
         and weight.dtype in WEIGHT_DTYPES
@@ -54,4 +58,5 @@ def clusterability(weight: Tensor, clusters: Clusters) -> Tensor:
         return penalty(clusters.labels, 1.0, weight)
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
-    return cluster_penalty([weight], fit_labels(clusters, weight, "weight"), 1.0)
+    require_dense("weight", weight)
+    return penalty_of([weight], [fit_labels(clusters, weight, "weight")], 1.0)

@@ -102,15 +102,17 @@ def cluster_sums(weights: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 
 def cluster_penalty_gradient(
-    weights: Sequence[Tensor], labels: Tensor, scale: float
+    weights: Sequence[Tensor], labels: Tensor, scale: float, sums: Tensor | None = None
 ) -> list[Tensor]:
     """The gradient of `cluster_penalty`'s value for each weight, without autograd.
 
-    d(scale C)/dw = 2 scale w (m - C) / T, m being 1 inside clusters and 0 outside.
+    d(scale C)/dw = 2 scale w (m - C) / T, m being 1 inside clusters and 0 outside. `sums`, where
+    the weights are shards, are those of the whole weights.
     """
     weights = checked_weights(weights, labels)
     with torch.no_grad():
-        sums = _penalty(weights, labels, scale)[1]
+        if sums is None:
+            sums = _penalty(weights, labels, scale)[1]
         one = torch.ones((), device=labels.device)
         gradients: list[Tensor] = _penalty_backward(one, weights, labels, sums, scale)
     return gradients

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ class Run(Protocol):
 
     model: nn.Module
     x: Tensor
+    y: Tensor
+    seed: int | None
     batch_size: int
     optimizer: torch.optim.Optimizer
     regularizer: Any
@@ -31,7 +34,11 @@ class Run(Protocol):
 
 def save_checkpoint(path: Path, run: Run) -> None:
     """Writes the whole state of a run, under a temporary name first."""
-    state = {
+    save_values(path, _KIND, _state(run))
+
+
+def _state(run: Run) -> dict[str, Any]:
+    state: dict[str, Any] = {
         "run": _identity(run),
         "epoch": run.epoch,
         "model": run.model.state_dict(),
@@ -46,26 +53,38 @@ def save_checkpoint(path: Path, run: Run) -> None:
     }
     if isinstance(run.regularizer, nn.Module):
         state["regularizer"] = run.regularizer.state_dict()
-    save_values(path, _KIND, state)
+    return state
 
 
-def load_checkpoint(path: Path, run: Run) -> None:
+def load_checkpoint(path: Path, run: Run, epochs: int) -> None:
     """Puts a run into the state that `save_checkpoint` wrote.
 
     Raises:
-        ValueError: the file is of another run: other data, batch size, optimizer or model; or of
-            something else.
+        ValueError: the file is of another run: other data, batch size, seed, optimizer or model, or
+            of more epochs; or of something else. The run is then as it was.
     """
     state = load_values(path, _KIND)
+    fields = {name: type(each) for name, each in _state(run).items()}
+    if wrong := [key for key, kind in fields.items() if not isinstance(state.get(key), kind)]:
+        raise ValueError(f"checkpoint {path} must hold a whole run, got no right {wrong[0]!r}")
     here = _identity(run)
     for key, value in here.items():
-        if state["run"].get(key) != value:
+        # Files of older releases know less of their run.
+        if key in state["run"] and state["run"][key] != value:
             raise ValueError(
                 f"checkpoint {path} is of another run: its {key} is {state['run'].get(key)!r}, "
                 f"this one's is {value!r}; name another file or delete it"
             )
-    run.model.load_state_dict(state["model"])
+    if state["epoch"] > epochs:
+        raise ValueError(
+            f"epochs must be at least the {state['epoch']} that checkpoint {path} has, got {epochs}"
+        )
+    sizes = {name: list(each.shape) for name, each in run.model.state_dict().items()}
+    if {name: list(each.shape) for name, each in state["model"].items()} != sizes:
+        raise ValueError(f"checkpoint {path} must hold the model's state, got another's")
+    # It refuses what does not fit before it changes anything.
     run.optimizer.load_state_dict(state["optimizer"])
+    run.model.load_state_dict(state["model"])
     if isinstance(run.regularizer, nn.Module):
         run.regularizer.load_state_dict(state["regularizer"])
     run.generator.set_state(state["generator"])
@@ -85,4 +104,13 @@ def _identity(run: Run) -> dict[str, Any]:
         "optimizer": type(run.optimizer).__name__,
         "regularizer": type(run.regularizer).__name__,
         "parameters": [[name, list(p.shape)] for name, p in run.model.named_parameters()],
+        "seed": run.seed,
+        "data": _digest(run.x, run.y),
     }
+
+
+def _digest(*tensors: Tensor) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for each in tensors:
+        found.update(each.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -117,7 +117,7 @@ class _Call:
             torch.zeros_like(p) if g is None else g if g.is_contiguous() else g.contiguous()
             for p, g in [(p, p.grad) for p in self.params]
         ]
-        scale = -group["cluster_alpha"] / max(1, n_clustered)
+        scale = -group["alpha"] / max(1, n_clustered)
         labels = (self.labels, self.sums, scale, float(group["lr"]))
         if self.adam:
             beta1, beta2 = map(float, group["betas"])

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from modfast import checks
+from modfast._renamed import renamed, warn_renamed
+from modfast.clusters.fitting import equal_clusters, fit_labels
 from modfast.clusters.labels import Clusters
-from modfast.clusters.weights import (
-    equal_clusters,
-    fit_labels,
-    has_weight,
-    input_first,
-    weight_of,
-)
+from modfast.clusters.sharded import is_sharded, penalty_of, sums_of
+from modfast.network.weights import current_weight, has_weight, input_first, weight_of
 from modfast.ops import cluster_sums
 from modfast.ops.clusterability import penalty
 from modfast.reference import ratio
@@ -23,25 +20,31 @@ from modfast.sites import nearest, resolve_modules
 
 
 class ClusterabilityLoss(nn.Module):
-    """Minus weight times the mean clusterability of chosen layers: add it to a loss.
+    """Minus alpha times the mean clusterability of chosen layers: add it to a loss.
 
-    reg() = -weight * mean over layers of C(W),  C as in `modfast.clusterability`.
+    reg() = -alpha * mean over layers of C(W),  C as in `modfast.clusterability`.
 
     Args:
         model: the network; its layers are looked up by name and are not copied.
         layers: a name or glob pattern, or several ("fc2", "h.*.mlp.c_fc"); Linear, convolutions
-            and transformers' Conv1D.
+            and transformers' Conv1D. A weight that layers share counts once, for the first.
         n_clusters: number of equal clusters of consecutive units, where `clusters` is None.
         clusters: `Clusters` for every layer, or a dict from layer name to `Clusters`, with rows for
             outputs and columns for inputs.
-        weight: how much the clusterability counts against the rest of the loss.
+        alpha: how much the clusterability counts against the rest of the loss; an attribute, to be
+            changed during training if wished.
+
+    Each call reads the weights as the layers compute them (`modfast.network.weights`): through
+    parametrizations, pruning and weight or spectral norm, whose vectors it does not move. DTensor
+    weights (FSDP2) count whole, and all their processes must call; of LoRA it is the base weight.
 
     The labels are buffers: `state_dict()` keeps them, and they follow the weights' device. The
     gradient is exact; the sums behind it are taken in float64, in one pass over all layers. NaN
     weights give NaN.
 
     Raises:
-        TypeError: a layer that has no weight between outputs and inputs; `weight` not a number.
+        TypeError: a layer that has no weight between outputs and inputs, or an 8-bit one; `alpha`
+            not a number.
         ValueError: unknown names (the nearest are listed), clusters that do not fit, grouped
             convolutions, weights that are not finite when it is built.
 
@@ -59,20 +62,21 @@ class ClusterabilityLoss(nn.Module):
 
     labels: Tensor
 
+    @renamed(weight="alpha")
     def __init__(
         self,
         model: nn.Module,
         layers: str | Sequence[str],
         n_clusters: int = 4,
         clusters: Clusters | Mapping[str, Clusters] | None = None,
-        weight: float = 15.0,
+        alpha: float = 15.0,
     ) -> None:
         super().__init__()
-        targets = resolve_modules(model, layers, predicate=has_weight)
+        targets = _distinct(resolve_modules(model, layers, predicate=has_weight))
         self.layers = tuple(targets)
-        self.weight = checks.finite_number("weight", weight)
+        self.alpha = checks.finite_number("alpha", alpha)
         # A plain list: the layers stay the model's, and are no submodules of this one.
-        self._targets = list(targets.values())
+        self._targets = list(targets.items())
         for name in clusters if isinstance(clusters, Mapping) else ():
             if name not in targets:
                 raise ValueError(
@@ -86,34 +90,62 @@ class ClusterabilityLoss(nn.Module):
             if chosen is None:
                 chosen = equal_clusters(matrix, n_clusters, f"layer {name!r}", transposed)
             labels.append(fit_labels(chosen, matrix, f"the weight of {name!r}", transposed))
+        self._sizes = [len(each) for each in labels]
         self.register_buffer("labels", torch.cat(labels))
 
     def forward(self) -> Tensor:
-        """-weight * mean clusterability, a scalar to add to the loss."""
+        """-alpha * mean clusterability, a scalar to add to the loss."""
         weights, labels = self._matrices()
+        scale = -self.alpha / len(weights)
+        if any(map(is_sharded, weights)):
+            return penalty_of(weights, labels.split(self._sizes), scale)
         # What `cluster_penalty` checks was so when this was built, and the kernel checks the rest.
-        return penalty(labels, -self.weight / len(weights), *weights)
+        return penalty(labels, scale, *weights)
 
     @property
+    @torch.no_grad()
     def sums(self) -> Tensor:
         """Float64 `[layers, 2]`: squares within clusters, and in total, of the current weights."""
-        return cluster_sums(*self._matrices())
+        weights, labels = self._matrices()
+        if any(map(is_sharded, weights)):
+            return sums_of(weights, labels.split(self._sizes))
+        return cluster_sums(weights, labels)
 
     @property
     def values(self) -> Tensor:
         """Float64 `[layers]`: each layer's clusterability as it is."""
         return ratio(self.sums)
 
+    @property
+    def weight(self) -> float:
+        """The old name of `alpha`."""
+        warn_renamed("ClusterabilityLoss.weight", "ClusterabilityLoss.alpha")
+        return self.alpha
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        warn_renamed("ClusterabilityLoss.weight", "ClusterabilityLoss.alpha", stacklevel=3)
+        self.alpha = value
+
     def extra_repr(self) -> str:
         """What print(reg) shows between the parentheses."""
-        return f"layers={list(self.layers)}, weight={self.weight}"
+        return f"layers={list(self.layers)}, alpha={self.alpha}"
 
     def _matrices(self) -> tuple[list[Tensor], Tensor]:
         weights = []
-        for module in self._targets:
-            weight: Tensor = module.weight  # type: ignore[assignment]
+        for name, module in self._targets:
+            weight = current_weight(module, name)
             weights.append(weight if weight.is_contiguous() else weight.contiguous())
         labels = self.labels
         if labels.device != weights[0].device:
             labels = self.labels = labels.to(weights[0].device)
         return weights, labels
+
+
+def _distinct(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Without layers whose weight is one that an earlier layer has."""
+    first: dict[int, str] = {}
+    for name, module in modules.items():
+        weight = module._parameters.get("weight")
+        first.setdefault(id(module if weight is None else weight), name)
+    return {name: modules[name] for name in first.values()}

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from modfast import checks
+from modfast._renamed import warn_renamed
 from modfast.clusters.labels import Clusters
-from modfast.ops import cluster_penalty_gradient, cluster_sums
+from modfast.clusters.sharded import gradient_of, sums_of
 from modfast.reference import ratio
 from modfast.training.fused import FusedStep, fusable
 from modfast.training.selection import choose_labels
@@ -38,10 +39,14 @@ class Modularity(torch.optim.Optimizer):
         params: `model.parameters()`, `model.named_parameters()` or parameter groups of either.
         lr: learning rate.
         n_clusters: number of equal clusters of consecutive units, where `clusters` is None.
-        alpha: weight of the mean clusterability. Each group has it as `group["cluster_alpha"]`,
-            to be changed during training if wished.
+        alpha: weight of the mean clusterability. Each group has it as `group["alpha"]`, to be
+            changed during training if wished; as `group["cluster_alpha"]` where the base has an
+            alpha of its own (RMSprop, ASGD).
         layers: names or glob patterns of weights ("fc2", "fc2.weight", "h.*.c_fc"); needs named
-            parameters. By default every hidden 2-D weight: all but the first and the last.
+            parameters. By default every hidden 2-D weight, all but the first and the last, of
+            layers that follow one another; of named parameters never embeddings, recurrent weights
+            or a head, and of a transformer its blocks' MLPs alone
+            (`modfast.network.weights.hidden_weights`).
         clusters: `Clusters` for every chosen weight, or a dict from its name to `Clusters`. Rows
             are dimension 0 of the weight.
         base: "sgd", "adam", "adamw" or any torch.optim.Optimizer class. Classes other than the
@@ -49,14 +54,20 @@ class Modularity(torch.optim.Optimizer):
             own step with the penalty added to the gradients.
         base_options: passed on to the base optimizer (momentum, weight_decay, betas, ...).
 
+    DTensor weights (FSDP2) count whole: each process moves its shard, two numbers a weight are
+    reduced. Weights that a layer computes in each pass (pruned, parametrized, weight-normed) are
+    refused where names show them; train those with `modfast.ClusterabilityLoss`.
+
     A weight whose gradient is None is still moved by the penalty. Writing to a weight through
     `.data` is noticed one step late, since torch does not count such writes; ordinary in-place
     writes and load_state_dict are noticed at once.
 
     Raises:
-        TypeError: `base` is neither a known name nor an Optimizer class; options that it refuses.
-        ValueError: no hidden weight, unknown names (the nearest are listed), clusters that do not
-            fit, weights that are not finite, options that the base refuses.
+        TypeError: `layers` are no names; `base` is neither a known name nor an Optimizer class;
+            options that it refuses.
+        ValueError: no hidden weight, or it cannot be told which are; unknown names (the nearest are
+            listed), clusters that do not fit, weights that are not finite, frozen ones alone, some
+            that are no matrices, options that the base refuses.
 
     Source: N1, the clusterability-training notebook.
 
@@ -86,12 +97,13 @@ class Modularity(torch.optim.Optimizer):
         alpha = checks.finite_number("alpha", alpha)
         self._base = _base_class(base)(params, lr=lr, **base_options)  # type: ignore[call-arg]
         self._fused: FusedStep | None = None
-        groups = self._base.param_groups
+        self._key = "cluster_alpha" if "alpha" in self._base.defaults else "alpha"
+        groups = [self._own(group) for group in self._base.param_groups]
         for group, labels in zip(
             groups, choose_labels(groups, layers, n_clusters, clusters), strict=True
         ):
             group["clusters"] = labels
-        super().__init__(groups, {**self._base.defaults, "cluster_alpha": alpha})
+        super().__init__(groups, {**self._base.defaults, self._key: alpha})
         self._share()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -115,8 +127,8 @@ class Modularity(torch.optim.Optimizer):
         sums = None if self._fused is None else self._fused.sums()
         if sums is not None:
             return sums
-        each = [cluster_sums([w], labels).cpu() for w, labels, _ in self._clustered()]
-        return torch.cat(each) if each else torch.zeros(0, 2, dtype=torch.float64)
+        clustered = self._clustered()
+        return sums_of([w for w, _, _ in clustered], [labels for _, labels, _ in clustered])
 
     @property
     def values(self) -> Tensor:
@@ -128,22 +140,24 @@ class Modularity(torch.optim.Optimizer):
         saved = state_dict["param_groups"]
         if len(saved) == len(self.param_groups):
             kept = [
-                {"clusters": group["clusters"], "cluster_alpha": group["cluster_alpha"]}
+                {"clusters": group["clusters"], self._key: group[self._key]}
                 for group in self.param_groups
             ]
-            groups = [{**own, **theirs} for own, theirs in zip(kept, saved, strict=True)]
+            renewed = {"cluster_alpha": self._key}  # the key of an older release
+            saved = [{renewed.get(key, key): x for key, x in each.items()} for each in saved]
+            groups = [{**own, **each} for own, each in zip(kept, saved, strict=True)]
             state_dict = {**state_dict, "param_groups": groups}
         super().load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters, without clusters."""
-        super().add_param_group(param_group)
+        super().add_param_group(self._own(param_group))
         group = self.param_groups[-1]
         group.setdefault("clusters", [None] * len(group["params"]))
         self._fused = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_base": self._base}
+        return {**super().__getstate__(), "_base": self._base, "_key": self._key}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -151,9 +165,13 @@ class Modularity(torch.optim.Optimizer):
 
     def _share(self) -> None:
         """Lets the base optimizer work on this one's groups and state."""
+        self.param_groups[:] = map(self._own, self.param_groups)
         self._base.param_groups = self.param_groups
         self._base.state = self.state
         self._fused = None
+
+    def _own(self, group: dict[str, Any]) -> dict[str, Any]:
+        return _Group(group) if self._key == "alpha" else group
 
     def _clustered(self) -> list[tuple[Tensor, Tensor, dict[str, Any]]]:
         """The chosen weights, with their labels and groups."""
@@ -186,24 +204,51 @@ class Modularity(torch.optim.Optimizer):
     @torch.no_grad()
     def _add_penalty(self) -> float:
         """Adds the penalty to the gradients of the chosen weights; returns its value."""
-        clustered = self._clustered()
+        clustered, sums = self._clustered(), self.sums
         value = 0.0
-        for (w, labels, group), c in zip(clustered, self.values.tolist(), strict=True):
-            scale = -group["cluster_alpha"] / len(clustered)
-            value += scale * c
+        for (w, labels, group), each in zip(clustered, sums.split(1), strict=True):
+            scale = -group[self._key] / len(clustered)
+            value += scale * float(ratio(each))
             if w.requires_grad:
-                (penalty,) = cluster_penalty_gradient([w], labels, scale)
+                penalty = gradient_of(w, labels, scale, each)
                 w.grad = penalty if w.grad is None else w.grad + penalty
         return value
 
 
+class _Group(dict[str, Any]):
+    """A parameter group in which alpha's old name goes on working, and warns."""
+
+    def __init__(self, group: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.update(group)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(_new_key(key), value)
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(_new_key(key))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return super().get(_new_key(key), default)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        return super().setdefault(_new_key(key), default)
+
+    def update(self, *groups: Any, **values: Any) -> None:
+        for key, value in dict(*groups, **values).items():
+            self[key] = value
+
+
+def _new_key(key: str) -> str:
+    if key != "cluster_alpha":
+        return key
+    warn_renamed('group["cluster_alpha"]', 'group["alpha"]', stacklevel=3)
+    return "alpha"
+
+
 def _base_class(base: str | type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     if isinstance(base, str):
-        if base not in BASES:
-            raise ValueError(
-                f"base must be one of {', '.join(map(repr, BASES))} or an Optimizer class, "
-                f"got {base!r}"
-            )
+        checks.choice("base", base, BASES)
         return BASES[base]
     if not (isinstance(base, type) and issubclass(base, torch.optim.Optimizer)):
         raise TypeError(f"base must be a name or a torch.optim.Optimizer class, got {base!r}")

@@ -8,9 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from modfast import checks
+from modfast.clusters.fitting import equal_clusters, fit_labels
 from modfast.clusters.labels import Clusters
-from modfast.clusters.weights import equal_clusters, fit_labels
-from modfast.sites import match_names, nearest
+from modfast.clusters.sharded import is_sharded, sums_of
+from modfast.network.weights import hidden_weights, require_dense, require_matrix
+from modfast.sites import check_patterns, match_names, nearest
 
 
 def choose_labels(
@@ -19,7 +21,7 @@ def choose_labels(
     n_clusters: int,
     clusters: Clusters | Mapping[str, Clusters] | None,
 ) -> list[list[Tensor | None]]:
-    """For each parameter of each group its labels (`modfast.clusters.weights.fit_labels`), or None.
+    """For each parameter of each group its labels (`modfast.clusters.fitting.fit_labels`), or None.
 
     The arguments are those of `modfast.Modularity`, which documents them and their errors.
     """
@@ -37,9 +39,14 @@ def choose_labels(
     labels: dict[Tensor, Tensor] = {}
     for name, weight in weights.items():
         what = f"parameter {name!r}"
-        checks.finite(what, weight.detach())
+        require_dense(what, weight)
         each = given[name] if name in given else equal_clusters(weight, n_clusters, what)
         labels[weight] = fit_labels(each, weight, what)
+        _require_finite(what, weight, labels[weight])
+    if not any(weight.requires_grad for weight in labels):
+        raise ValueError(
+            f"layers must name weights to train, got frozen ones: {', '.join(weights)}"
+        )
     return [[labels.get(p) for p in group["params"]] for group in groups]
 
 
@@ -48,25 +55,27 @@ def _choose_weights(
 ) -> dict[str, Tensor]:
     """The weights to cluster, by name (by position where parameters have no names)."""
     tensors = [p for group in groups for p in group["params"]]
-    names = [_short(name) for group in groups for name in group.get("param_names", ())]
+    names = [name for group in groups for name in group.get("param_names", ())]
     if layers is not None and not names:
         raise ValueError(f"layers={layers!r} needs names: pass model.named_parameters() as params")
-    if not names:
-        names = [str(i) for i in range(len(tensors))]
-    named = dict(zip(names, tensors, strict=True))
+    named = dict(zip(names or map(str, range(len(tensors))), tensors, strict=True))
     if layers is None:
-        matrices = [name for name, p in named.items() if p.dim() == 2]
-        picked = matrices[1:-1]
-        if not picked:
-            raise ValueError(
-                f"layers=None takes every hidden 2-D weight, all but the first and the last, "
-                f"but params has only {len(matrices)} 2-D weights; name the layers instead"
-            )
-    else:
-        weights = [name for name, p in named.items() if p.dim() >= 2]
-        patterns = _short(layers) if isinstance(layers, str) else [_short(x) for x in layers]
-        picked = match_names(weights, patterns, "layers", "weight")
-    return {name: named[name] for name in picked}
+        picked = hidden_weights(named, named=bool(names))
+        return {_short(name): named[name] for name in picked}
+    weights = {_short(name): name for name, p in named.items() if p.dim() >= 2}
+    check_patterns([layers] if isinstance(layers, str) else layers, "layers")
+    patterns = _short(layers) if isinstance(layers, str) else [_short(x) for x in layers]
+    short = match_names(weights, patterns, "layers", "weight")
+    for name in short:
+        require_matrix(weights[name], named[weights[name]])
+    return {name: named[weights[name]] for name in short}
+
+
+def _require_finite(what: str, weight: Tensor, labels: Tensor) -> None:
+    if not is_sharded(weight):
+        checks.finite(what, weight.detach())
+    elif not sums_of([weight], [labels]).isfinite().all():  # so that no process goes on alone
+        raise ValueError(f"{what} must be finite, got values NaN or infinite")
 
 
 def _short(name: str) -> str:

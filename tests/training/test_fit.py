@@ -57,7 +57,7 @@ def test_records_what_the_weights_were_before_each_step() -> None:
     expected = modfast.clusterability(model[3].weight, modfast.Clusters.equal(16, 16, 4))
     for make in (modularity, None):
         fresh = network()
-        reg = None if make else ClusterabilityLoss(fresh, "3", weight=1.0)
+        reg = None if make else ClusterabilityLoss(fresh, "3", alpha=1.0)
         history = fit(fresh, data(), 1, optimizer=make, regularizer=reg, seed=0)
         torch.testing.assert_close(history.clusterability[0, 0].float(), expected.detach())
     assert fit(network(), data(), 1, seed=0).clusterability.shape == (4, 0)

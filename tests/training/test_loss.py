@@ -17,7 +17,7 @@ def network() -> nn.Sequential:
 
 def test_is_minus_weight_times_the_mean(device: torch.device) -> None:
     model = network().to(device)
-    reg = ClusterabilityLoss(model, ["0", "2"], n_clusters=2, weight=3.0)
+    reg = ClusterabilityLoss(model, ["0", "2"], n_clusters=2, alpha=3.0)
     each = [
         clusterability(model[0].weight, Clusters.equal(8, 6, 2)),
         clusterability(model[2].weight, Clusters.equal(8, 8, 2)),
@@ -136,10 +136,10 @@ def test_bad_input() -> None:
         ClusterabilityLoss(model, "fc2", clusters={"fc9": Clusters.equal(8, 8, 2)})
     with pytest.raises(ValueError, match="8 outputs and 7 inputs do not fit the weight of 'fc2'"):
         ClusterabilityLoss(model, "fc2", clusters=Clusters.equal(8, 7, 2))
-    with pytest.raises(ValueError, match="weight must be finite, got nan"):
-        ClusterabilityLoss(model, "fc2", weight=float("nan"))
-    with pytest.raises(TypeError, match="weight must be a number, got '3'"):
-        ClusterabilityLoss(model, "fc2", weight="3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="alpha must be finite, got nan"):
+        ClusterabilityLoss(model, "fc2", alpha=float("nan"))
+    with pytest.raises(TypeError, match="alpha must be a number, got '3'"):
+        ClusterabilityLoss(model, "fc2", alpha="3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="grouped"):
         ClusterabilityLoss(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), "0")
     with torch.no_grad():

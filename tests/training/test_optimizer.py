@@ -75,7 +75,7 @@ def test_equals_base_plus_loss(
     theirs = copy.deepcopy(ours)
     optimizer = Modularity(ours.parameters(), 0.01, 3, alpha=5.0, base=base, **options)
     expected = torch_class(theirs.parameters(), lr=0.01, **options)
-    reg = ClusterabilityLoss(theirs, ["fc2", "fc3"], 3, weight=5.0)
+    reg = ClusterabilityLoss(theirs, ["fc2", "fc3"], 3, alpha=5.0)
     trained(optimizer, closure(ours, optimizer, no_term), 100)
     trained(expected, closure(theirs, expected, reg), 100)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -87,7 +87,7 @@ def test_sgd_in_float32_equals_base_plus_loss(options: dict[str, Any]) -> None:
     ours, theirs = network(), network()
     optimizer = Modularity(ours.parameters(), 0.01, 3, alpha=5.0, **options)
     expected = torch.optim.SGD(theirs.parameters(), lr=0.01, **options)
-    reg = ClusterabilityLoss(theirs, ["fc2", "fc3"], 3, weight=5.0)
+    reg = ClusterabilityLoss(theirs, ["fc2", "fc3"], 3, alpha=5.0)
     trained(optimizer, closure(ours, optimizer, no_term), 100)
     trained(expected, closure(theirs, expected, reg), 100)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -102,7 +102,7 @@ def test_adam_in_float32_equals_base_plus_loss(base: str) -> None:
     torch_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[base]
     optimizer = Modularity(ours.parameters(), 0.001, 3, alpha=5.0, base=base)
     expected = torch_class(theirs.parameters(), lr=0.001)
-    reg = ClusterabilityLoss(theirs, ["fc2", "fc3"], 3, weight=5.0)
+    reg = ClusterabilityLoss(theirs, ["fc2", "fc3"], 3, alpha=5.0)
     generator = torch.Generator().manual_seed(0)
     directions = [torch.randn(p.shape, generator=generator) for p in ours.parameters()]
     for _ in range(100):
@@ -153,13 +153,13 @@ def test_parameter_groups_scheduler_and_alpha() -> None:
 
     optimizer = Modularity(groups(ours), 0.01, 3, alpha=5.0, momentum=0.9)
     expected = torch.optim.SGD(groups(theirs), 0.01, momentum=0.9)
-    reg = ClusterabilityLoss(theirs, ["fc2", "fc3"], 3, weight=5.0)
+    reg = ClusterabilityLoss(theirs, ["fc2", "fc3"], 3, alpha=5.0)
     schedulers = [torch.optim.lr_scheduler.OneCycleLR(o, 0.05, 60) for o in (optimizer, expected)]
     for step in range(50):
         if step == 25:
-            reg.weight = 1.0
+            reg.alpha = 1.0
             for group in optimizer.param_groups:
-                group["cluster_alpha"] = 1.0
+                group["alpha"] = 1.0
         trained(optimizer, closure(ours, optimizer, no_term), 1)
         trained(expected, closure(theirs, expected, reg), 1)
         for scheduler in schedulers:
@@ -217,7 +217,7 @@ def test_notices_what_others_write() -> None:
     ours, theirs = network(torch.float64), network(torch.float64)
     optimizer = Modularity(ours.parameters(), 0.01, 3, alpha=5.0)
     expected = torch.optim.SGD(theirs.parameters(), lr=0.01)
-    reg = ClusterabilityLoss(theirs, ["fc2", "fc3"], 3, weight=5.0)
+    reg = ClusterabilityLoss(theirs, ["fc2", "fc3"], 3, alpha=5.0)
     for step in range(6):
         trained(optimizer, closure(ours, optimizer, no_term), 1)
         trained(expected, closure(theirs, expected, reg), 1)
