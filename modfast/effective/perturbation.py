@@ -318,7 +318,7 @@ class _Rule:
             if self.tolerance is None or converged or 2 * n > self.most:
                 break
             n *= 2
-        values = torch.tensor(history, dtype=torch.float64)
+        values = torch.tensor(history, dtype=torch.float64, device="cpu")
         return PerturbationalInformation(bits, pairs, n, converged, values, kind)
 
     def _is_small(self, change: float, bits: float) -> bool:

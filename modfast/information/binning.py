@@ -228,7 +228,9 @@ def _bounds(given: Range) -> Tensor | None:
         return None
     if not isinstance(given, tuple) or len(given) != 2:
         raise ValueError(f"range must be 'global', 'column' or (lo, hi), got {given!r}")
-    low, high = (torch.as_tensor(bound, dtype=torch.float64).reshape(-1) for bound in given)
+    low, high = (
+        torch.as_tensor(bound, dtype=torch.float64, device="cpu").reshape(-1) for bound in given
+    )
     if len(low) != len(high):
         raise ValueError(
             f"range must have as many lower as upper bounds, got {len(low)} and {len(high)}"

@@ -140,7 +140,7 @@ def calibrate(
     dims, samples = _counts("dims", dims), _counts("samples", samples)
     numbers = _seeds(seeds)
     shape = len(chosen), len(dims), len(samples), len(numbers)
-    estimates = torch.empty(shape, dtype=torch.float64)
+    estimates = torch.empty(shape, dtype=torch.float64, device="cpu")
     places = product(enumerate(dims), enumerate(samples), enumerate(numbers))
     for (i, d), (j, n), (s, seed) in bar(list(places), "calibrate", progress):
         x, y = known_groups(d, n, seed, information)
@@ -151,15 +151,17 @@ def calibrate(
                     f"estimators[{name!r}] must give a scalar, got shape {tuple(value.shape)}"
                 )
             estimates[number, i, j, s] = value.item()
-    spread = estimates.std(-1) if len(numbers) > 1 else torch.full(shape[:-1], torch.nan).double()
+    spread = (
+        estimates.std(-1) if len(numbers) > 1 else torch.full_like(estimates[..., 0], torch.nan)
+    )
     bias = estimates.mean(-1) - information
     return Calibration(tuple(chosen), dims, samples, float(information), estimates, bias, spread)
 
 
 def known_groups(d: int, n: int, seed: int, information: float) -> tuple[Tensor, Tensor]:
     """Samples `[n, d]` of two Gaussian groups with that mutual information in nats."""
-    generator = torch.Generator().manual_seed(seed)
-    x, noise = torch.randn(2, n, d, dtype=torch.float64, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    x, noise = torch.randn(2, n, d, dtype=torch.float64, generator=generator, device="cpu")
     unexplained = math.exp(-2 * information / d)
     return x, math.sqrt(1 - unexplained) * x + math.sqrt(unexplained) * noise
 

@@ -181,8 +181,8 @@ def permutations(n: int, count: int, seed: int | None, device: torch.device) -> 
     """
     generator = None
     if seed is not None:
-        generator = torch.Generator().manual_seed(checks.seed("seed", seed))
-    orders = [torch.randperm(n, generator=generator) for _ in range(count)]
+        generator = torch.Generator("cpu").manual_seed(checks.seed("seed", seed))
+    orders = [torch.randperm(n, generator=generator, device="cpu") for _ in range(count)]
     return torch.stack(orders).to(device)
 
 

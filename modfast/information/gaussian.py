@@ -240,7 +240,9 @@ def _given(
     correlation = scaled(covariance.double())
     if not torch.allclose(correlation, correlation.T, rtol=0, atol=epsilon):
         raise ValueError("covariance must be symmetric")
-    above = correlation.detach() + epsilon * torch.eye(len(covariance), device=covariance.device)
+    above = correlation.detach() + epsilon * torch.eye(
+        len(covariance), dtype=torch.float64, device=covariance.device
+    )
     if (covariance.diagonal() < 0).any() or torch.linalg.cholesky_ex(above).info:
         lowest = float(torch.linalg.eigvalsh(covariance.detach().double())[0])
         raise ValueError(
@@ -274,7 +276,7 @@ def _samples(groups: Groups, d: int) -> int:
 
 def _expected(n: int, d: int) -> float:
     """How far log|S| of n samples of d Gaussians is off on average, up to terms linear in d."""
-    return float(torch.digamma((n - torch.arange(1, d + 1).double()) / 2).sum())
+    return float(torch.digamma((n - torch.arange(1, d + 1, device="cpu").double()) / 2).sum())
 
 
 def _bias(n: int, members: Sequence[Tensor]) -> Tensor:

@@ -94,7 +94,9 @@ def jacobian_mutual_information(
     sizes = [output.numel() for output in captured.values()]
     d, n_in = sum(sizes), inputs[0].numel()
     if partition is None:
-        partition = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        partition = torch.arange(len(sizes), device="cpu").repeat_interleave(
+            torch.tensor(sizes, device="cpu")
+        )
     members = [each.to(inputs.device) for each in modules(partition, d, 1 if total else 2)]
     # Jacobians in the network's type and in float64, and three matrices of d units.
     n_bytes = d * n_in * (3 * inputs.itemsize + 8) + 3 * 8 * d * d

@@ -87,8 +87,8 @@ def first_centers(x: Tensor, k: int, seed: int) -> Tensor:
 
     Fewer than k where fewer samples differ.
     """
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(k, dtype=torch.float64, generator=generator).tolist()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    draws = torch.rand(k, dtype=torch.float64, generator=generator, device="cpu").tolist()
     centers = [x[int(draws[0] * len(x))]]
     nearest = _distances(x, centers[0][None])[:, 0]
     for draw in draws[1:]:

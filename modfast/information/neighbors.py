@@ -84,10 +84,10 @@ def ksg_mutual_information(
         raise ValueError(f"k must be below the number of samples, {n}, got {k}")
     if checks.finite_number("jitter", jitter) < 0:
         raise ValueError(f"jitter must be at least 0, got {jitter}")
-    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
+    generator = torch.Generator("cpu").manual_seed(checks.seed("seed", seed))
     points = []
     for values in groups.each():
-        noise = torch.randn(values.shape, dtype=torch.float64, generator=generator)
+        noise = torch.randn(values.shape, dtype=torch.float64, generator=generator, device="cpu")
         points.append(standardized(values) + jitter * noise.to(values.device))
 
     def information(i: int, j: int) -> Tensor:

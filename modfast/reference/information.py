@@ -93,7 +93,7 @@ def digitize(
         values = values.clamp(lo, hi)
         edges = limits.new_empty(len(limits), bins)
         for row, (a, b) in zip(edges, limits.tolist(), strict=True):
-            row.copy_(torch.linspace(a, b, bins, dtype=limits.dtype))
+            row.copy_(torch.linspace(a, b, bins, dtype=limits.dtype, device="cpu"))
         columns = values.t().contiguous()
         edges = edges.expand(len(columns), -1).contiguous()
         codes = torch.searchsorted(edges, columns).t().contiguous() - 1
@@ -176,7 +176,7 @@ def information_bias(counts: Tensor, correction: str | None) -> Tensor:
     "miller-madow": from the numbers of filled cells, rows and columns. "panzeri-treves": x given
     each value of y against x, with `relevant_bins` of each. None: 0.
     """
-    bias = torch.zeros(counts.shape[:-2], dtype=torch.float64)
+    bias = torch.zeros(counts.shape[:-2], dtype=torch.float64, device="cpu")
     total = counts.sum((-2, -1)).clamp(min=1).double().cpu()
     if correction == "miller-madow":
         cells = (counts > 0).sum((-2, -1))
