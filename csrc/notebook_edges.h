@@ -8,6 +8,7 @@
 
 #include "codes.h"
 #include "math/binning.h"
+#include "math/number.h"
 
 namespace modfast {
 

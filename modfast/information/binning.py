@@ -18,7 +18,12 @@ Range: TypeAlias = Literal["global", "column"] | tuple[float | Tensor, float | T
 Rule: TypeAlias = Literal["uniform", "quantile", "notebook"]
 Outside: TypeAlias = Literal["clip", "error"]
 
-_CODE_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# Types for which torch has next to no kernels.
+_FEW_KERNELS = (torch.uint16, torch.uint32, torch.uint64)
+_CODE_DTYPES = (
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *_FEW_KERNELS,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +177,7 @@ def matrix(argument: str, values: Tensor, differentiable: bool = False) -> Tenso
         TypeError: not a tensor of floating values or integer codes.
         ValueError: another shape, no values, or values that require grad, unless `differentiable`.
     """
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{argument} must be a tensor, got {type(values).__name__}")
+    checks.dense(argument, values)
     if values.dtype not in (VALUE_DTYPES if differentiable else VALUE_DTYPES + _CODE_DTYPES):
         wanted = "" if differentiable else ", or integer codes"
         raise TypeError(
@@ -191,6 +195,8 @@ def matrix(argument: str, values: Tensor, differentiable: bool = False) -> Tenso
                 "or use soft_mutual_information or soft_conditional_entropy"
             )
         values = values.detach()
+    if values.dtype in _FEW_KERNELS:
+        values = checks.integers(argument, values)
     return values if values.dim() == 2 else values[:, None]
 
 

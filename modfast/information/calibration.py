@@ -145,11 +145,7 @@ def calibrate(
     for (i, d), (j, n), (s, seed) in bar(list(places), "calibrate", progress):
         x, y = known_groups(d, n, seed, information)
         for number, (name, estimate) in enumerate(chosen.items()):
-            value = torch.as_tensor(estimate(x, y))
-            if value.numel() != 1:
-                raise ValueError(
-                    f"estimators[{name!r}] must give a scalar, got shape {tuple(value.shape)}"
-                )
+            value = checks.scalar(f"estimators[{name!r}]", estimate(x, y))
             estimates[number, i, j, s] = value.item()
     spread = (
         estimates.std(-1) if len(numbers) > 1 else torch.full_like(estimates[..., 0], torch.nan)

@@ -14,10 +14,10 @@ from modfast.information.partition import (
     Groups,
     Partition,
     module_names,
-    modules,
     standardized,
     within_one,
 )
+from modfast.network.units import read_groups
 from modfast.precision import precise
 
 # A unit is taken to be a function of others where what these leave of its variance is less than
@@ -235,7 +235,10 @@ def _given(
     if covariance.dim() != 2 or len(covariance) != covariance.shape[1] or not covariance.numel():
         raise ValueError(f"covariance must be [d, d], got shape {tuple(covariance.shape)}")
     checks.finite("covariance", covariance)
-    members = [units.to(covariance.device) for units in modules(partition, len(covariance), least)]
+    members = [
+        units.to(covariance.device)
+        for units in read_groups("y", partition, len(covariance), overlap=False, least=least)
+    ]
     epsilon = SLACK * len(covariance) * torch.finfo(covariance.dtype).eps
     correlation = scaled(covariance.double())
     if not torch.allclose(correlation, correlation.T, rtol=0, atol=epsilon):
