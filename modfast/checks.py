@@ -106,7 +106,8 @@ def scalar(argument: str, value: Any) -> Tensor:
         value = torch.as_tensor(value, dtype=torch.float64, device="cpu")
     if value.numel() != 1:
         raise ValueError(f"{argument} must give a scalar, got shape {tuple(value.shape)}")
-    return value.reshape(())
+    found: Tensor = value.reshape(())
+    return found
 
 
 def integers(argument: str, values: Any) -> Tensor:
