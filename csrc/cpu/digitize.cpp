@@ -6,37 +6,9 @@
 #include <mutex>
 #include <vector>
 
-#include "../math/binning.h"
-#include "../math/number.h"
 #include "../notebook_edges.h"
+#include "digitize_tables.h"
 #include "simd.h"
-
-namespace modfast {
-
-template <class C>
-struct DigitizeKernels {
-  int64_t (*extend)(const C*, int64_t, C*, C*);
-  int64_t (*extend_each)(const C*, int64_t, C*, C*);
-  int64_t (*uniform_bytes)(const C*, int64_t, const UniformBins<C>&, int, uint8_t*);
-  int64_t (*uniform_wide)(const C*, int64_t, const UniformBins<C>&, int, int16_t*);
-  int64_t (*uniform_each_bytes)(const C*, int64_t, const C*, const C*, const C*, const C*, int,
-                                uint8_t*);
-  int64_t (*uniform_each_wide)(const C*, int64_t, const C*, const C*, const C*, const C*, int,
-                               int16_t*);
-  int64_t (*notebook_bytes)(const C*, int64_t, const NotebookBins<C>&, const C*, int, uint8_t*);
-  int64_t (*notebook_wide)(const C*, int64_t, const NotebookBins<C>&, const C*, int, int16_t*);
-  void (*below_bytes)(const C*, int64_t, const C*, int, int64_t, uint8_t*);
-  void (*below_wide)(const C*, int64_t, const C*, int, int64_t, int16_t*);
-};
-
-struct DigitizeTables {
-  DigitizeKernels<float> singles;
-  DigitizeKernels<double> doubles;
-  void (*widen_bfloat16)(const void*, int64_t, float*);
-  void (*widen_float16)(const void*, int64_t, float*);
-};
-
-}  // namespace modfast
 
 #define MODFAST_KERNELS "digitize_kernels.h"
 #include "for_each_level.h"
@@ -50,7 +22,6 @@ constexpr const DigitizeTables* kTables[] = MODFAST_TABLES;
 constexpr int64_t kGrain = 32768;
 // Up to this many edges, to compare with all of them is faster than to search.
 constexpr int kFewEdges = 128;
-constexpr int kFewColumnBins = 32;
 // Values of short rows that are compared at a time.
 constexpr int64_t kShortRow = 256;
 
@@ -193,6 +164,29 @@ class DigitizerOf : public Digitizer {
 
   // `wide`: the limits in double, where the edges are to be made of these.
   void set_rules(int64_t n_ranges, const C* limits, const double* wide) {
+    const double epsilon = dtype_ == Dtype::bfloat16 ? 0x1p-7 : dtype_ == Dtype::float16 ? 0x1p-10 : 0;
+    direct_ = !notebook_;
+    rules_.reserve(n_ranges);
+    for (int64_t r = 0; r < n_ranges; ++r) {
+      UniformBins<C> rule = UniformBins<C>::of(limits[2 * r], limits[2 * r + 1], bins_);
+      const C largest = std::max(std::fabs(rule.lo), std::fabs(rule.hi));
+      // As in UniformBins, of edges that are rounded to 16 bits.
+      if (wide != nullptr) rule.direct = rule.direct && largest * 16 * epsilon <= rule.width;
+      rules_.push_back(rule);
+      direct_ = direct_ && rule.direct;
+    }
+    const int64_t entries = per_column_ ? block_ : 1;
+    for (int64_t i = 0; i < entries && n_ranges > 0; ++i) {
+      const int64_t r = i % n_ranges;
+      lo_.push_back(rules_[r].lo);
+      hi_.push_back(rules_[r].hi);
+      width_.push_back(rules_[r].width);
+      scale_.push_back(rules_[r].scale);
+      if (wide == nullptr) continue;
+      start_.push_back(wide[2 * r]);
+      step_.push_back(bin_width(wide[2 * r], wide[2 * r + 1], bins_));
+    }
+    if (direct_) return;
     tabled_ = notebook_ || wide != nullptr;
     if (wide != nullptr) {
       const std::vector<float> made = wide_thresholds(wide, n_ranges, bins_, dtype_);
@@ -200,26 +194,7 @@ class DigitizerOf : public Digitizer {
     } else if (notebook_) {
       thresholds_ = notebook_thresholds(limits, n_ranges, bins_);
     }
-    direct_ = !tabled_;
-    rules_.reserve(n_ranges);
-    for (int64_t r = 0; r < n_ranges; ++r) {
-      const C lo = wide != nullptr ? thresholds_[r * bins_] : limits[2 * r];
-      const C hi = wide != nullptr ? thresholds_[r * bins_ + bins_ - 1] : limits[2 * r + 1];
-      rules_.push_back(UniformBins<C>::of(lo, hi, bins_));
-      direct_ = direct_ && rules_.back().direct;
-    }
-    const int64_t entries = per_column_ ? block_ : 1;
-    for (int64_t i = 0; i < entries && n_ranges > 0; ++i) {
-      const UniformBins<C>& rule = rules_[i % n_ranges];
-      lo_.push_back(rule.lo);
-      hi_.push_back(rule.hi);
-      width_.push_back(rule.width);
-      scale_.push_back(rule.scale);
-    }
-    if (direct_) return;
-    if (tabled_) {
-      return look_up(n_ranges, wide != nullptr);
-    }
+    if (tabled_) return look_up(n_ranges, wide != nullptr);
     for (int64_t r = 0; r < n_ranges; ++r) {
       const UniformBins<C>& rule = rules_[r];
       for (int i = 1; i < bins_; ++i) {
@@ -229,21 +204,14 @@ class DigitizerOf : public Digitizer {
   }
 
   void look_up(int64_t n_ranges, bool wide) {
-    if (n_ranges == 1 && !per_column_) {
+    // Edges made in double may be equal: what lies below the first is not raised to it.
+    for (int64_t r = 0; r < n_ranges && wide; ++r) {
+      rules_[r].lo = thresholds_[r * bins_] = -std::numeric_limits<C>::infinity();
+      rules_[r].hi = thresholds_[r * bins_ + bins_ - 1];
+    }
+    if (n_ranges == 1 && !per_column_ && !wide) {
       table_rule_ = NotebookBins<C>::of(rules_[0].lo, rules_[0].hi, bins_);
       direct_ = table_rule_.direct(thresholds_.data(), bins_);
-    }
-    if (direct_ || !wide) return;
-    // Edges may be equal: what lies below the first is not raised to it.
-    for (int64_t r = 0; r < n_ranges; ++r) {
-      rules_[r].lo = thresholds_[r * bins_] = -std::numeric_limits<C>::infinity();
-    }
-    if (per_column_ && n_ranges > 0 && bins_ <= kFewColumnBins) {
-      for (int k = 1; k < bins_; ++k) {
-        for (int64_t i = 0; i < block_; ++i) {
-          apart_.push_back(thresholds_[i % n_ranges * bins_ + k]);
-        }
-      }
     }
   }
 
@@ -252,6 +220,21 @@ class DigitizerOf : public Digitizer {
     if (!direct_) return search(x, i, n, out);
     const DigitizeKernels<C>& kernels = kernels_for<C>();
     const int64_t at = per_column_ ? i % period() : 0;
+    if constexpr (sizeof(C) == 4) {
+      if (!start_.empty()) {
+        const DigitizeTables& all = at_level(kTables);
+        const WideKernels& wide = dtype_ == Dtype::bfloat16  ? all.wide_bfloat16
+                                  : dtype_ == Dtype::float16 ? all.wide_float16
+                                                             : all.wide_singles;
+        const WideRules rules{&lo_[at],    &hi_[at],   &scale_[at],
+                              &start_[at], &step_[at], per_column_};
+        if constexpr (sizeof(Code) == 1) {
+          return wide.bytes(x, n, rules, bins_, out);
+        } else {
+          return wide.wide(x, n, rules, bins_, out);
+        }
+      }
+    }
     if constexpr (sizeof(Code) == 1) {
       if (tabled_) return kernels.notebook_bytes(x, n, table_rule_, &thresholds_[0], bins_, out);
       return per_column_ ? kernels.uniform_each_bytes(x, n, &lo_[at], &hi_[at], &width_[at],
@@ -269,19 +252,6 @@ class DigitizerOf : public Digitizer {
   int64_t search(const C* x, int64_t i, int64_t n, Code* out) const {
     const int n_thresholds = tabled_ ? bins_ : bins_ - 1;
     int64_t bad = 0;
-    if (!apart_.empty()) {
-      const C* edges = &apart_[i % period()];
-      const DigitizeKernels<C>& kernels = kernels_for<C>();
-      if constexpr (sizeof(Code) == 1) {
-        kernels.below_bytes(x, n, edges, bins_ - 1, period(), out);
-      } else {
-        kernels.below_wide(x, n, edges, bins_ - 1, period(), out);
-      }
-      for (int64_t j = 0; j < n; ++j) {
-        if (!is_number(x[j])) out[j] = 0, ++bad;
-      }
-      return bad;
-    }
     for (int64_t j = 0; j < n; ++j) {
       const int64_t r = per_column_ ? (i + j) % values_.d : 0;
       const UniformBins<C>& rule = rules_[r];
@@ -299,13 +269,13 @@ class DigitizerOf : public Digitizer {
   }
 
   Dtype dtype_;
-  bool tabled_;  // by thresholds that are in memory
+  bool tabled_ = false;  // by thresholds that are in memory
   bool direct_;  // codes by multiplication; else by search among thresholds
   std::vector<UniformBins<C>> rules_;
   NotebookBins<C> table_rule_{};
   std::vector<C> lo_, hi_, width_, scale_;  // the rules of each value of a block
   std::vector<C> thresholds_;
-  std::vector<C> apart_;  // inner edges [bins - 1, block] of columns that have few each
+  std::vector<double> start_, step_;  // of edges made in double
 };
 
 std::tuple<Tensor, Tensor, Tensor> digitize(const Tensor& x, int64_t bins,

@@ -140,7 +140,11 @@ def decimals(lo: float, hi: float, bins: int, dtype: torch.dtype) -> tuple[Tenso
         edges = torch.from_numpy(wide.astype(str(dtype).removeprefix("torch."))).double()
     on = edges.to(dtype)
     up, down = (torch.nextafter(on, torch.full_like(on, end)) for end in (np.inf, -np.inf))
-    between = lo + (hi - lo) * torch.rand(3000, generator=torch.Generator().manual_seed(0)).double()
+    between = (
+        lo
+        - 0.05
+        + (hi - lo + 0.1) * torch.rand(3000, generator=torch.Generator().manual_seed(0)).double()
+    )
     x = torch.cat([on, up, down, between.to(dtype)])
     codes = torch.bucketize(x.double(), edges[1:-1], right=True)
     return x, codes
