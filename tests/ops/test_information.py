@@ -386,7 +386,7 @@ def test_bad_input() -> None:
         ops.joint_histogram(x, y, 5, 2.5, "all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bins_x must be at most 256 for uint8 codes, got 300"):
         ops.joint_histogram(x, y, 300, 7, "all")
-    with pytest.raises(ValueError, match="pairing must be one of aligned, all, pairwise, got 'x'"):
+    with pytest.raises(ValueError, match="pairing must be one of 'aligned', 'all', 'pairwise', got 'x'"):
         ops.joint_histogram(x, y, 5, 7, "x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"one shape to be aligned, got \(30, 3\) and \(30, 4\)"):
         ops.joint_histogram(x[:, :3], y, 5, 7, "aligned")
