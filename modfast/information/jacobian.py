@@ -11,20 +11,25 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev, vmap
 
 from modfast import checks
+from modfast._renamed import renamed
 from modfast.information import gaussian
-from modfast.information.partition import Partition, module_names, modules
+from modfast.information.partition import Partition, module_names
+from modfast.network.units import read_groups
 from modfast.passes import capture
+from modfast.precision import precise
 from modfast.progress import bar
 from modfast.sites import in_mode, resolve_modules
 
 _MAX_MEMORY = 2**28
 
 
+@renamed(partition="units")
+@precise
 def jacobian_mutual_information(
     model: nn.Module,
     inputs: Tensor,
     sites: str | Sequence[str],
-    partition: Partition | None = None,
+    units: Partition | None = None,
     *,
     total: bool = False,
     max_memory: int | None = None,
@@ -46,7 +51,7 @@ def jacobian_mutual_information(
         inputs: its input `[n, ...]`, one sample a row.
         sites: names or patterns of modules; the units are all of their outputs, flattened, the
             sites in the order in which the model registers them.
-        partition: of the units, as in `gaussian_mutual_information`; by default each site is a
+        units: groups of them, as in `gaussian_mutual_information`; by default each site is a
             module.
         total: gives the total correlation of all modules instead of pairs.
         max_memory: bytes that the Jacobians may take at a time, 256 MiB by default; those of one
@@ -91,9 +96,14 @@ def jacobian_mutual_information(
             )
     sizes = [output.numel() for output in captured.values()]
     d, n_in = sum(sizes), inputs[0].numel()
-    if partition is None:
-        partition = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    members = [each.to(inputs.device) for each in modules(partition, d, 1 if total else 2)]
+    if units is None:
+        units = torch.arange(len(sizes), device="cpu").repeat_interleave(
+            torch.tensor(sizes, device="cpu")
+        )
+    members = [
+        each.to(inputs.device)
+        for each in read_groups("units", units, d, overlap=False, least=1 if total else 2)
+    ]
     # Jacobians in the network's type and in float64, and three matrices of d units.
     n_bytes = d * n_in * (3 * inputs.itemsize + 8) + 3 * 8 * d * d
     rows = max(1, limit // n_bytes)

@@ -154,16 +154,6 @@ def require_differentiable(model: nn.Module) -> None:
         )
 
 
-@contextmanager
-def exact_arithmetic(device_type: str) -> Iterator[None]:
-    """Without autocast, in a `with` block: what is measured is measured in its own dtype."""
-    if not torch.is_autocast_enabled(device_type):
-        yield
-        return
-    with torch.autocast(device_type, enabled=False):
-        yield
-
-
 class _AllSeenError(BaseException):
     """Ends a forward pass; no error to a model that goes on after an Exception of a submodule."""
 
@@ -266,7 +256,7 @@ class _Kept:
         for _, before in self.attributes:
             for name in before.keys() - _OTHERS:
                 value = before[name]
-                if value is None or type(value) in _PLAIN or (not value and name in _OWN):
+                if value is None or type(value) in _PLAIN or (name in _OWN and not value):
                     continue
                 self._keep(value, 2, found)
         self.parameters = [x for x in found if isinstance(x, nn.Parameter)]
