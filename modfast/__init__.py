@@ -92,7 +92,7 @@ from modfast.information import (
     soft_mutual_information,
     total_correlation,
 )
-from modfast.passes import capture
+from modfast.network.capture import capture
 from modfast.tasks import (
     DistinctGradients,
     TaskComparison,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dis
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
+from modfast import checks
 from modfast.network.inputs import Batch
-from modfast.network.sites import Site
-from modfast.network.visits import Visit, at_sites
 from modfast.sites import modules_of
 
 Run = Callable[..., Any]
@@ -25,7 +25,7 @@ _ATTENTION = (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.MultiheadAtt
 
 
 @contextmanager
-def running(model: nn.Module, training: bool = False) -> Iterator[Run]:
+def running(model: nn.Module, training: bool = False, argument: str = "inputs") -> Iterator[Run]:
     """Gives a function that runs the model on a batch, and puts everything back at the end.
 
     The model's own forward pass, with all hooks, in eval mode (or training mode), under the
@@ -34,7 +34,11 @@ def running(model: nn.Module, training: bool = False) -> Iterator[Run]:
     of what is no tensor. Put back are the modules' attributes and the containers in them, hooks,
     training flags, buffers, parameters and inputs that a forward pass writes to, and the random
     state. Inference mode is left.
+
+    A batch that the model cannot take is refused by a ValueError that names the caller's `argument`
+    and has the model's own error as its cause.
     """
+    checks.module("model", model)
     modules = modules_of(model)
     for module in modules:
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
@@ -49,70 +53,56 @@ def running(model: nn.Module, training: bool = False) -> Iterator[Run]:
         kept = _Kept(modules)
         stack.callback(kept.restore)
         stack.enter_context(_eager(modules))
+        taken: Batch | None = None
 
         def run(
             batch: Batch,
             read: Callable[[Any], Any] = lambda output: output,
             mode: AbstractContextManager[Any] | None = None,
         ) -> Any:
+            nonlocal taken
             args, kwargs = batch.arguments()
             try:
                 with Guard(batch) if mode is None else mode:
-                    return read(model(*args, **kwargs))
+                    found = model(*args, **kwargs)
+                    taken = batch
+                    return read(found)
+            except _REFUSALS as error:
+                if batch is taken or not _is_refusal(error):
+                    raise
+                what = (str(error).strip() or repr(error)).splitlines()[0]
+                raise ValueError(
+                    f"{argument} must fit the model, whose forward pass failed: {what}"
+                ) from error
             finally:
                 kept.restore()
 
         yield run
 
 
+_REFUSALS = (RuntimeError, IndexError, TypeError, ValueError, AssertionError)
+_RAISE = dis.opmap["RAISE_VARARGS"]
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether torch, or Python itself, could not do what a model told it to.
+
+    What the model's own code, or a hook's, raises by a `raise` is no business of ours.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or type(error) not in _REFUSALS:
+        return False
+    frame = trace.tb_frame
+    is_torchs = frame.f_globals.get("__name__", "").partition(".")[0] == "torch"
+    return is_torchs or frame.f_code.co_code[trace.tb_lasti] != _RAISE
+
+
 def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
     for module, training in flags:
         # nn.Module's own way takes ten times as long.
         object.__setattr__(module, "training", training)
-
-
-@contextmanager
-def watching(
-    model: nn.Module, sites: Sequence[Site], see: Callable[[Site, Tensor], Tensor | None]
-) -> Iterator[Callable[[Batch], None]]:
-    """Gives a function that runs the model on a batch and shows what is found at sites.
-
-    After a first pass has shown that each is reached just once, a pass ends where all have been,
-    and what would follow them is spared.
-
-    Args:
-        model: is run as `running` says, without gradients.
-        sites: as `modfast.network.sites.resolve_sites` gives them.
-        see: is called with each site and its value. It must not keep the value: what follows may
-            work on it in place.
-    """
-    each_once = False
-    visits: list[Visit] = []
-
-    def visit(site: Site) -> Visit:
-        def do(value: Tensor) -> None:
-            see(site, value.detach())
-            if each_once and all(each.n_calls for each in visits):
-                raise _AllSeenError
-
-        return Visit(site, do, "sites")
-
-    visits += [visit(site) for site in sites]
-    with running(model) as run, torch.no_grad(), at_sites(model, visits):
-
-        def once(batch: Batch) -> None:
-            nonlocal each_once
-            for each in visits:
-                each.n_calls = 0
-            try:
-                run(batch)
-            except _AllSeenError:
-                return
-            for each in visits:
-                each.check()
-            each_once = all(each.site.call is None for each in visits)
-
-        yield once
 
 
 @contextmanager
@@ -123,10 +113,6 @@ def exact_arithmetic(device_type: str) -> Iterator[None]:
         return
     with torch.autocast(device_type, enabled=False):
         yield
-
-
-class _AllSeenError(BaseException):
-    """Ends a forward pass; no error to a model that goes on after an Exception of a submodule."""
 
 
 class Guard(TorchFunctionMode):
