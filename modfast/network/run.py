@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -205,13 +206,16 @@ class _Kept:
         self.containers: list[tuple[Any, Any]] = []
         tensors: list[Tensor] = []
         for _, before in self.attributes:
-            for name, value in before.items():
+            # Hooks and such of nn.Module itself are empty almost always, and let be.
+            for container in filter(None, map(before.get, _OWN_CONTAINERS)):
+                self.containers += _contents(container, 2)
+            for buffer in before.get("_buffers", {}).values():
+                if buffer is not None:
+                    tensors.append(buffer)
+            for name in before.keys() - _OWN:
+                value = before[name]
                 if isinstance(value, _CONTAINERS):
-                    # Hooks and such of nn.Module itself are empty almost always, and let be.
-                    if value or name not in _OWN:
-                        self.containers += _contents(value, 2)
-                    if name == "_buffers" and isinstance(value, dict):
-                        tensors += [buffer for buffer in value.values() if buffer is not None]
+                    self.containers += _contents(value, 2)
                 elif isinstance(value, Tensor):
                     tensors.append(value)
         self.tensors = [(x, version_of(x), x.detach().clone()) for x in tensors]
@@ -239,6 +243,9 @@ class _Kept:
 
 _CONTAINERS = (list, dict, set, deque)
 _OWN = frozenset(nn.Module().__dict__)
+_OWN_CONTAINERS = tuple(
+    name for name, value in nn.Module().__dict__.items() if isinstance(value, _CONTAINERS)
+)
 
 
 def version_of(tensor: Tensor) -> int:
@@ -255,7 +262,8 @@ def _contents(container: Any, depth: int) -> Iterator[tuple[Any, Any]]:
 
 
 def _same(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
-    return len(a) == len(b) and all(name in a and a[name] is value for name, value in b.items())
+    # In the same order, too: that is quick to tell.
+    return len(a) == len(b) and all(map(is_, a.values(), b.values())) and [*a] == [*b]
 
 
 def _refill(container: Any, contents: Any) -> None:

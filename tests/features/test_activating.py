@@ -304,7 +304,7 @@ def test_bad_input() -> None:
         max_activating(model, bad, "act1")
     with pytest.raises(ValueError, match="sites='1': values must be batch-first"):
         max_activating(nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (37, -1))), x, "1")
-    with pytest.raises(TypeError, match="sites='0': must return a floating tensor"):
+    with pytest.raises(TypeError, match="sites='0': must be a floating tensor"):
         max_activating(nn.Sequential(nn.Identity()), y, "0")
 
 

@@ -123,7 +123,9 @@ def test_bad_jacobians() -> None:
         call(model, x, "fc3", [0, 1])
     with pytest.raises(TypeError, match="a batch of inputs must be a tensor, .* got float"):
         call(model, [1.0], "fc3", [0, 1, 1])
-    with pytest.raises(TypeError, match="inputs must be one tensor of floating values, got torch.int64"):
+    with pytest.raises(
+        TypeError, match="inputs must be one tensor of floating values, got torch.int64"
+    ):
         call(model, torch.ones(5, 6).long(), "fc3", [0, 1, 1])
     with pytest.raises(ValueError, match=r"inputs must be \[n, ...\] and not empty"):
         call(model, torch.ones(6), "fc3", [0, 1, 1])

@@ -211,14 +211,18 @@ def test_bad_input() -> None:
         task_gradients(model, x * torch.nan, "act1")
     with pytest.raises(ValueError, match=r"inputs must not be empty, got shape \(0, 4\)"):
         task_gradients(model, x[:0], "act1")
-    with pytest.raises(TypeError, match="sites='input': must be a floating tensor, got torch.int64"):
+    with pytest.raises(
+        TypeError, match="sites='input': must be a floating tensor, got torch.int64"
+    ):
         task_gradients(model, x.long(), "input")
     for sites in ("input", "act1"):
         with pytest.raises(TypeError, match="model must be a torch.nn.Module, got str"):
             task_gradients("model", x, sites)
     with pytest.raises(TypeError, match="sites=3: must be a name"):
         task_gradients(model, x, 3)
-    with pytest.raises(TypeError, match="the model returned a tuple, not a tensor; output= must pick"):
+    with pytest.raises(
+        TypeError, match="the model returned a tuple, not a tensor; output= must pick"
+    ):
         task_gradients(nn.LSTM(4, 2), x, "input")
     with pytest.raises(ValueError, match=r"must return \[n, outputs\].*got shape \(5, 2, 1\)"):
         task_gradients(nn.Sequential(nn.Linear(4, 2), nn.Unflatten(1, (2, 1))), x, "0")
