@@ -152,7 +152,8 @@ class _Units:
 
     def jacobians(self, x: Tensor) -> Tensor:
         """`[n, d, inputs]` in float64."""
-        return vmap(self.transform(self))(x).flatten(2).double()
+        found: Tensor = vmap(self.transform(self))(x)
+        return found.flatten(2).double()
 
     def information(self, jacobian: Tensor, total: bool, start: int) -> Tensor:
         """Of each sample; `start` is the first one's number."""

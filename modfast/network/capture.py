@@ -161,7 +161,7 @@ def read_passes(
             raise ValueError(
                 f"batch_size must be None where inputs is a stream of batches, got {batch_size!r}"
             )
-        yield from read_batches(model, bar(inputs, "batches", progress), targets)  # type: ignore[arg-type]
+        yield from read_batches(model, bar(inputs, "batches", progress), targets)
         return
     size = None if batch_size is None else checks.count("batch_size", batch_size)
     (batch,) = read_batches(model, inputs, targets)

@@ -171,7 +171,7 @@ def _held(data: Data) -> Any:
     found: Any = None
     if isinstance(data, DataLoader):
         whole = data.collate_fn is default_collate and type(data.dataset) is TensorDataset
-        return data.dataset.tensors if whole else None
+        return data.dataset.tensors if whole and isinstance(data.dataset, TensorDataset) else None
     if isinstance(data, Dataset):
         return data.tensors if type(data) is TensorDataset else None
     if isinstance(data, Tensor):

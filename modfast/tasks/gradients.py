@@ -125,7 +125,7 @@ def task_gradients(
 
             with at_sites(model, visits):
                 run(batch, read)
-    return collected.results()
+        return collected.results()
 
 
 def _keep(outputs: dict[str, Tensor], name: str, value: Tensor) -> Tensor:
