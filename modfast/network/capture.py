@@ -118,7 +118,8 @@ def watching(
     visits: list[Visit] = []
 
     def do(site: Site, value: Tensor) -> None:
-        see(site, value)
+        with torch._C.DisableTorchFunction():  # what is seen is no part of the run
+            see(site, value)
         if each_once and all(each.n_calls for each in visits):
             raise _AllSeenError
 

@@ -63,6 +63,7 @@ def running(model: nn.Module, training: bool = False, argument: str = "inputs") 
         ) -> Any:
             nonlocal taken
             args, kwargs = batch.arguments()
+            kept.may_differ = True
             try:
                 with Guard(batch) if mode is None else mode:
                     found = model(*args, **kwargs)
@@ -170,7 +171,10 @@ def may_write(name: str, args: Any, kwargs: Mapping[str, Any]) -> bool:
     if name[-1:] == "_":
         return name[-2:] != "__" or name == "__setitem__" or name[:3] == "__i"
     # inplace may stand among positional arguments: hardtanh(x, 0, 6, True).
-    return "out" in kwargs or bool(kwargs.get("inplace")) or any(x is True for x in args)
+    for x in args:
+        if x is True:
+            return True
+    return bool(kwargs) and ("out" in kwargs or bool(kwargs.get("inplace")))
 
 
 def place_of(tensor: Tensor) -> int:
@@ -221,9 +225,13 @@ class _Kept:
         self.tensors = [(x, version_of(x), x.detach().clone()) for x in tensors]
         self.random = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self.may_differ = False
+        """Whether a pass has begun since all was put back."""
 
     def restore(self) -> None:
         """Puts everything back that changed."""
+        if not self.may_differ:
+            return
         for now, before in self.attributes:
             if not _same(now, before):
                 now.clear()
@@ -239,6 +247,7 @@ class _Kept:
             torch.set_rng_state(self.random)
         for i, state in enumerate(self.cuda):
             torch.cuda.set_rng_state(state, i)
+        self.may_differ = False
 
 
 _CONTAINERS = (list, dict, set, deque)
