@@ -21,6 +21,18 @@ NO_GRADIENT = {"numpy"}
 """Models through which no gradient flows."""
 
 
+NO_TRANSFORM = {
+    *("a branch on values", "item()", "numpy", "dropout by a flag", "a log of what was seen"),
+    *("LSTM", "GRU, two layers, both ways", "an LSTM cell in a loop", "a Function of autograd"),
+    *("rows of a buffer written one by one", "weights written to through .data"),
+    *("a generator of one's own", "a value in words", "many tensors written to at once"),
+    *("gradients inside", "Python's and numpy's random numbers"),
+}
+"""Models that torch.func may not differentiate."""
+CONSTANT = {"mappings as outputs"}
+"""Models of which the first site has units that are 0."""
+
+
 def scores_of(known: Truth) -> Any:
     """What picks `[n, outputs]`: the last token's, where there are logits of tokens."""
     return modfast.last_token if known.logits.dim() == 3 else known.case.output
@@ -68,8 +80,8 @@ def test_task_gradients(name: str, kind: str) -> None:
         close(each.activations, known.site(site).flatten(1), 1e-12, f"{site}, activations")
 
 
-def look_at_two_tasks(case: zoo.Case, site: str, output: Any, n: int) -> Any:
-    halves = [trying.rows_of(case.inputs, rows) for rows in (slice(n), slice(n, None))]
+def look_at_two_tasks(case: zoo.Case, site: str, output: Any, rows: list[slice]) -> Any:
+    halves = [trying.rows_of(case.inputs, each) for each in rows]
     return attempt(case, compare_tasks, halves, [site], output=output)
 
 
@@ -77,16 +89,22 @@ def look_at_two_tasks(case: zoo.Case, site: str, output: Any, n: int) -> Any:
 @every_model
 def test_compare_tasks(name: str, kind: str) -> None:
     known = truth(name, kind)
-    if not known.case.rows or known.case.random or name in ("a branch on values", "item()"):
+    if (
+        not known.case.rows
+        or known.case.random
+        or known.case.grows
+        or name in ("a branch on values", "item()")
+    ):
         pytest.skip("its samples are no samples of two batches")
-    site, n = next(iter(known.case.sites)), len(known.case.targets) // 2
+    site, n = next(iter(known.case.sites)), len(known.case.targets)
+    rows = [slice((n + 1) // 2), slice(n // 2, None)]
     with situation(name, kind) as case:
-        look = partial(look_at_two_tasks, site=site, output=scores_of(known), n=n)
+        look = partial(look_at_two_tasks, site=site, output=scores_of(known), rows=rows)
         found = twice(case, kind, look)
     if isinstance(found, Refusal):
         assert name in NO_GRADIENT, found
         return
-    a, b = gradient(known, site, 0)[:n].mean(0), gradient(known, site, 1)[n:].mean(0)
+    a, b = (gradient(known, site, task)[each].mean(0) for task, each in enumerate(rows))
     expected = torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0)
     assert abs(float(found[site].cosine[0, 1] - expected)) <= max(known.slack, 1e-6)
 
@@ -98,13 +116,16 @@ def look_at_jacobians(case: zoo.Case, site: str) -> Any:
 @some_situations
 @every_model
 def test_jacobian_mutual_information(name: str, kind: str) -> None:
+    if name in CONSTANT:
+        pytest.skip("some of its units have no information")
     known = truth(name, kind)
     site = next(iter(known.case.sites))
     with situation(name, kind) as case:
         found = twice(case, kind, partial(look_at_jacobians, site=site))
     inputs = known.case.inputs
     if isinstance(found, Refusal):
-        assert not isinstance(inputs, Tensor) or not inputs.is_floating_point(), found
+        real = isinstance(inputs, Tensor) and inputs.is_floating_point()
+        assert not real or name in NO_TRANSFORM, found
         return
     rows = [jacobian_row(known, site, unit) for unit in (0, 1)]
     a, b = rows

@@ -97,6 +97,8 @@ def test_max_activating(name: str, kind: str) -> None:
 
 @every_model
 def test_max_activating_of_a_stream(name: str, known: Truth) -> None:
+    if isinstance(known.case.inputs, tuple):
+        pytest.skip("a list of batches is no data")
     with situation(name, "plain") as case:
         found = look_at_tops(case, in_a_stream=True)
     sites = [site for site in known.case.sites if site not in known.case.ask]

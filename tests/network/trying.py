@@ -215,7 +215,8 @@ class _Samples(Dataset[Any]):
 def batches_of(case: zoo.Case, size: int) -> Any:
     """The case's samples as a stream of pairs: a DataLoader, or a list where there are tuples."""
     if not isinstance(case.inputs, tuple):
-        return DataLoader(_Samples(case), batch_size=size)
+        # Without a generator of its own a DataLoader draws from the global one.
+        return DataLoader(_Samples(case), batch_size=size, generator=torch.Generator())
     cuts = [slice(i, i + size) for i in range(0, len(case.targets), size)]
     return [(rows_of(case.inputs, rows), case.targets[rows]) for rows in cuts]
 
