@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from network import oracle, zoo
+from network.snapshot import Snapshot
 from network.zoo_case import same_numbers
 from torch import nn
 
@@ -16,7 +17,7 @@ def case(request: pytest.FixtureRequest) -> zoo.Case:
 
 @torch.no_grad()
 def test_models_and_their_sites(case: zoo.Case) -> None:
-    before = oracle.Snapshot(case.model, case.inputs)
+    before = Snapshot(case.model, case.inputs)
     if case.grows:
         pytest.skip("each run is another")
     whole = oracle.run(case.model, case.inputs, output=case.output).clone()
@@ -62,7 +63,7 @@ def test_a_snapshot_says_what_changed() -> None:
     inputs = {"x": torch.zeros(2), "more": [1.0]}
 
     def changed(do: object) -> list[str]:
-        before = oracle.Snapshot(model, inputs)
+        before = Snapshot(model, inputs)
         assert before.changes(model, inputs) == []
         assert callable(do)
         do()

@@ -89,12 +89,8 @@ def look_at_two_tasks(case: zoo.Case, site: str, output: Any, rows: list[slice])
 @every_model
 def test_compare_tasks(name: str, kind: str) -> None:
     known = truth(name, kind)
-    if (
-        not known.case.rows
-        or known.case.random
-        or known.case.grows
-        or name in ("a branch on values", "item()")
-    ):
+    together = name in ("a branch on values", "item()") or known.case.random or known.case.grows
+    if together or not known.case.rows:
         pytest.skip("its samples are no samples of two batches")
     site, n = next(iter(known.case.sites)), len(known.case.targets)
     rows = [slice((n + 1) // 2), slice(n // 2, None)]

@@ -73,8 +73,9 @@ def look_at_tops(case: zoo.Case, in_a_stream: bool = False) -> Any:
 
 def assert_tops(found: Any, case: zoo.Case, values: dict[str, Tensor], slack: float) -> None:
     assert not isinstance(found, Refusal), found
-    assert set(found) == set(values)
-    for site, expected in values.items():
+    assert set(found) <= set(values)
+    for site in found:
+        expected = values[site]
         top = expected.topk(2, dim=0).values.T
         close(found[site].values, top, slack, site)
         picked = expected.T.gather(1, found[site].indices)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from network import oracle, trying, zoo
+from network.snapshot import Snapshot
 from network.test_zoo import every_model
 from network.trying import Truth, attempt, close, is_refused, situation, truth, twice
 from network.zoo_case import same_numbers
@@ -130,7 +131,7 @@ def test_clusterability_loss(name: str, kind: str) -> None:
         if kind == "changed":
             regularizer()
             case.change(case)
-        before = oracle.Snapshot(case.model)
+        before = Snapshot(case.model)
         found = regularizer()
         assert before.changes(case.model) == []
         assert found.requires_grad == expected.requires_grad
@@ -197,7 +198,7 @@ def test_fit(name: str) -> None:
     if name == "numpy" or case.random or has_dropout(case.model):
         pytest.skip("no gradient flows through the model, or it is random")
     given = case.inputs, case.targets
-    before = oracle.Snapshot(case.model, given)
+    before = Snapshot(case.model, given)
     options = {"output": case.output, "batch_size": 6, "seed": 0, "progress": False}
     try:
         found: Any = modfast.fit(

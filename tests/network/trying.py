@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from network import oracle, zoo
+from network.snapshot import Snapshot
 from network.zoo_case import same_numbers
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -50,7 +51,7 @@ def situation(name: str, kind: str) -> Iterator[zoo.Case]:
 def attempt(case: zoo.Case, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What a function gives, or its refusal; either way nothing is changed."""
     given = case.inputs, case.targets, args, kwargs
-    before = case.seen or oracle.Snapshot(case.model), oracle.Snapshot(None, given)
+    before = case.seen or Snapshot(case.model), Snapshot(None, given)
     found: Any
     try:
         found = function(case.model, *args, **kwargs)
@@ -59,7 +60,7 @@ def attempt(case: zoo.Case, function: Callable[..., Any], *args: Any, **kwargs: 
         if re.search(rf"\b({names})\b", str(error)) is None:
             raise
         found = Refusal(error)
-    case.seen = oracle.Snapshot(case.model)
+    case.seen = Snapshot(case.model)
     changes = before[0].until(case.seen) + before[1].changes(None, given)
     assert changes == [], changes
     return found
@@ -192,11 +193,11 @@ def truth(name: str, kind: str) -> Truth:
 
 def rows_of(inputs: Any, rows: slice) -> Any:
     """Some samples of a batch."""
-    if isinstance(inputs, Tensor):
-        return inputs[rows]
     if isinstance(inputs, Mapping):
         return {key: rows_of(each, rows) for key, each in inputs.items()}
-    return tuple(each if each is None else each[rows] for each in inputs)
+    if isinstance(inputs, tuple):
+        return tuple(rows_of(each, rows) for each in inputs)
+    return inputs[rows] if isinstance(inputs, Tensor) else inputs
 
 
 class _Samples(Dataset[Any]):
