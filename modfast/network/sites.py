@@ -48,6 +48,8 @@ class Site:
     item: Key | None = None
     call: int | None = None
     """Which call; None where there must be one."""
+    raw: bool = False
+    """Of an output: before the user's hooks on the module change it."""
 
 
 def parse_site(model: nn.Module, site: str, argument: str = "site") -> Site:

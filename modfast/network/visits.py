@@ -87,7 +87,9 @@ class _Hook:
         if self.visit.site.of_input:
             self.handle = self.module.register_forward_pre_hook(self._before, with_kwargs=True)
         else:
-            self.handle = self.module.register_forward_hook(self._after)
+            self.handle = self.module.register_forward_hook(
+                self._after, prepend=self.visit.site.raw
+            )
 
     def __exit__(self, *_: object) -> None:
         self.handle.remove()
