@@ -19,8 +19,8 @@ from modfast.network.logits import Output, check_output, pick, read_rows
 from modfast.network.resume import begin, equal_to_rounding, joined
 from modfast.network.run import Guard, Run, running
 from modfast.network.sites import Site, resolve_sites, unwrapped
-from modfast.network.visits import Visit, at_sites
-from modfast.network.weights import has_weight, input_first, weight_of
+from modfast.network.visits import EachVisit, Visit, at_sites
+from modfast.network.weights import has_weight, input_first, is_plain, plain_layer, weight_of
 from modfast.results import Result
 from modfast.scores import check_targets, class_scores, scores
 
@@ -208,7 +208,7 @@ class _Changed:
                 cast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
                 seen[:] = [(x.detach().clone(), *cast)]
 
-        entry = _Each(self._at_input(), see, "layer")
+        entry = EachVisit(self._at_input(), see, "layer")
         start = None
         with at_sites(self.model, [entry]):
             try:
@@ -220,8 +220,9 @@ class _Changed:
 
         def value(weight: Tensor) -> Tensor:
             ((x, enabled, dtype),) = seen
+            bias: Any = self.module.bias
             with torch.autocast(x.device.type, dtype, enabled=enabled):
-                found: Tensor = _plain(self.module, weight).forward(x)
+                found: Tensor = plain_layer(self.module, weight, bias).forward(x)
             return found
 
         def resume(weight: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ class _Changed:
             return self._with_weight(plain, weight)
 
         rows = read_rows(self._logits(plain), plain) if start is None else start.rows
-        direct = start is not None and _is_plain(self.module)
+        direct = start is not None and is_plain(self.module)
         if direct:
             assert start is not None
             direct = equal_to_rounding(value(self.weight), start.site)
@@ -259,11 +260,11 @@ class _Changed:
         parametrizations = self.module._modules.get("parametrizations")
         if isinstance(parametrizations, nn.ModuleDict) and "weight" in parametrizations:
             place = f"{self.site.module}.parametrizations.weight"
-            visits: list[Visit] = [_Each(Site(place, place), lambda own: mode.instead())]
+            visits: list[Visit] = [EachVisit(Site(place, place), lambda own: mode.instead())]
         else:
             visits = [
-                _Each(self._at_input(), lambda x: mode.begin(self.module.weight)),
-                _Each(self.site, lambda x: mode.begin(None)),
+                EachVisit(self._at_input(), lambda x: mode.begin(self.module.weight)),
+                EachVisit(self.site, lambda x: mode.begin(None)),
             ]
         with at_sites(self.model, visits):
             logits = self._logits(batch, mode)
@@ -273,15 +274,6 @@ class _Changed:
                 f"layer's own forward, got a {type(self.module).__name__} in which it is not seen"
             )
         return logits
-
-
-class _Each(Visit):
-    """Visits every value of a place, whatever it is."""
-
-    def reached(self, value: Any) -> Any:
-        self.n_calls += 1
-        found = self.do(value)
-        return value if found is None else found
 
 
 class _Swapped(Guard):
@@ -309,39 +301,6 @@ class _Swapped(Guard):
                     lambda x: self.instead() if x is self.old else x, (args, kwargs or {})
                 )
         return super().__torch_function__(func, types, args, kwargs)
-
-
-_KINDS = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
-
-
-def _kind(module: nn.Module) -> type[nn.Module]:
-    """The class, torch's own or transformers', that a layer is of."""
-    found: type[nn.Module] = next(
-        kind for kind in type(module).__mro__ if kind in _KINDS or kind.__name__ == "Conv1D"
-    )
-    return found
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a layer runs its class's own forward pass, and nothing that was added to it."""
-    kind = _kind(module)
-    return "forward" not in module.__dict__ and all(
-        getattr(type(module), name, None) is getattr(kind, name, None)
-        for name in ("forward", "_conv_forward")
-    )
-
-
-def _plain(module: nn.Module, weight: Tensor) -> nn.Module:
-    """A layer like another, that has no hooks and no more than a weight and the other's bias."""
-    kind = _kind(module)
-    alone = kind.__new__(kind)
-    own = {name: x for name, x in module.__dict__.items() if name not in ("weight", "bias")}
-    alone.__dict__.update(own)
-    alone.__dict__["_parameters"] = {"weight": weight, "bias": module.bias}
-    return alone
 
 
 def _off(weight: Tensor, rows: Tensor, cols: Tensor, clusters: Clusters) -> list[Tensor]:

@@ -6,14 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from modfast import checks, plots
 from modfast.effective.driven import Driven, Limits
-from modfast.information.binning import Binning, choice
+from modfast.information.binning import Binning
 from modfast.information.counts import entropies
 from modfast.ops import information as ops
 from modfast.progress import bar
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Mode: TypeAlias = Literal["parts", "whole"]
 Correction: TypeAlias = Literal["miller-madow", "panzeri-treves", None]
 
+_CORRECTIONS = ("miller-madow", "panzeri-treves", None)
 _LEAST_CHANGE = 0.01  # bits
 
 
@@ -128,7 +129,7 @@ def perturbational_ei(
         >>> round(found.bits, 1), found.converged
         (6.0, True)
     """
-    choice("mode", mode, Mode)
+    checks.choice("mode", mode, get_args(Mode))
     if mode == "whole" and correction not in (None, "miller-madow"):
         raise ValueError(
             f"correction must be None or 'miller-madow' with mode='whole', got {correction!r}"
@@ -138,7 +139,7 @@ def perturbational_ei(
     if mode == "whole" and driven.n_in * math.log(driven.bins) > math.log(rule.most):
         raise ValueError(
             f"mode='whole' needs samples for {bins}^{driven.n_in} cells of the inputs, more than "
-            f"max_samples={max_samples}: take fewer bins, or mode='parts'"
+            f"max_samples={max_samples}: raise max_samples, take fewer bins, or mode='parts'"
         )
     return rule.follow(_Together(driven, correction, mode), mode, progress)
 
@@ -207,7 +208,7 @@ class _Estimate(ABC):
     """Information after ever more samples."""
 
     def __init__(self, driven: Driven, correction: Correction) -> None:
-        choice("correction", correction, Correction)
+        checks.choice("correction", correction, _CORRECTIONS)
         self.driven, self.correction = driven, correction
 
     @abstractmethod
@@ -318,7 +319,7 @@ class _Rule:
             if self.tolerance is None or converged or 2 * n > self.most:
                 break
             n *= 2
-        values = torch.tensor(history, dtype=torch.float64)
+        values = torch.tensor(history, dtype=torch.float64, device="cpu")
         return PerturbationalInformation(bits, pairs, n, converged, values, kind)
 
     def _is_small(self, change: float, bits: float) -> bool:

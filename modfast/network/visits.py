@@ -61,6 +61,16 @@ class Visit:
             )
 
 
+class EachVisit(Visit):
+    """What is done with each value of a place, whatever it is and however often there is one."""
+
+    def reached(self, value: Any) -> Any:
+        """As `Visit.reached`."""
+        self.n_calls += 1
+        found = self.do(value)
+        return value if found is None else found
+
+
 @contextmanager
 def at_sites(model: nn.Module, visits: Sequence[Visit]) -> Iterator[None]:
     """Visits sites in every run within a `with` block, after the user's own hooks."""
