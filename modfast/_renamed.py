@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -46,6 +47,43 @@ def renamed(**new: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
                         raise TypeError(f"{name} got both {new[old]} and {old}, its old name")
                     warn_renamed(f"{name}({old}=...)", f"{name}({new[old]}=...)", stacklevel=3)
                     kwargs[new[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def reordered(*old: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Lets a function take its arguments after the first in the order that they had before.
+
+    That order is told by a second argument that is a name. It gives a DeprecationWarning.
+
+    Example:
+        >>> import warnings
+        >>> @reordered("layer", "data")
+        ... def run(model, data, layer):
+        ...     return data, layer
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     run(None, "fc2", 3)
+        (3, 'fc2')
+        >>> print(caught[0].message)
+        run(model, layer, data) is now run(model, data, layer)
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        name = function.__qualname__
+        first, *others = list(inspect.signature(function).parameters)
+        new = ", ".join((first, *others[: len(old)]))
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            if 1 < len(args) <= len(old) + 1 and isinstance(args[1], str):
+                before = ", ".join((first, *old))
+                warn_renamed(f"{name}({before})", f"{name}({new})", stacklevel=2)
+                given: dict[str, Any] = dict(zip(old, args[1:], strict=False))
+                return function(args[0], **given, **kwargs)  # type: ignore[arg-type]
             return function(*args, **kwargs)
 
         return call

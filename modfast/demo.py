@@ -215,7 +215,7 @@ def _train(settings: Settings, data: Dataset, clusters: Clusters, progress: bool
             progress=progress,
         )
     weight = model.get_submodule(LAYER).get_parameter("weight").detach()
-    evaluation = evaluate_clusters(model, LAYER, clusters, data.test)
+    evaluation = evaluate_clusters(model, data.test, LAYER, clusters)
     units = circuits = None
     if data.is_classification:
         units = ablate_units(model, data.test_x, SITE, targets=data.test_y)

@@ -31,8 +31,18 @@ def scores(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         spread = (targets - targets.mean(0)).square().sum(0)
         each = 1 - residual / spread
         return each.mean(), each
-    right = (outputs.argmax(1) == targets).double()
-    count = torch.zeros(outputs.shape[1], dtype=torch.float64, device=outputs.device)
+    return class_scores(outputs.argmax(1), targets, outputs.shape[1])
+
+
+def class_scores(found: Tensor, targets: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """What `scores` gives for classes, of the classes `[n]` that were found.
+
+    Example:
+        >>> class_scores(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1]), 3)
+        (tensor(0.6667, dtype=torch.float64), tensor([1.0000, 0.5000,    nan], dtype=torch.float64))
+    """
+    right = (found == targets).double()
+    count = torch.zeros(n_classes, dtype=torch.float64, device=found.device)
     hits = count.index_add(0, targets, right)
     count = count.index_add(0, targets, torch.ones_like(right))
     return right.mean(), hits / count

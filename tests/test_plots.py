@@ -186,7 +186,7 @@ def test_cluster_evaluation_holds_every_value():
     model = modfast.models.MLP([3, 4, 4, 5])
     # Class 4 has no samples: its accuracy is NaN.
     data = torch.randn(40, 3), torch.arange(40) % 4
-    result = modfast.evaluate_clusters(model, "fc2", Clusters.equal(4, 4, 2), data)
+    result = modfast.evaluate_clusters(model, data, "fc2", Clusters.equal(4, 4, 2))
     whole, off, on = result.plot().data
     np.testing.assert_array_equal(whole.z[0][0], result.accuracy)
     np.testing.assert_array_equal(off.z[:, 0], result.off_accuracy)
@@ -207,7 +207,7 @@ def test_results_draw_themselves():
     optimizer = modfast.Modularity(model.parameters(), n_clusters=2)
     history = modfast.fit(model, data, epochs=1, optimizer=optimizer, test=data, progress=False)
     assert len(history.plot().data) == 3
-    result = modfast.evaluate_clusters(model, "fc2", Clusters.equal(8, 8, 2), data)
+    result = modfast.evaluate_clusters(model, data, "fc2", Clusters.equal(8, 8, 2))
     assert len(result.plot().data) == 3
 
 

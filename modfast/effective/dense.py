@@ -8,20 +8,23 @@ from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from modfast import checks
-from modfast.effective.layers import is_layer, run_once, shape_of
+from modfast.effective.layers import is_layer, require_real, shape_of
 from modfast.effective.wiring import Norm
-from modfast.sites import in_mode
+from modfast.network.weights import current_weight, has_weight, plain_layer
 
-_MOST_CELLS = 2**27
+MAX_MEMORY = 2**30
 _CELLS_AT_ONCE = 2**22
 _SLACK = 1e-3
 
 
 def connectivity_matrix(
-    module: nn.Module, input_shape: Sequence[int] | int, *, channel_mixing: bool = False
+    module: nn.Module,
+    input_shape: Sequence[int] | int,
+    *,
+    channel_mixing: bool = False,
+    max_memory: int | None = None,
 ) -> Tensor:
     """A layer's weights as a dense matrix of in-units by out-units.
 
@@ -33,6 +36,7 @@ def connectivity_matrix(
             padding mode.
         input_shape: of the layer's input, without the batch axis.
         channel_mixing: for average pooling, whether every channel is connected to every channel.
+        max_memory: bytes that the matrix may take, by default 2^30.
 
     Returns:
         float64 `[n_in, n_out]`, on the module's device.
@@ -40,7 +44,7 @@ def connectivity_matrix(
     Raises:
         TypeError: `module` is of another kind, `input_shape` is no shape.
         ValueError: an input that does not fit, weights that are not finite, a matrix of more than
-            2^27 entries (1 GB).
+            `max_memory`.
 
     Source: N2, the effective-information notebook.
 
@@ -58,28 +62,32 @@ def connectivity_matrix(
             f"module must be a linear, convolution, transposed convolution or average pooling "
             f"layer, got {module!r:.80}"
         )
-    for name, parameter in module.named_parameters():
-        checks.finite(name, parameter.detach())
     shape = shape_of(input_shape)
-    n_in, n_out = math.prod(shape), run_once(module, shape).numel()
-    if n_in * n_out > _MOST_CELLS:
-        raise ValueError(
-            f"connectivity_matrix is for at most {_MOST_CELLS} entries, got {n_in} x {n_out}; "
-            "effective_information needs no matrix"
-        )
-    # What a layer without a bias makes of one-hot inputs are its rows.
-    values = {name: parameter.detach().double() for name, parameter in module.named_parameters()}
-    if "bias" in values:
-        values["bias"] = torch.zeros_like(values["bias"])
-    device = next((value.device for value in values.values()), None)
-    matrix = torch.empty(n_in, n_out, dtype=torch.float64, device=device)
-    rows = max(1, _CELLS_AT_ONCE // max(n_in, n_out))
-    with in_mode(module, training=False), torch.no_grad():
+    n_in = math.prod(shape)
+    memory = MAX_MEMORY if max_memory is None else checks.count("max_memory", max_memory)
+    _require_room(memory, n_in, 1)
+    layer, device = module, None
+    if has_weight(module):
+        weight = current_weight(module).detach()
+        require_real("module", weight)
+        checks.finite("weight", weight)
+        device = weight.device
+        # What a layer without a bias makes of one-hot inputs are its rows.
+        layer = plain_layer(module, weight.double(), None)
+    with torch.no_grad(), torch.autocast(getattr(device, "type", "cpu"), enabled=False):
+        try:
+            one = torch.zeros(1, *shape, dtype=torch.float64, device=device)
+            n_out = layer.forward(one).numel()
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(f"input_shape={shape} does not fit the module: {error}") from error
+        _require_room(memory, n_in, n_out)
+        matrix = torch.empty(n_in, n_out, dtype=torch.float64, device=device)
+        rows = max(1, _CELLS_AT_ONCE // max(n_in, n_out))
         for start in range(0, n_in, rows):
             part = matrix[start : start + rows]
             x = torch.zeros(len(part), n_in, dtype=torch.float64, device=device)
             x.diagonal(start).fill_(1.0)
-            part.copy_(functional_call(module, values, (x.unflatten(1, shape),)).flatten(1))
+            part.copy_(layer.forward(x.unflatten(1, shape)).flatten(1))
     if channel_mixing and isinstance(module, (nn.AvgPool1d, nn.AvgPool2d)):
         channels = shape[0]
         one = matrix[: n_in // channels, : n_out // channels]
@@ -161,6 +169,14 @@ def entropy_bits(p: Tensor, dim: int = 0) -> Tensor:
         raise ValueError(f"p must sum to 1 along dim={dim}, got {total[wrong][0].item()}")
     entropy: Tensor = torch.special.entr(p).sum(dim) / math.log(2)
     return entropy
+
+
+def _require_room(memory: int, n_in: int, n_out: int) -> None:
+    if n_in * n_out * 8 > memory:
+        raise ValueError(
+            f"max_memory must be at least the matrix's {n_in * n_out * 8} bytes, got {memory} for "
+            f"{n_in} x {n_out} entries; effective_information needs no matrix"
+        )
 
 
 def _require_floating(argument: str, value: Tensor) -> None:

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from modfast import checks
 from modfast.effective.layers import run_once
 from modfast.information.binning import Binning
-from modfast.sites import in_mode, resolve_modules
+from modfast.network.inputs import Batch
+from modfast.network.run import running
+from modfast.network.sites import unwrapped
+from modfast.sites import resolve_modules
 
 Limits: TypeAlias = tuple[float, float]
 
@@ -63,8 +66,8 @@ class Driven:
 
     def outputs(self, x: Tensor) -> Tensor:
         """The layer's outputs `[n, n_out]` for inputs `[n, n_in]`."""
-        with in_mode(self.module, training=False), torch.no_grad():
-            y = self.module(x.unflatten(1, self.shape))
+        with running(self.module) as run, torch.no_grad():
+            y = run(Batch((x.unflatten(1, self.shape),), {}))
             if self.activation is not None:
                 y = self.activation(y)
         if not isinstance(y, Tensor) or not y.is_floating_point() or y.shape[:1] != (len(x),):
@@ -87,7 +90,7 @@ def _module_and_input(
     """The module to drive, and what one sample of zeros to the model gives it."""
     module, taken = model, list[Any]()
     if layer is not None and isinstance(model, nn.Module):
-        modules = resolve_modules(model, layer, argument="layer")
+        modules = resolve_modules(unwrapped(model), layer, argument="layer")
         if len(modules) > 1:
             raise ValueError(f"layer={layer!r} must name one module, got {list(modules)}")
         (module,) = modules.values()

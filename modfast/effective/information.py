@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from modfast import checks, plots
 from modfast.effective.layers import BatchNorm, Unsupported, Use, uses_of
 from modfast.effective.wiring import MAX_LOGIT, Norm
+from modfast.network.inputs import Inputs
 from modfast.results import Result
 
 if TYPE_CHECKING:
@@ -71,9 +72,10 @@ class EffectiveInformation(Result):
 
 def effective_information(
     model: nn.Module,
-    input_shape: Sequence[int] | int,
+    input_shape: Sequence[int] | int | None = None,
     norm: Norm = "linear",
     *,
+    inputs: Inputs | None = None,
     batch_norm: BatchNorm = "skip",
     channel_mixing: bool = False,
     unsupported: Unsupported = "error",
@@ -100,6 +102,8 @@ def effective_information(
         model: a network, or one layer.
         input_shape: of its input, without the batch axis.
         norm: how rows are normalized, see `normalize_rows`.
+        inputs: in place of `input_shape`, one batch (a tensor, a tuple or a mapping) for a model
+            that takes no one tensor of zeros; its first sample is what goes through the model.
         batch_norm: "skip", or "fold": the factors of a BatchNorm multiply the weights of the layer
             before it.
         channel_mixing: average pooling connects every channel to every channel, as the source
@@ -113,8 +117,8 @@ def effective_information(
     Raises:
         TypeError: `model` is no module, `input_shape` no shape, weights of another type.
         ValueError: an input that does not fit the model, weights that are not counted or not
-            finite, a padding mode other than zeros, a BatchNorm that cannot be folded, weights
-            beyond -600 to 600 with "softmax", an unknown option.
+            finite, a layer without inputs or outputs, a padding mode other than zeros, a BatchNorm
+            that cannot be folded, weights beyond -600 to 600 with "softmax", an unknown option.
 
     Source: N2, the effective-information notebook; Mattsson, Michaud and Hoel (2020).
 
@@ -132,7 +136,7 @@ def effective_information(
     checks.choice("norm", norm, get_args(Norm))
     checks.choice("batch_norm", batch_norm, get_args(BatchNorm))
     checks.choice("unsupported", unsupported, get_args(Unsupported))
-    uses = uses_of(model, input_shape, batch_norm, unsupported)
+    uses = uses_of(model, input_shape, inputs, batch_norm, unsupported)
     shapes, sums = [], []
     for use in uses:
         wiring = use.wiring(channel_mixing)
@@ -151,9 +155,10 @@ def effective_information(
 
 def determinism(
     model: nn.Module,
-    input_shape: Sequence[int] | int,
+    input_shape: Sequence[int] | int | None = None,
     norm: Norm = "linear",
     *,
+    inputs: Inputs | None = None,
     batch_norm: BatchNorm = "skip",
     channel_mixing: bool = False,
     unsupported: Unsupported = "error",
@@ -175,6 +180,7 @@ def determinism(
         model,
         input_shape,
         norm,
+        inputs=inputs,
         batch_norm=batch_norm,
         channel_mixing=channel_mixing,
         unsupported=unsupported,
@@ -183,9 +189,10 @@ def determinism(
 
 def degeneracy(
     model: nn.Module,
-    input_shape: Sequence[int] | int,
+    input_shape: Sequence[int] | int | None = None,
     norm: Norm = "linear",
     *,
+    inputs: Inputs | None = None,
     batch_norm: BatchNorm = "skip",
     channel_mixing: bool = False,
     unsupported: Unsupported = "error",
@@ -207,6 +214,7 @@ def degeneracy(
         model,
         input_shape,
         norm,
+        inputs=inputs,
         batch_norm=batch_norm,
         channel_mixing=channel_mixing,
         unsupported=unsupported,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
@@ -14,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from modfast import checks
-from modfast.clusters.weights import has_weight, input_first
 from modfast.effective.wiring import Axis, Wiring, convolution_axis, pooling_axis
-from modfast.sites import in_mode
+from modfast.network.inputs import Batch, Inputs, mapped, one_batch
+from modfast.network.run import running
+from modfast.network.sites import Site, unwrapped
+from modfast.network.visits import EachVisit, Visit, at_sites
+from modfast.network.weights import current_weight, has_weight, input_first
 
 BatchNorm: TypeAlias = Literal["skip", "fold"]
 Unsupported: TypeAlias = Literal["error", "skip"]
@@ -56,11 +58,12 @@ class Use:
         module: Any = self.module
         if isinstance(module, _POOLS):
             return _pooling(module, self.in_shape, self.out_shape, channel_mixing)
-        weight = module.weight.detach()
-        if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-            raise TypeError(
-                f"the weight of {self.name!r} must be float32, float64, bfloat16 or float16, "
-                f"got {weight.dtype}"
+        weight = current_weight(module, self.name).detach()
+        require_real(self.name, weight)
+        if 0 in weight.shape:
+            raise ValueError(
+                f"layer {self.name!r} must have inputs and outputs, got a weight of shape "
+                f"{tuple(weight.shape)}"
             )
         checks.finite(f"the weight of {self.name!r}", weight)
         if not isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED)):
@@ -101,9 +104,23 @@ def is_layer(module: nn.Module) -> bool:
     return has_weight(module) and not hasattr(module, "kernel_size")
 
 
+def require_real(name: str, weight: Tensor) -> None:
+    """Refuses a weight of another type than effective information is computed of.
+
+    Raises:
+        TypeError: it is one.
+    """
+    if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise TypeError(
+            f"the weight of {name!r} must be float32, float64, bfloat16 or float16, "
+            f"got {weight.dtype}"
+        )
+
+
 def uses_of(
     model: nn.Module,
-    input_shape: Sequence[int] | int,
+    input_shape: Sequence[int] | int | None,
+    inputs: Inputs | None,
     batch_norm: BatchNorm,
     unsupported: Unsupported,
 ) -> list[Use]:
@@ -115,35 +132,42 @@ def uses_of(
             are not supported or not called, a BatchNorm that cannot be folded.
     """
     checks.module("model", model)
-    names = {module: name or type(module).__name__ for name, module in model.named_modules()}
+    paths = {module: path for path, module in unwrapped(model).named_modules()}
+    names = {module: path or type(module).__name__ for module, path in paths.items()}
     found: list[Use] = []
     # The use that gave an output, for as long as that is alive and not worked on in place.
     givers: dict[tuple[int, int], tuple[ref[Tensor], Use]] = {}
+    shapes: dict[nn.Module, torch.Size] = {}
 
-    def on_call(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        use = Use(names[module], module, _first(args, kwargs).shape, output.shape)
-        found.append(use)
-        givers[id(output), output._version] = ref(output), use
+    def watch(module: nn.Module) -> list[Visit]:
+        def on_input(x: Tensor) -> None:
+            shapes[module] = x.shape
 
-    def on_norm(module: nn.Module, args: Any, kwargs: Any) -> None:
-        x = _first(args, kwargs)
-        giver, use = givers.get((id(x), x._version), (None, None))
-        if giver is None or use is None or giver() is not x or use.scale is not None:
-            raise ValueError(
-                f"batch_norm='fold': {names[module]!r} does not follow a layer that it could be "
-                "folded into; batch_norm='skip' leaves it out"
-            )
-        use.batch_norm, use.scale = names[module], _factors(names[module], module)
+        def on_output(output: Tensor) -> None:
+            use = Use(names[module], module, shapes[module], output.shape)
+            found.append(use)
+            givers[id(output), output._version] = ref(output), use
 
-    with ExitStack() as stack:
-        for module in names:
-            if is_layer(module):
-                hook = module.register_forward_hook(on_call, with_kwargs=True)
-                stack.enter_context(hook)
-            elif batch_norm == "fold" and isinstance(module, _BATCH_NORMS):
-                hook = module.register_forward_pre_hook(on_norm, with_kwargs=True)
-                stack.enter_context(hook)
-        run_once(model, input_shape)
+        def on_norm(x: Tensor) -> None:
+            giver, use = givers.get((id(x), x._version), (None, None))
+            if giver is None or use is None or giver() is not x or use.scale is not None:
+                raise ValueError(
+                    f"batch_norm='fold': {names[module]!r} does not follow a layer that it could "
+                    "be folded into; batch_norm='skip' leaves it out"
+                )
+            use.batch_norm, use.scale = names[module], _factors(names[module], module)
+
+        path = paths[module]
+        entry = Site(f"{path}:input", path, of_input=True)
+        if is_layer(module):
+            return [EachVisit(entry, on_input), EachVisit(Site(path, path), on_output)]
+        if batch_norm == "fold" and isinstance(module, _BATCH_NORMS):
+            return [EachVisit(entry, on_norm)]
+        return []
+
+    visits = [visit for module in names for visit in watch(module)]
+    with at_sites(model, visits):
+        run_once(model, input_shape, inputs)
     if unsupported == "error":
         _require_supported(names, {use.module for use in found})
     if not found:
@@ -153,22 +177,45 @@ def uses_of(
     return found
 
 
-def run_once(model: nn.Module, input_shape: Sequence[int] | int) -> Any:
-    """What the model returns for one sample of zeros, in eval mode and without gradients.
+def run_once(
+    model: nn.Module, input_shape: Sequence[int] | int | None, inputs: Inputs | None = None
+) -> Any:
+    """What the model returns for one sample, in eval mode and without gradients.
+
+    Args:
+        model: the model.
+        input_shape: of a sample of zeros;
+        inputs: or a batch of inputs, of which the first sample is taken.
 
     Raises:
-        TypeError: `model` is no module, or `input_shape` no shape.
-        ValueError: an input that does not fit the model.
+        TypeError: `model` is no module, `input_shape` no shape, weights of another type.
+        ValueError: an input that does not fit the model; both kinds of input, or none.
     """
     checks.module("model", model)
-    x = torch.zeros(1, *shape_of(input_shape), **_like(model))
-    with in_mode(model, training=False), torch.no_grad():
+    if (input_shape is None) == (inputs is None):
+        raise ValueError(
+            f"input_shape must be given or inputs must, got {'none' if inputs is None else 'both'}"
+        )
+    if inputs is None:
+        assert input_shape is not None
+        x = torch.zeros(1, *shape_of(input_shape), **_like(model))
+        batch, what = Batch((x,), {}), f"input_shape={tuple(x.shape[1:])}"
+        hint = "; a model that takes no one tensor of zeros, but integers, say, needs inputs="
+    else:
+        batch, what = one_batch(model, inputs, None, "one sample is enough"), "inputs"
+        args, kwargs = mapped(lambda x: x[:1] if x.dim() else x, (batch.args, batch.kwargs))
+        batch, hint = Batch(args, kwargs), ""
+    with running(model, argument=what) as run, torch.no_grad():
         try:
-            return model(x)
-        except (RuntimeError, IndexError) as error:
-            raise ValueError(
-                f"input_shape={tuple(x.shape[1:])} does not fit the model: {error}"
-            ) from error
+            return run(batch)
+        except ValueError as error:
+            if error.__cause__ is None:
+                raise
+            for name, module in unwrapped(model).named_modules():
+                weight = module._parameters.get("weight")
+                if is_layer(module) and weight is not None:
+                    require_real(name or type(module).__name__, weight)
+            raise ValueError(f"{error}{hint}") from error.__cause__
 
 
 def shape_of(input_shape: Sequence[int] | int) -> tuple[int, ...]:
@@ -189,10 +236,6 @@ def _like(model: nn.Module) -> dict[str, Any]:
         if parameter.is_floating_point():
             return {"device": parameter.device, "dtype": parameter.dtype}
     return {}
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _require_supported(names: dict[nn.Module, str], called: set[nn.Module]) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Mode: TypeAlias = Literal["parts", "whole"]
 Correction: TypeAlias = Literal["miller-madow", "panzeri-treves", None]
 
+_CORRECTIONS = ("miller-madow", "panzeri-treves", None)
 _LEAST_CHANGE = 0.01  # bits
 
 
@@ -138,7 +139,7 @@ def perturbational_ei(
     if mode == "whole" and driven.n_in * math.log(driven.bins) > math.log(rule.most):
         raise ValueError(
             f"mode='whole' needs samples for {bins}^{driven.n_in} cells of the inputs, more than "
-            f"max_samples={max_samples}: take fewer bins, or mode='parts'"
+            f"max_samples={max_samples}: raise max_samples, take fewer bins, or mode='parts'"
         )
     return rule.follow(_Together(driven, correction, mode), mode, progress)
 
@@ -207,7 +208,7 @@ class _Estimate(ABC):
     """Information after ever more samples."""
 
     def __init__(self, driven: Driven, correction: Correction) -> None:
-        checks.choice("correction", correction, get_args(Correction))
+        checks.choice("correction", correction, _CORRECTIONS)
         self.driven, self.correction = driven, correction
 
     @abstractmethod

@@ -44,7 +44,7 @@ class Axis:
     def of_table(cls, table: Tensor, n_in: int) -> Axis:
         """Of the in-position that each out-position's taps come from, `[n_out, k]`, or -1."""
         valid = table >= 0
-        reached = torch.zeros(n_in, table.shape[1], dtype=torch.bool, device="cpu")
+        reached = table.new_zeros(n_in, table.shape[1], dtype=torch.bool)
         reached[table[valid], valid.nonzero()[:, 1]] = True
         _, kind, n_of_kind = reached.unique(dim=0, return_inverse=True, return_counts=True)
         kinds = torch.where(valid, kind[table], len(n_of_kind))
@@ -68,7 +68,7 @@ def convolution_axis(
     table[(table < 0) | (table >= far)] = -1
     if not transposed:
         return Axis.of_table(table, n_in)
-    back = torch.full((n_out, kernel), -1, device="cpu")
+    back = table.new_full((n_out, kernel), -1)
     position, tap = (table >= 0).nonzero(as_tuple=True)
     back[table[position, tap], tap] = position
     return Axis.of_table(back, n_in)
@@ -98,7 +98,7 @@ def pooling_axis(
         size = torch.ones_like(start)
     # Windows of different sizes weigh differently, and so have their own taps.
     sizes, which = size.unique(return_inverse=True)
-    table = torch.full((n_out, len(sizes), kernel), -1, device="cpu")
+    table = start.new_full((n_out, len(sizes), kernel), -1)
     inside = start[:, None] + torch.arange(kernel, device="cpu")
     table[torch.arange(n_out, device="cpu"), which] = inside.where(
         (inside >= 0) & (inside < n_in), -1

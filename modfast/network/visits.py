@@ -96,6 +96,16 @@ def checked(visits: Sequence[Visit]) -> list[Visit]:
     return kept
 
 
+class EachVisit(Visit):
+    """What is done with each value of a place, whatever it is and however often there is one."""
+
+    def reached(self, value: Any) -> Any:
+        """As `Visit.reached`."""
+        self.n_calls += 1
+        found = self.do(value)
+        return value if found is None else found
+
+
 @contextmanager
 def at_sites(model: nn.Module, visits: Sequence[Visit]) -> Iterator[None]:
     """Visits sites in every run within a `with` block, after the user's own hooks."""
@@ -122,7 +132,9 @@ class _Hook:
         if self.visit.site.of_input:
             self.handle = self.module.register_forward_pre_hook(self._before, with_kwargs=True)
         else:
-            self.handle = self.module.register_forward_hook(self._after)
+            self.handle = self.module.register_forward_hook(
+                self._after, prepend=self.visit.site.raw
+            )
 
     def __exit__(self, *_: object) -> None:
         self.handle.remove()

@@ -25,6 +25,8 @@ __all__ = [
     "has_weight",
     "hidden_weights",
     "input_first",
+    "is_plain",
+    "plain_layer",
     "require_dense",
     "require_matrix",
     "weight_of",
@@ -171,6 +173,44 @@ def _recomputed(module: nn.Module, hooks: list[Any]) -> Tensor:
 def _without_autocast(module: nn.Module) -> torch.autocast:
     device = next(module.parameters(), torch.empty(0)).device
     return torch.autocast(device.type, enabled=False)
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """The class, torch's own or transformers', that a module that `has_weight` is of."""
+    kinds = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
+    return next(kind for kind in type(module).__mro__ if kind in kinds or kind.__name__ == "Conv1D")
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a layer runs its class's own forward pass, and nothing that a subclass added.
+
+    Example:
+        >>> is_plain(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+        True
+    """
+    kind = _kind(module)
+    return "forward" not in module.__dict__ and all(
+        getattr(type(module), name, None) is getattr(kind, name, None)
+        for name in ("forward", "_conv_forward")
+    )
+
+
+def plain_layer(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A layer with a module's options, of no more than a weight and a bias, and without hooks.
+
+    Its `forward` is to be called, as it shares the module's other attributes.
+
+    Example:
+        >>> conv = nn.Conv1d(1, 1, 2)
+        >>> plain_layer(conv, torch.ones(1, 1, 2), None).forward(torch.ones(1, 1, 3))
+        tensor([[[2., 2.]]])
+    """
+    kind = _kind(module)
+    alone = kind.__new__(kind)
+    own = {name: x for name, x in module.__dict__.items() if name not in ("weight", "bias")}
+    alone.__dict__.update(own)
+    alone.__dict__["_parameters"] = {"weight": weight, "bias": bias}
+    return alone
 
 
 _EMBEDDING = re.compile(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import resource
 
 import pytest
 import torch
@@ -59,6 +60,16 @@ def test_many_rows_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(connectivity_matrix(layer, 20), layer.weight.detach().double().T)
 
 
+def test_a_matrix_beyond_the_cap_is_refused_before_it_is_made() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="max_memory must be at least .* got 1073741824"):
+        connectivity_matrix(nn.Linear(4, 4), 2**31)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16
+    with pytest.raises(ValueError, match="matrix's 128 bytes, got 127 for 4 x 4 entries"):
+        connectivity_matrix(nn.Linear(4, 4), 4, max_memory=127)
+    assert connectivity_matrix(nn.Linear(4, 4), 4, max_memory=128).shape == (4, 4)
+
+
 @pytest.mark.parametrize("norm", ["linear", "softmax", "sigmoid"])
 def test_rows(norm: str) -> None:
     weight = torch.randn(6, 5)
@@ -82,7 +93,9 @@ def test_bad_arguments() -> None:
         connectivity_matrix(nn.ReLU(), 4)
     with pytest.raises(TypeError, match="module must be a linear"):
         connectivity_matrix(nn.Sequential(nn.Linear(4, 4)), 4)
-    with pytest.raises(ValueError, match="at most 134217728 entries, got 20000 x 20000"):
+    with pytest.raises(
+        ValueError, match="max_memory must be at least .* bytes, got 1073741824 for 20000 x 20000"
+    ):
         connectivity_matrix(nn.AvgPool1d(1), (1, 20000))
     with pytest.raises(ValueError, match=r"input_shape=\(5,\) does not fit"):
         connectivity_matrix(nn.Linear(4, 4), 5)

@@ -267,7 +267,7 @@ def test_the_model_is_left_as_it_was() -> None:
     for norm in NORMS:
         effective_information(net, (1, 6, 6), norm, batch_norm="fold")
         assert_untouched(net)
-    with pytest.raises(ValueError, match=r"input_shape=\(1, 6, 6\) does not fit the model: no"):
+    with pytest.raises(ValueError, match=r"input_shape=\(1, 6, 6\) must fit the model: no"):
         effective_information(nn.Sequential(*net, Fails()), (1, 6, 6))
     assert_untouched(net)
 
@@ -305,6 +305,121 @@ def test_parametrized_weights_are_those_in_use() -> None:
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(5, 4).double())
     layer.parametrizations.weight.original0.data.mul_(3.0)
     assert_equals(layer, 5, [layer.weight.detach().T], "linear")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", NORMS)
+def test_weights_as_their_layers_compute_them_and_nothing_moves(norm: str) -> None:
+    utils = nn.utils
+    layers = [
+        utils.prune.l1_unstructured(nn.Linear(5, 4), "weight", amount=8),
+        utils.weight_norm(nn.Linear(5, 4)),
+        utils.spectral_norm(nn.Linear(5, 4)),
+        utils.parametrizations.spectral_norm(nn.Linear(5, 4)),
+        utils.parametrizations.orthogonal(nn.Linear(5, 4)),
+        utils.parametrizations.spectral_norm(nn.Linear(5, 4)),
+    ]
+    for layer in layers:
+        layer.double()
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.mul_(1.5)
+            layer.eval()(torch.zeros(1, 5).double())  # the hooks compute the weight
+        weight = layer.weight.detach().clone()
+        net = nn.Sequential(layer, nn.ReLU()).train()
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        assert_equals(net, 5, [weight.T], norm)
+        torch.testing.assert_close(modfast.connectivity_matrix(layer, 5), weight.T)
+        modfast.perturbational_ei(net, 5, "0", samples=50, tolerance=None, seed=0)
+        assert all(torch.equal(net.state_dict()[name], each) for name, each in before.items())
+
+
+class Ids(nn.Module):
+    """Takes integers, and a mask by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.fc = nn.Embedding(9, 4), nn.Linear(4, 3)
+        self.seen: list[int] = []
+
+    def forward(self, ids, mask=None):
+        self.seen.append(1)
+        h = self.embed(ids)
+        return {"out": self.fc(input=h if mask is None else h * mask[..., None])}
+
+
+def test_models_of_other_inputs_take_inputs() -> None:
+    net, ids = Ids(), torch.randint(9, (5, 7))
+    options = {"unsupported": "skip"}
+    with pytest.raises(ValueError, match=r"input_shape=\(12,\) must fit.*indices.*inputs="):
+        effective_information(net, (12,), **options)
+    expected = measures([torch.block_diag(*[net.fc.weight.detach().double().T] * 7)], "linear")
+    for inputs in (ids, (ids,), {"ids": ids, "mask": torch.ones(5, 7)}):
+        found = effective_information(net, inputs=inputs, **options)
+        assert (found.ei, found.determinism, found.degeneracy) == pytest.approx(expected, abs=1e-9)
+        assert determinism(net, inputs=inputs, **options) == found.determinism
+        assert degeneracy(net, inputs=inputs, **options) == found.degeneracy
+    assert net.seen == []
+    with pytest.raises(ValueError, match="input_shape must be given or inputs must, got none"):
+        effective_information(net)
+    with pytest.raises(ValueError, match="input_shape must be given or inputs must, got both"):
+        effective_information(net, 3, inputs=ids)
+    with pytest.raises(TypeError, match="inputs must be one batch, got a stream"):
+        effective_information(net, inputs=[ids])
+    with pytest.raises(ValueError, match="inputs must fit the model: index out of range"):
+        effective_information(net, inputs=ids + 9)
+
+
+def test_inference_mode_compiled_models_and_encoder_layers() -> None:
+    net = modfast.models.MLP([5, 4, 3])
+    plain = effective_information(net, 5)
+    with torch.inference_mode():
+        assert effective_information(net, 5).to_dict() == plain.to_dict()
+    compiled = effective_information(torch.compile(net, backend="eager"), 5)
+    assert compiled.to_dict() == plain.to_dict()
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    found = effective_information(encoder, (3, 8), unsupported="skip")
+    assert [layer.name for layer in found.layers] == ["linear1", "linear2"]
+    assert (found.layers[0].n_in, found.layers[0].n_out) == (24, 48)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_units_and_integer_weights_are_refused_by_name() -> None:
+    net = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 3))
+    with pytest.raises(ValueError, match="layer '0' must have inputs and outputs, got .*0, 4"):
+        effective_information(net, 4)
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    net[1].weight = nn.Parameter(torch.ones(3, 4, dtype=torch.int8), requires_grad=False)
+    for function in (effective_information, modfast.perturbational_ei):
+        with pytest.raises(TypeError, match="the weight of '1' must be float32, .*torch.int8"):
+            function(net, 4)
+    with pytest.raises(TypeError, match="the weight of 'module' must be float32, .*torch.int8"):
+        modfast.connectivity_matrix(net[1], 4)
+
+
+def test_another_default_device_and_dtype() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.AvgPool2d(2), nn.Flatten())
+    net.append(nn.Linear(8, 3))
+
+    def found() -> list[object]:
+        matrix = modfast.connectivity_matrix(net[0], (1, 4, 4))
+        return [effective_information(net, (1, 4, 4)).ei, matrix.tolist()]
+
+    expected = found()
+    modfast.effective.wiring.convolution_axis.cache_clear()
+    modfast.effective.wiring.pooling_axis.cache_clear()
+    modfast.effective.wiring._kinds.cache_clear()
+    modfast.effective.layers._point.cache_clear()
+    options = {"samples": 50, "tolerance": None, "seed": 0}
+    pairs = modfast.perturbational_ei(net, (1, 4, 4), "3", **options).pairs
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(modfast.perturbational_ei(net, (1, 4, 4), "3", **options).pairs, pairs)
+        torch.set_default_device("meta")
+        assert found() == expected
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
 
 
 def test_threads_do_not_matter(n_threads: int) -> None:
@@ -371,7 +486,7 @@ def test_a_matrix_that_no_memory_holds() -> None:
     ("arguments", "options", "error", "message"),
     [
         ((3, 4), {}, TypeError, "model must be a torch.nn.Module, got int"),
-        ((nn.Linear(4, 3), 5), {}, ValueError, r"input_shape=\(5,\) does not fit the model"),
+        ((nn.Linear(4, 3), 5), {}, ValueError, r"input_shape=\(5,\) must fit the model"),
         ((nn.Linear(4, 3), ()), {}, ValueError, "input_shape must have at least one size"),
         ((nn.Linear(4, 3), (0, 4)), {}, ValueError, "input_shape must be at least 1, got 0"),
         ((nn.Linear(4, 3), "4"), {}, TypeError, "input_shape must be an integer, got '4'"),

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, UserList
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ class Recorder(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer, self.seen = layer, []
+        self.layer, self.seen = layer, UserList()  # lists are put back
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer(x)
@@ -206,7 +206,7 @@ def test_whole_of_many_outputs() -> None:
     ("change", "error", "message"),
     [
         ({"model": 3}, TypeError, "model must be a torch.nn.Module, got int"),
-        ({"input_shape": 5}, ValueError, r"input_shape=\(5,\) does not fit"),
+        ({"input_shape": 5}, ValueError, r"input_shape=\(5,\) must fit"),
         ({"layer": "fc"}, ValueError, "layer='fc': no such module; there are: '0', '1'"),
         ({"layer": "*"}, ValueError, r"layer='\*' must name one module, got \['0', '1'\]"),
         ({"mode": "half"}, ValueError, "mode must be one of .* got 'half'"),
@@ -221,7 +221,7 @@ def test_whole_of_many_outputs() -> None:
         (
             {"mode": "whole", "bins": 4000},
             ValueError,
-            "cells of the inputs, more than max",
+            "cells of the inputs, more than max_samples=1000000: raise max_samples",
         ),
         ({"samples": 0}, ValueError, "samples must be at least 1, got 0"),
         ({"samples": 2_000_000}, ValueError, "samples must be at most max_samples=1000000"),
@@ -257,6 +257,34 @@ def test_layers_that_cannot_be_driven() -> None:
         perturbational_ei(Twice(), 2, "pair")
     with pytest.raises(ValueError, match="silent must be finite"):
         sensitivity(nn.Linear(2, 2), 2, silent=math.nan)
+
+
+def test_hooks_inference_mode_and_what_the_layer_keeps() -> None:
+    class Counts(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.log: list[int] = []
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.log.append(len(x))
+            self.n += 1
+            return super().forward(x)
+
+    net = nn.Sequential(nn.Linear(4, 3), Counts())
+    net[1].register_forward_hook(lambda m, args, y: torch.tanh(4 * y))
+    options = {"samples": 300, "seed": 0, **ONE}
+    found = perturbational_ei(net, 4, "1", **options)
+    plain = nn.Linear(3, 2)
+    plain.load_state_dict({"weight": net[1].weight, "bias": net[1].bias})
+    expected = perturbational_ei(plain, 3, activation=lambda y: torch.tanh(4 * y), **options)
+    assert torch.equal(found.pairs, expected.pairs)
+    with torch.inference_mode():
+        inside = perturbational_ei(net, 4, "1", **options)
+    assert torch.equal(found.pairs, inside.pairs)
+    compiled = perturbational_ei(torch.compile(net, backend="eager"), 4, "1", **options)
+    assert torch.equal(found.pairs, compiled.pairs)
+    assert (net[1].log, net[1].n.item()) == ([], 0)
 
 
 def test_figures() -> None:
