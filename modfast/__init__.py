@@ -26,11 +26,14 @@ Directions that tasks use       task_gradients, distinct_gradients, principal_co
 ... and share                   task_similarity, variance_explained, task_capture, compare_tasks
 ... in many networks            TaskStudy
 Networks, data, activations     models, data, capture
+What functions return           Result: shown in short, saved, loaded, drawn
+... where they lie              heads, last_token
 The compiled library            has_ops, and `python -m modfast info`
+... and the plain way round it  reference_mode
 """
 
 from modfast import data, models
-from modfast._extension import has_ops
+from modfast._extension import has_ops, reference_mode
 from modfast.ablation import (
     AblationResult,
     ClusterEvaluation,
@@ -93,6 +96,9 @@ from modfast.information import (
     total_correlation,
 )
 from modfast.network.capture import capture
+from modfast.network.logits import last_token
+from modfast.network.sites import heads
+from modfast.results import Result
 from modfast.tasks import (
     DistinctGradients,
     TaskComparison,
@@ -135,6 +141,7 @@ __all__ = [
     "ModularityMeasures",
     "PairwiseInformation",
     "PerturbationalInformation",
+    "Result",
     "TaskComparison",
     "TaskComparisons",
     "TaskGradients",
@@ -166,12 +173,14 @@ __all__ = [
     "fit",
     "gaussian_mutual_information",
     "has_ops",
+    "heads",
     "jacobian_mutual_information",
     "joint_entropy",
     "joint_histogram",
     "kmeans_mutual_information",
     "ksg_mutual_information",
     "label_purity",
+    "last_token",
     "max_activating",
     "max_information_direction",
     "models",
@@ -182,6 +191,7 @@ __all__ = [
     "perturbational_ei",
     "principal_components",
     "prune_circuit",
+    "reference_mode",
     "search_space_reduction",
     "sensitivity",
     "soft_conditional_entropy",

@@ -70,8 +70,12 @@ def _parser() -> _Parser:
     run.add_argument("--epochs", type=int, metavar="N", help=_defaults("epochs"))
     run.add_argument("--clusters", type=int, metavar="K", help=_defaults("clusters"))
     run.add_argument(
-        "--weight", type=float, metavar="L", help=f"of the clusterability; {_defaults('weight')}"
+        "--alpha",
+        type=float,
+        metavar="A",
+        help=f"strength of the clusterability; {_defaults('alpha')}",
     )
+    run.add_argument("--weight", type=float, help=argparse.SUPPRESS)
     run.add_argument("--seed", type=int, metavar="S", default=0, help="(default: %(default)s)")
     run.add_argument(
         "--out", metavar="DIR", default="modfast-report", help="(default: %(default)s)"
@@ -104,7 +108,10 @@ def _defaults(setting: str) -> str:
 
 def _demo(arguments: argparse.Namespace) -> None:
     """Checks everything that can be checked before it trains."""
-    given = {name: getattr(arguments, name) for name in ("epochs", "clusters", "weight", "seed")}
+    if arguments.weight is not None:  # for one release
+        print("modfast: --weight is now --alpha", file=sys.stderr)
+        arguments.alpha = arguments.weight
+    given = {name: getattr(arguments, name) for name in ("epochs", "clusters", "alpha", "seed")}
     try:
         settings = replace(
             demo.DEFAULTS[arguments.data],
@@ -122,8 +129,8 @@ def _demo(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise _no_mnist(arguments.root) from error
     except FloatingPointError as error:
-        weight = f"--weight {settings.weight:g}"
-        raise _InputError(f"training diverged at {weight}: {error}") from error
+        alpha = f"--alpha {settings.alpha:g}"
+        raise _InputError(f"training diverged at {alpha}: {error}") from error
     except (ValueError, ImportError) as error:
         raise _InputError(error) from error
     try:
@@ -188,7 +195,7 @@ def _table(result: demo.DemoResult) -> str:
     epochs = "1 epoch" if s.epochs == 1 else f"{s.epochs} epochs"
     lines = [
         f"{s.data}, {'-'.join(map(str, s.sizes))} network, {epochs}, "
-        f"{s.clusters} clusters in {demo.LAYER}, weight {s.weight:g}, seed {s.seed}",
+        f"{s.clusters} clusters in {demo.LAYER}, alpha {s.alpha:g}, seed {s.seed}",
         "",
         f"{'network':<12}{score:>10}  {'clusterability':>14}",
     ]

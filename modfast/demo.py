@@ -18,6 +18,7 @@ from torch import Tensor
 import modfast
 from modfast import checks
 from modfast._extension import has_ops
+from modfast._renamed import warn_renamed
 from modfast.ablation import AblationResult, ClusterEvaluation, ablate_units, evaluate_clusters
 from modfast.circuits import CircuitSizes, effective_circuit_size
 from modfast.clusters import Clusters, clusterability
@@ -36,7 +37,7 @@ class Settings:
     """What decides a demo's result; the same settings give the same numbers.
 
     Raises:
-        TypeError: counts that are no integers, a weight that is no number.
+        TypeError: counts that are no integers, an alpha that is no number.
         ValueError: values out of range; the message names the setting and the value.
 
     Example:
@@ -58,7 +59,7 @@ class Settings:
     epochs: int
     clusters: int
     """Number of equal clusters."""
-    weight: float
+    alpha: float
     """What the clusterability counts against the loss (lambda); 0 is the plain network."""
     seed: int = 0
     """Of the networks' start and of the order of the batches."""
@@ -70,24 +71,30 @@ class Settings:
                 f"clusters must be at most {width}, the units of {self.data}'s hidden layers, "
                 f"got {self.clusters}"
             )
-        if checks.finite_number("weight", self.weight) < 0:
-            raise ValueError(f"weight must be at least 0, got {self.weight}")
+        if checks.finite_number("alpha", self.alpha) < 0:
+            raise ValueError(f"alpha must be at least 0, got {self.alpha}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+
+    @property
+    def weight(self) -> float:
+        """The old name of `alpha`."""
+        warn_renamed("Settings.weight", "Settings.alpha")
+        return self.alpha
 
 
 # Measured over eight seeds (physics: five): mean scores of the plain and the clustered network are
 # within half a point, clusterability is above .999 in each. MNIST's are the notebook's.
 DEFAULTS = {
     "digits": Settings(
-        "digits", (64, 64, 64, 10), False, "sgd", 0.03, 0.9, 64, epochs=30, clusters=4, weight=15.0
+        "digits", (64, 64, 64, 10), False, "sgd", 0.03, 0.9, 64, epochs=30, clusters=4, alpha=15.0
     ),
     "mnist": Settings(
-        "mnist", (784, 64, 64, 10), False, "sgd", 1e-3, 0.0, 64, epochs=10, clusters=4, weight=15.0
+        "mnist", (784, 64, 64, 10), False, "sgd", 1e-3, 0.0, 64, epochs=10, clusters=4, alpha=15.0
     ),
     # Two tasks, two clusters. The squared error is small, so the reward must be small too.
     "physics": Settings(
-        "physics", (4, 16, 16, 2), True, "adam", 1e-2, 0.0, 256, epochs=40, clusters=2, weight=1.0
+        "physics", (4, 16, 16, 2), True, "adam", 1e-2, 0.0, 256, epochs=40, clusters=2, alpha=1.0
     ),
 }
 
@@ -161,8 +168,8 @@ def run(
     data = modfast.data.load(settings.data, root)
     _, n_in, n_out, _ = settings.sizes
     clusters = Clusters.equal(n_out, n_in, settings.clusters)
-    # Weight 0 is the base optimizer itself, so the weight is all that the two differ in.
-    plain = _train(replace(settings, weight=0.0), data, clusters, progress)
+    # With alpha 0 it is the base optimizer itself, so alpha is all that the two differ in.
+    plain = _train(replace(settings, alpha=0.0), data, clusters, progress)
     clustered = _train(settings, data, clusters, progress)
     return DemoResult(settings, data, clusters, plain, clustered)
 
@@ -190,7 +197,7 @@ def _train(settings: Settings, data: Dataset, clusters: Clusters, progress: bool
     optimizer = Modularity(
         model.named_parameters(),
         lr=settings.lr,
-        alpha=settings.weight,
+        alpha=settings.alpha,
         layers=LAYER,
         clusters=clusters,
         base=settings.optimizer,

@@ -123,7 +123,7 @@ def page(result: DemoResult) -> str:
         "n_train": f"{len(data.train_x):,}",
         "n_test": f"{len(data.test_x):,}",
         "shape": f"{clusters.shape[1]} inputs and {clusters.shape[0]} outputs",
-        "weight": f"{settings.weight:g}",
+        "alpha": f"{settings.alpha:g}",
         "chance": f"{float(clusters.mask().double().mean()):.2f}",
         "plain_score": f"{float(plain.evaluation.accuracy):.4f}",
         "clustered_score": f"{float(clustered.evaluation.accuracy):.4f}",
@@ -297,7 +297,7 @@ with $shape, in $k equal clusters.</p>
 </tbody>
 </table></div>
 <div><p>Both networks started from the same weights and saw the same batches in the same order,
-with the same optimizer. The clustered one was also rewarded for <em>clusterability</em>: $weight
+with the same optimizer. The clustered one was also rewarded for <em>clusterability</em>: $alpha
 times it was taken off its loss. Nothing told a cluster what it should do.</p>
 <p>Clusterability is the share of the layer's squared weights that join an input and an output of
 the same cluster: 1 means that the clusters are cut off from each other, and about $chance is what

@@ -26,7 +26,8 @@ _MOST_CHARACTERS = 60
 class Result:
     """What a function found: a frozen dataclass of tensors, plain values and collections of them.
 
-    Results are equal only to themselves. `repr` tells dtypes and shapes, not numbers.
+    Results are equal only to themselves. `repr` tells dtypes and shapes, not numbers. Tensors are
+    on the CPU where a class does not say otherwise.
 
     Example:
         >>> import tempfile, torch

@@ -25,16 +25,24 @@ def one_line(capsys) -> str:
     return line
 
 
+def test_old_name_of_alpha(capsys):
+    assert main(["demo", "--weight", "-1"]) != 0
+    assert capsys.readouterr().err.splitlines() == [
+        "modfast: --weight is now --alpha",
+        "modfast: error: alpha must be at least 0, got -1.0",
+    ]
+
+
 def test_demo_trains_writes_and_tells(tmp_path, capsys):
     needs_plotly()
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     out = tmp_path / "deep" / "report"
-    chosen = ["--epochs", "2", "--clusters", "3", "--weight", "20", "--seed", "7"]
+    chosen = ["--epochs", "2", "--clusters", "3", "--alpha", "20", "--seed", "7"]
     assert main(["demo", *chosen, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     numbers = json.loads((out / "report.json").read_text(encoding="utf-8"))
     settings = numbers["settings"]
-    assert [settings[key] for key in ("data", "epochs", "clusters", "weight", "seed")] == [
+    assert [settings[key] for key in ("data", "epochs", "clusters", "alpha", "seed")] == [
         "digits",
         2,
         3,
@@ -79,8 +87,8 @@ def test_demo_on_mnist(mnist_root, tmp_path):
         (["demo", "--clusters", "0"], "clusters must be at least 1, got 0"),
         (["demo", "--clusters", "65"], "clusters must be at most 64"),
         (["demo", "--data", "physics", "--clusters", "17"], "clusters must be at most 16"),
-        (["demo", "--weight", "nan"], "weight must be finite, got nan"),
-        (["demo", "--weight", "-1"], "weight must be at least 0, got -1.0"),
+        (["demo", "--alpha", "nan"], "alpha must be finite, got nan"),
+        (["demo", "--alpha", "-1"], "alpha must be at least 0, got -1.0"),
         (["demo", "--seed", "-1"], "seed must be from 0"),
         (["demo", "--seed", str(2**64)], "seed must be from 0"),
         (["demo", "--data", "mnist"], "--data mnist needs --root DIR"),
@@ -175,9 +183,9 @@ def test_missing_extras_are_named(missing, arguments, extra, tmp_path, capsys, m
 
 def test_training_that_diverges_is_told_in_one_line(tmp_path, capsys):
     needs_plotly()
-    arguments = ["--data", "physics", "--epochs", "1", "--weight", "1e300"]
+    arguments = ["--data", "physics", "--epochs", "1", "--alpha", "1e300"]
     assert main(["demo", *arguments, "--out", str(tmp_path)]) == 2
-    assert "training diverged at --weight 1e+300: the loss became" in one_line(capsys)
+    assert "training diverged at --alpha 1e+300: the loss became" in one_line(capsys)
 
 
 def test_info_tells_the_build(capsys):

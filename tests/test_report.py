@@ -57,7 +57,7 @@ def test_json_has_the_keys_and_sizes(numbers):
         assert len(numbers["clusters"][f"{side}_accuracy"]) == 4
         assert len(numbers["clusters"][f"{side}_class_accuracy"]) == 4
     assert numbers["settings"]["sizes"] == [64, 64, 64, 10]
-    assert numbers["settings"]["weight"] == 15.0
+    assert numbers["settings"]["alpha"] == 15.0
 
 
 def test_the_clustered_network_is_clustered_and_as_good(numbers):

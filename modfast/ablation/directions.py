@@ -16,7 +16,7 @@ from modfast.ablation.units import options_of
 from modfast.network.inputs import Inputs
 from modfast.network.logits import Output
 from modfast.network.resume import Chain, Start, batched, joined, one_by_one
-from modfast.network.run import exact_arithmetic
+from modfast.network.run import exact_arithmetic, require_differentiable
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -63,6 +63,8 @@ def max_information_direction(
     if checks.finite_number("lr", lr) <= 0:
         raise ValueError(f"lr must be above 0, got {lr}")
     options = options_of(output, dim, False, None, True, backend)
+    checks.module("model", model)
+    require_differentiable(model)
     with starts(model, inputs, site, None, options) as all_starts:
         with torch.no_grad():
             each = list(all_starts)
@@ -74,11 +76,11 @@ def max_information_direction(
         )
         objectives, backends = zip(*found, strict=True)
         backend = joined(backends)
-        return _search(list(objectives), vectors.to(activations), steps, lr, backend)
+        return _search(list(objectives), site, vectors.to(activations), steps, lr, backend)
 
 
 def _search(
-    objectives: list[Objective], vectors: Tensor, steps: int, lr: float, backend: str
+    objectives: list[Objective], site: str, vectors: Tensor, steps: int, lr: float, backend: str
 ) -> DirectionResult:
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
     best, best_kls = vectors, vectors.new_full((len(vectors),), -torch.inf)
@@ -91,7 +93,12 @@ def _search(
             first, *others = (objective(units) for objective in objectives)
             kls = sum(others, start=first)
             if step < steps:
-                (vectors.grad,) = torch.autograd.grad(kls.sum(), vectors)
+                try:
+                    (vectors.grad,) = torch.autograd.grad(kls.sum(), vectors)
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"site={site!r}: the logits must depend on it through autograd: {error}"
+                    ) from error
         with torch.no_grad():
             history.append(kls.detach())
             better = kls > best_kls
@@ -166,7 +173,7 @@ def _resumed(start: Start, backend: str | None) -> tuple[Callable[[Tensor], Tens
 def _rank_one(start: Start, chain: Chain) -> Objective:
     """The logits for directions `[r, d]`, where what follows is a chain: `[r, n, c]`."""
     site = start.rows.of(start.site)
-    before, weight = chain.outputs(site)[0], chain.weights[0]
+    before, weight = start.rows.of(start.outputs[0]), chain.weights[0]
 
     def ablated(v: Tensor) -> Tensor:
         scales, updates = (site @ v.T).T, v @ weight.T

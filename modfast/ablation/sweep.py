@@ -136,8 +136,7 @@ def _fused(
     site = rows.of(value)
     if len(site) != len(rows.logits):
         return None
-    outputs = chain.outputs(site)
-    logits, hidden = outputs[-1], outputs[0]
+    logits, hidden = rows.of(start.outputs[-1]), rows.of(start.outputs[0])
     name = chain.activations[0]
     activation = None if name == "identity" else ACTIVATIONS[name]
     memory = options.max_memory or MAX_MEMORY

@@ -47,7 +47,7 @@ class Circuit(Result):
     """Which way it was computed."""
 
     def close_calls(self, rounding: float = 1e-6) -> int:
-        """How many decisions have a margin within `rounding`, so that they may hang on it."""
+        """How many decisions have a margin within `rounding`, so that they may depend on it."""
         return sum(int((margin.abs() < rounding).sum()) for margin in self.margins.values())
 
     def apply(self, model: nn.Module) -> nn.Module:

@@ -8,11 +8,12 @@ from operator import index
 from typing import SupportsIndex
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from modfast import checks
+from modfast.clusters.fitting import fit_labels
 from modfast.clusters.labels import Clusters
-from modfast.clusters.weights import fit_labels, has_weight, input_first, weight_of
+from modfast.network.weights import current_weight, has_weight, input_first, weight_of
 from modfast.sites import match_names, resolve_modules
 
 
@@ -91,9 +92,7 @@ def _clustered(modules: dict[str, nn.Module], clusters: Clusters, layer: str | N
 
 def _size(module: nn.Module) -> tuple[int, int]:
     """Outputs and inputs of a layer."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    first, second = weight.shape[:2]
+    first, second = current_weight(module).shape[:2]
     return (second, first) if input_first(module) else (first, second)
 
 

@@ -149,7 +149,7 @@ class Clusters:
 
 def checked_labels(argument: str, values: Tensor | Sequence[int]) -> Tensor:
     """Labels as int32 `[n]`; see `Clusters` for what it raises."""
-    labels = torch.as_tensor(values)
+    labels = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     if labels.numel() == 0:
         labels = labels.to(torch.int32)
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:

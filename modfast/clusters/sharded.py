@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modfast.ops import cluster_penalty, cluster_penalty_gradient, cluster_sums
 from modfast.reference import ratio
@@ -22,7 +22,8 @@ def is_sharded(weight: Tensor) -> bool:
 
     Told by its look: importing the class takes half a second, and builds of torch may lack it.
     """
-    return hasattr(weight, "device_mesh") and hasattr(weight, "placements")
+    plain = type(weight) in (Tensor, nn.Parameter)
+    return not plain and hasattr(weight, "device_mesh") and hasattr(weight, "placements")
 
 
 def penalty_of(weights: Sequence[Tensor], labels: Sequence[Tensor], scale: float) -> Tensor:

@@ -15,7 +15,12 @@ from modfast.information import gaussian
 from modfast.information.partition import Partition, module_names, modules
 from modfast.network.capture import capture
 from modfast.network.inputs import Batch, Inputs, read_batches
-from modfast.network.run import Run, exact_arithmetic, running
+from modfast.network.run import (
+    Run,
+    exact_arithmetic,
+    require_differentiable,
+    running,
+)
 from modfast.network.sites import Site, resolve_sites
 from modfast.network.visits import Visit, at_sites
 from modfast.progress import bar
@@ -81,6 +86,7 @@ def jacobian_mutual_information(
     units: _Units | None = None
     parts = []
     with running(model) as run, torch.no_grad():
+        require_differentiable(model)
         for batch in read_batches(model, inputs):
             x = _samples(batch)
             units = units or _Units(model, run, x, sites, partition, 1 if total else 2)

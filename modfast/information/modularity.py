@@ -29,7 +29,8 @@ Estimator: TypeAlias = Literal["binned", "soft"] | Callable[..., Tensor]
 class ModularityMeasures(Result):
     """The three measures of a module for each pair of sites, `[pairs]`; see `modularity_measures`.
 
-    For a list of modules each is `[modules, pairs]`.
+    For a list of modules each is `[modules, pairs]`. They stay on the activations' device; those of
+    estimator="soft" have gradients.
 
     Example:
         >>> import torch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain as chained
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from modfast._extension import is_reference
 from modfast.network.dims import unit_dim
 from modfast.network.inputs import Batch
 from modfast.network.logits import Output, Rows, pick, read_rows
-from modfast.network.run import Guard, Run
+from modfast.network.run import Run
 from modfast.network.sites import Site, unwrapped
 from modfast.network.tape import Call, Slot, Tape
 from modfast.network.visits import Visit, at_sites
@@ -71,6 +70,8 @@ class Start:
     """Which positions of the site count, `[n, t]`."""
     tape: Tape | None = None
     chain: Chain | None = None
+    outputs: Sequence[Tensor] = ()
+    """Of the chain's layers."""
 
     @property
     def features(self) -> Tensor:
@@ -109,23 +110,24 @@ def begin(
             finite; a backend that cannot be taken.
     """
     place = unwrapped(model).get_submodule(site.module)
-    buffers = (buffer for buffer in model.buffers()) if any(True for _ in model.buffers()) else ()
-    first = next(iter(batch.tensors()), None)
-    device = "cpu" if first is None else first.device.type
-    tape = Tape(Guard(batch), chained(batch.tensors(), buffers), device)
+    tensors = batch.tensors()
+    device = tensors[0].device.type if tensors else "cpu"
+    tape = Tape(run.guard(batch), [*tensors, *run.tensors], device)
 
     def take(value: Tensor) -> Tensor:
-        if not value.is_floating_point() or value.dim() < 2:
-            raise TypeError(
-                f"site={site.name!r}: must be a floating tensor [n, ..., features], got "
-                f"{value.dtype} of shape {tuple(value.shape)}"
-            )
-        return tape.begin(value)
+        with torch._C.DisableTorchFunction():
+            if not value.is_floating_point() or value.dim() < 2:
+                raise TypeError(
+                    f"site={site.name!r}: must be a floating tensor [n, ..., features], got "
+                    f"{value.dtype} of shape {tuple(value.shape)}"
+                )
+            own = run.own(value)
+        return tape.begin(own)
 
     def read(found: Any) -> Tensor:
         logits = pick(found, output, batch)
         tape.finish(logits)
-        return logits
+        return run.own(logits)
 
     visit = Visit(site, take)
     with at_sites(model, [visit]):
@@ -142,14 +144,14 @@ def begin(
     checks.finite("the model's logits", logits)
 
     def by_model(changed: Tensor) -> Tensor:
-        again = Visit(site, lambda old: changed)
+        again = Visit(site, lambda old: changed.clone())  # in memory of its own, as the site's is
         with at_sites(model, [again]):
-            found: Tensor = run(batch, lambda result: pick(result, output, batch))
+            found: Tensor = run(batch, lambda result: run.own(pick(result, output, batch)))
         return found
 
     units = unit_dim(value, site, place, tape.unit_dim, dim)
     rows = read_rows(logits, batch)
-    kind, chain, why = choose(tape, value, units, logits, by_model, backend)
+    kind, chain, outputs, why = choose(tape, value, units, logits, by_model, backend)
     if backend == "vmap" and kind == "replay":
         kind = "vmap"
     if backend not in (None, kind) and not (backend == "fused" and kind == "model"):
@@ -166,6 +168,7 @@ def begin(
         mask,
         tape if kind != "model" else None,
         chain,
+        outputs,
     )
 
 
@@ -176,7 +179,7 @@ def choose(
     logits: Tensor,
     by_model: Callable[[Tensor], Tensor],
     backend: str | None = None,
-) -> tuple[str, Chain | None, str]:
+) -> tuple[str, Chain | None, list[Tensor], str]:
     """How what followed a site can be done again: the one place that decides it.
 
     The first of these that gives the run's own logits again: "fused", "replay", "model". The
@@ -184,33 +187,34 @@ def choose(
     depend on the site at all, a changed site must give what the model itself then does.
 
     Returns:
-        The backend, the chain of linear layers if there is one, and why no quicker way is taken.
+        The backend, the chain of linear layers if there is one and what they return, and why no
+        quicker way is taken.
     """
     if backend == "model" or is_reference():
-        return "model", None, "asked for"
+        return "model", None, [], "asked for"
     if tape.why is not None:
-        return "model", None, tape.why
+        return "model", None, [], tape.why
     if tape.doubts or tape.out_slot < 0:
         generator = torch.Generator("cpu").manual_seed(0)
         noise = torch.randn(site.shape, generator=generator, device="cpu", dtype=torch.float32)
         moved = site + (0.1 + site.abs().mean()) * noise.to(site)
         found = tape.replay(moved) if tape.out_slot >= 0 else logits
         if not equal_to_rounding(found, by_model(moved)):
-            return "model", None, (tape.doubts or ["the logits do not depend on the site"])[0]
+            return "model", None, [], (tape.doubts or ["the logits do not depend on the site"])[0]
     if tape.out_slot < 0:
-        return "model", None, "the logits do not depend on the site"
+        return "model", None, [], "the logits do not depend on the site"
     why = "what follows is no chain of linear layers and activations"
     if backend in (None, "fused"):
         chain = chain_of(tape, site, dim)
         if chain is not None:
             value = site if chain.start == 0 else tape.replay(site, stop=chain.start)
-            *_, again = chain.outputs(value.reshape(len(value), -1) if chain.start else value)
-            if equal_to_rounding(again.reshape(logits.shape), logits):
-                return "fused", chain, ""
+            outputs = chain.outputs(value.flatten(1) if chain.start else value)
+            if equal_to_rounding(outputs[-1].reshape(logits.shape), logits):
+                return "fused", chain, outputs, ""
             why = "the layers as recorded give other logits"
     if equal_to_rounding(tape.replay(site), logits):
-        return "replay", None, why
-    return "model", None, "the recorded calls give other logits"
+        return "replay", None, [], why
+    return "model", None, [], "the recorded calls give other logits"
 
 
 def equal_to_rounding(a: Tensor, b: Tensor) -> bool:

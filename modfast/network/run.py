@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import copy
 import dis
+import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from operator import is_
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from modfast import checks
-from modfast.network.inputs import Batch
+from modfast.network.inputs import Batch, tensors_in
 from modfast.sites import modules_of
-
-Run = Callable[..., Any]
 
 _ATTENTION = (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.MultiheadAttention)
 
@@ -52,34 +52,57 @@ def running(model: nn.Module, training: bool = False, argument: str = "inputs") 
         stack.callback(_set_flags, flags)
         _set_flags([(module, training) for module, _ in flags])
         kept = _Kept(modules)
-        stack.callback(kept.restore)
         stack.enter_context(_eager(modules))
-        taken: Batch | None = None
+        yield Run(model, kept, argument)
 
-        def run(
-            batch: Batch,
-            read: Callable[[Any], Any] = lambda output: output,
-            mode: AbstractContextManager[Any] | None = None,
-        ) -> Any:
-            nonlocal taken
-            args, kwargs = batch.arguments()
-            kept.may_differ = True
-            try:
-                with Guard(batch) if mode is None else mode:
-                    found = model(*args, **kwargs)
-                    taken = batch
-                    return read(found)
-            except _REFUSALS as error:
-                if batch is taken or not _is_refusal(error):
-                    raise
-                what = (str(error).strip() or repr(error)).splitlines()[0]
-                raise ValueError(
-                    f"{argument} must fit the model, whose forward pass failed: {what}"
-                ) from error
-            finally:
-                kept.restore()
 
-        yield run
+@dataclass
+class Run:
+    """Runs a model; see `running`."""
+
+    model: nn.Module
+    kept: _Kept
+    argument: str = "inputs"
+    taken: Batch | None = None
+    """The last batch that the model has taken."""
+
+    def __call__(
+        self,
+        batch: Batch,
+        read: Callable[[Any], Any] = lambda output: output,
+        mode: AbstractContextManager[Any] | None = None,
+    ) -> Any:
+        """What `read` makes of the model's output, while modes and hooks are still in force."""
+        args, kwargs = batch.arguments()
+        try:
+            with self.guard(batch) if mode is None else mode:
+                found = self.model(*args, **kwargs)
+                self.taken = batch
+                return read(found)
+        except _REFUSALS as error:
+            if batch is self.taken or not _is_refusal(error):
+                raise
+            what = (str(error).strip() or repr(error)).splitlines()[0]
+            raise ValueError(
+                f"{self.argument} must fit the model, whose forward pass failed: {what}"
+            ) from error
+        finally:
+            self.kept.restore()
+
+    def guard(self, batch: Batch) -> Guard:
+        """What keeps a batch and the parameters from being changed."""
+        return Guard([*batch.tensors(), *self.kept.parameters])
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """A tensor, or a copy where it lies in memory that is put back after a run."""
+        if self.kept.tensors and place_of(tensor) in {place_of(x) for x in self.tensors}:
+            return tensor.clone()
+        return tensor
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What lies in the model and is no parameter."""
+        return [tensor for tensor, _, _ in self.kept.tensors]
 
 
 _REFUSALS = (RuntimeError, IndexError, TypeError, ValueError, AssertionError)
@@ -103,8 +126,23 @@ def _is_refusal(error: Exception) -> bool:
 
 def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
     for module, training in flags:
-        # nn.Module's own way takes ten times as long.
-        object.__setattr__(module, "training", training)
+        if isinstance(module, torch.jit.ScriptModule):  # whose flag is no attribute of Python's
+            module.training = training
+        else:  # nn.Module's own way takes ten times as long
+            object.__setattr__(module, "training", training)
+
+
+def require_differentiable(model: nn.Module) -> None:
+    """Refuses a model that autograd cannot work with.
+
+    Raises:
+        ValueError: parameters made in inference mode.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "model must have parameters made outside of torch.inference_mode(), as gradients are "
+            "taken; load its state into one that has"
+        )
 
 
 @contextmanager
@@ -118,16 +156,15 @@ def exact_arithmetic(device_type: str) -> Iterator[None]:
 
 
 class Guard(TorchFunctionMode):
-    """Keeps copies of a batch's tensors and of parameters that a forward pass is about to change.
+    """Keeps copies of those of some tensors that a forward pass is about to change.
 
     They are written back at the end of the `with` block.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
-        self.own = {id(x) for x in batch.tensors()}
+        self.tensors = tensors
         self.places: set[int] | None = None
-        self.batch = batch
         self.copies: list[tuple[Tensor, Tensor]] = []
 
     def __exit__(self, *exception: Any) -> None:
@@ -137,23 +174,17 @@ class Guard(TorchFunctionMode):
     def put_back(self) -> None:
         """Undoes the changes."""
         with torch.no_grad():
-            for tensor, before in self.copies:
+            for tensor, before in reversed(self.copies):
                 tensor.copy_(before)
         self.copies.clear()
 
     def before(self, name: str, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Is told of a call that may write, before it is made."""
-        target = kwargs.get("out", args[0] if args else None)
-        for tensor in target if isinstance(target, (tuple, list)) else (target,):
-            if isinstance(tensor, Tensor) and self._is_own(tensor):
+        for tensor in targets_of(args, kwargs):
+            if self.places is None:
+                self.places = {place_of(x) for x in self.tensors}
+            if place_of(tensor) in self.places:
                 self.copies.append((tensor.detach(), tensor.detach().clone()))
-
-    def _is_own(self, tensor: Tensor) -> bool:
-        if isinstance(tensor, nn.Parameter) or id(tensor) in self.own:
-            return True
-        if self.places is None:
-            self.places = {place_of(x) for x in self.batch.tensors()}
-        return place_of(tensor) in self.places
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -166,15 +197,23 @@ class Guard(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+# They hand out the memory itself, which may be written to unseen.
+_MEMORY = frozenset({"numpy", "__array__", "data_ptr", "untyped_storage", "storage", "__dlpack__"})
+
+
 def may_write(name: str, args: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether a torch function of that name, so called, may change a tensor that it is given."""
+    if name in _MEMORY:
+        return True
     if name[-1:] == "_":
         return name[-2:] != "__" or name == "__setitem__" or name[:3] == "__i"
     # inplace may stand among positional arguments: hardtanh(x, 0, 6, True).
-    for x in args:
-        if x is True:
-            return True
-    return bool(kwargs) and ("out" in kwargs or bool(kwargs.get("inplace")))
+    return "out" in kwargs or bool(kwargs.get("inplace")) or any(x is True for x in args)
+
+
+def targets_of(args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """What a call that may write may write to."""
+    return tensors_in(kwargs["out"] if "out" in kwargs else args[0] if args else None)
 
 
 def place_of(tensor: Tensor) -> int:
@@ -208,30 +247,44 @@ class _Kept:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.attributes = [(module.__dict__, module.__dict__.copy()) for module in modules]
         self.containers: list[tuple[Any, Any]] = []
-        tensors: list[Tensor] = []
+        self.generators: list[tuple[torch.Generator, Tensor]] = []
+        self.seen: set[int] = set()
+        found: list[Tensor] = []
         for _, before in self.attributes:
-            # Hooks and such of nn.Module itself are empty almost always, and let be.
-            for container in filter(None, map(before.get, _OWN_CONTAINERS)):
-                self.containers += _contents(container, 2)
-            for buffer in before.get("_buffers", {}).values():
-                if buffer is not None:
-                    tensors.append(buffer)
-            for name in before.keys() - _OWN:
+            for name in before.keys() - _OTHERS:
                 value = before[name]
-                if isinstance(value, _CONTAINERS):
-                    self.containers += _contents(value, 2)
-                elif isinstance(value, Tensor):
-                    tensors.append(value)
-        self.tensors = [(x, version_of(x), x.detach().clone()) for x in tensors]
-        self.random = torch.get_rng_state()
+                if value is None or type(value) in _PLAIN or (not value and name in _OWN):
+                    continue
+                self._keep(value, 2, found)
+        self.parameters = [x for x in found if isinstance(x, nn.Parameter)]
+        self.data = [parameter.data for parameter in self.parameters]
+        self.tensors = [
+            (x, version_of(x), x.detach().clone()) for x in found if not isinstance(x, nn.Parameter)
+        ]
+        self.random = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        self.may_differ = False
-        """Whether a pass has begun since all was put back."""
+
+    def _keep(self, value: Any, depth: int, found: list[Tensor]) -> None:
+        """Takes up an attribute, and what is in it."""
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, torch.Generator):
+            self.generators.append((value, value.get_state()))
+        elif isinstance(value, _CONTAINERS):
+            self.containers.append((value, copy.copy(value)))
+            if depth:
+                for item in list(value.values() if isinstance(value, dict) else value):
+                    if type(item) not in _PLAIN and not isinstance(item, nn.Module):
+                        self._keep(item, depth - 1, found)
+        elif id(value) not in self.seen and not isinstance(value, nn.Module | Callable):
+            # A configuration or state of the model's own, say.
+            self.seen.add(id(value))
+            attributes = getattr(value, "__dict__", None)
+            if isinstance(attributes, dict):
+                self.containers.append((attributes, attributes.copy()))
 
     def restore(self) -> None:
-        """Puts everything back that changed."""
-        if not self.may_differ:
-            return
+        """Puts everything back that a run has changed."""
         for now, before in self.attributes:
             if not _same(now, before):
                 now.clear()
@@ -243,18 +296,26 @@ class _Kept:
                 if version < 0 or tensor._version != version:
                     tensor.detach().copy_(value)
                     self.tensors[i] = tensor, version_of(tensor), value
-        if not torch.equal(torch.get_rng_state(), self.random):
-            torch.set_rng_state(self.random)
+            for parameter, data in zip(self.parameters, self.data, strict=True):
+                if parameter.data_ptr() != data.data_ptr():
+                    parameter.data = data
+        for generator, state in self.generators:
+            generator.set_state(state)
+        torch_state, python_state, numpy_state = self.random
+        if not torch.equal(torch.get_rng_state(), torch_state):
+            torch.set_rng_state(torch_state)
+        if random.getstate() != python_state:
+            random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
         for i, state in enumerate(self.cuda):
             torch.cuda.set_rng_state(state, i)
-        self.may_differ = False
 
 
 _CONTAINERS = (list, dict, set, deque)
-_OWN = frozenset(nn.Module().__dict__)
-_OWN_CONTAINERS = tuple(
-    name for name, value in nn.Module().__dict__.items() if isinstance(value, _CONTAINERS)
-)
+_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
+_OWN = ("_parameters", "_buffers", "_modules")
+# What else nn.Module has of its own, its hooks above all, no forward pass changes.
+_OTHERS = frozenset(nn.Module().__dict__) - set(_OWN)
 
 
 def version_of(tensor: Tensor) -> int:
@@ -262,17 +323,11 @@ def version_of(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _contents(container: Any, depth: int) -> Iterator[tuple[Any, Any]]:
-    yield container, copy.copy(container)
-    if depth:
-        for item in container.values() if isinstance(container, dict) else container:
-            if isinstance(item, _CONTAINERS):
-                yield from _contents(item, depth - 1)
-
-
-def _same(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
-    # In the same order, too: that is quick to tell.
-    return len(a) == len(b) and all(map(is_, a.values(), b.values())) and [*a] == [*b]
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)  # which looks first whether items are the same objects
+    except (RuntimeError, ValueError, TypeError):  # other tensors, say, which cannot be told equal
+        return False
 
 
 def _refill(container: Any, contents: Any) -> None:
@@ -280,8 +335,6 @@ def _refill(container: Any, contents: Any) -> None:
         if not _same(container, contents):
             container.clear()
             container.update(contents)
-    elif len(container) != len(contents) or any(
-        x is not y for x, y in zip(container, contents, strict=True)
-    ):
+    elif not _same(container, contents):
         container.clear()
         (container.update if isinstance(container, set) else container.extend)(contents)

@@ -66,6 +66,8 @@ def parse_site(model: nn.Module, site: str, argument: str = "site") -> Site:
     """
     if not isinstance(site, str):
         raise TypeError(f"{argument} must be a name, got {site!r}")
+    if site.isidentifier() and site in unwrapped(model)._modules:
+        return Site(site, site)  # the commonest case, at once
     found = resolve_sites(model, [site], argument, patterns=False)
     return found[0]
 
@@ -100,13 +102,18 @@ def resolve_sites(
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside of torch.compile's wrapper, whose names people use."""
-    inner = model._modules.get("_orig_mod")
+    inner = model._modules.get(_WRAPPED.rstrip("."))
     return model if inner is None else inner
+
+
+_WRAPPED = "_orig_mod."
 
 
 def _matches(
     text: str, modules: Mapping[str, nn.Module], argument: str, patterns: bool
 ) -> Iterator[Site]:
+    if text.startswith(_WRAPPED) and _WRAPPED.rstrip(".") not in modules:
+        text = text.removeprefix(_WRAPPED)  # as named_modules() of the wrapper has it
     if text in modules and text:
         yield Site(text, text)
         return

@@ -99,15 +99,15 @@ def checked(visits: Sequence[Visit]) -> list[Visit]:
 @contextmanager
 def at_sites(model: nn.Module, visits: Sequence[Visit]) -> Iterator[None]:
     """Visits sites in every run within a `with` block, after the user's own hooks."""
-    modules = dict(unwrapped(model).named_modules(remove_duplicate=False))
+    root = unwrapped(model)
     with ExitStack() as stack:
         for visit in visits:
-            if visit.site.function is not None:
-                continue
-            # Registered on the way into the stack: an interrupt in between leaves no hook behind.
-            stack.enter_context(_Hook(modules[visit.site.module], visit))
+            if visit.site.function is None:
+                # Registered on the way into the stack: an interrupt leaves no hook behind.
+                stack.enter_context(_Hook(root.get_submodule(visit.site.module), visit))
         functions = [visit for visit in visits if visit.site.function is not None]
         if functions:
+            modules = dict(root.named_modules(remove_duplicate=False))
             stack.enter_context(_Functions(modules, functions))
         yield
 

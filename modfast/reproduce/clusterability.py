@@ -63,7 +63,7 @@ def study(networks: Networks) -> Section:
     s = DEFAULTS["mnist"]
     settings = (
         f"784-64-64-10 without biases on MNIST, SGD {s.lr:g}, batches of {s.batch_size}, "
-        f"{s.epochs} epochs, four clusters of 16 in {LAYER}, lambda {s.weight:g}."
+        f"{s.epochs} epochs, four clusters of 16 in {LAYER}, alpha {s.alpha:g}."
     )
     return Section("N1: clusterability", settings, tuple(rows))
 
@@ -80,5 +80,5 @@ def _start(networks: Networks, result: DemoResult) -> tuple[float, float]:
         model = MLP(s.sizes, bias=s.bias)
         x, y = networks.mnist.train_x[: s.batch_size], networks.mnist.train_y[: s.batch_size]
         share = clusterability(model.get_submodule(LAYER).get_parameter("weight"), result.clusters)
-        loss = nn.functional.cross_entropy(model(x), y) - s.weight * share
+        loss = nn.functional.cross_entropy(model(x), y) - s.alpha * share
     return float(loss), float(share)

@@ -16,7 +16,7 @@ _PATIENCE = 4
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DistinctGradients(Result):
-    """k different gradient vectors of d features, the most frequent first."""
+    """k different gradient vectors of d features, the most frequent first; on their device."""
 
     directions: Tensor
     """Of unit length, `[k, d]`; of the zero gradient, zeros."""

@@ -63,7 +63,8 @@ class TaskStudy(Result):
     sizes: tuple[int, ...]
     """Widths from the input to the output."""
     parameters: Tensor
-    """`[m, p]`, a row for each network, as `torch.nn.utils.parameters_to_vector` orders them."""
+    """`[m, p]`, a row for each network, as `torch.nn.utils.parameters_to_vector` orders them;
+    on the data's device, as the losses are."""
     losses: Tensor
     """The mean squared error before each epoch: float64 `[m, epochs]`."""
 

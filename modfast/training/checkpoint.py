@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,8 +65,11 @@ def load_checkpoint(path: Path, run: Run, epochs: int) -> None:
             of more epochs; or of something else. The run is then as it was.
     """
     state = load_values(path, _KIND)
-    fields = {name: type(each) for name, each in _state(run).items()}
-    if wrong := [key for key, kind in fields.items() if not isinstance(state.get(key), kind)]:
+    # A state_dict comes back as a plain one.
+    kinds = {
+        name: Mapping if isinstance(x, Mapping) else type(x) for name, x in _state(run).items()
+    }
+    if wrong := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
         raise ValueError(f"checkpoint {path} must hold a whole run, got no right {wrong[0]!r}")
     here = _identity(run)
     for key, value in here.items():

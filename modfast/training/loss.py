@@ -103,7 +103,6 @@ class ClusterabilityLoss(nn.Module):
         return penalty(labels, scale, *weights)
 
     @property
-    @torch.no_grad()
     def sums(self) -> Tensor:
         """Float64 `[layers, 2]`: squares within clusters, and in total, of the current weights."""
         weights, labels = self._matrices()

@@ -225,8 +225,10 @@ class _Group(dict[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(_new_key(key), value)
 
-    def __getitem__(self, key: str) -> Any:
-        return super().__getitem__(_new_key(key))
+    def __missing__(self, key: str) -> Any:  # rather than __getitem__, which each step would feel
+        if (new := _new_key(key)) == key:
+            raise KeyError(key)
+        return self[new]
 
     def get(self, key: str, default: Any = None) -> Any:
         return super().get(_new_key(key), default)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from modfast import ClusterabilityLoss, Clusters, Modularity, search_space_reduction
 from modfast.models import MLP
 from modfast.network.weights import (
     current_weight,
@@ -150,6 +151,34 @@ def test_lora_has_its_base_weight() -> None:
 
     layer = Lora(3, 2)
     assert current_weight(layer) is layer.weight
+
+
+def test_peft_layers_have_their_base_weight_under_its_own_name() -> None:
+    peft = pytest.importorskip("peft")
+    plain = MLP([6, 8, 8, 3])
+    base = plain.fc2.weight
+    config = peft.LoraConfig(target_modules=["fc2"], r=2, init_lora_weights=False)
+    model = peft.get_peft_model(plain, config)
+    (name,) = [n for n, m in model.named_modules() if n.endswith("fc2.base_layer")]
+    assert current_weight(model.get_submodule(name)) is base
+    reg = ClusterabilityLoss(model, name, 2, alpha=1.0)
+    squares = base.detach().double().square()
+    expected = squares[Clusters.equal(8, 8, 2).mask()].sum() / squares.sum()
+    torch.testing.assert_close(reg.values[0], expected)
+    # Its base weights are frozen: there is nothing for an optimizer to cluster.
+    with pytest.raises(ValueError, match="layers must name weights to train, got frozen ones"):
+        Modularity(model.named_parameters(), n_clusters=2)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "plain"])
+def test_the_search_space_is_counted_without_moving_anything(way: str) -> None:
+    model = MLP([6, 6, 6, 3])
+    clusters = Clusters.equal(6, 6, 2)
+    expected = search_space_reduction(model, clusters, layer="fc2")
+    model.fc2 = WAYS[way](model.fc2)
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    assert search_space_reduction(model, clusters, layer="fc2") == expected
+    assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
 
 
 def test_unknown_hooks_and_weights_are_refused() -> None:

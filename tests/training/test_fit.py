@@ -3,7 +3,9 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 import modfast
 from modfast import ClusterabilityLoss, Modularity, fit
+from modfast.files import load_values, save_values
 from modfast.models import MLP
 from modfast.training.direct import covers
 
@@ -219,6 +222,147 @@ def test_divergence_is_an_error() -> None:
     model = network()
     with pytest.raises(FloatingPointError, match="smaller learning rate"):
         fit(model, data(), 50, optimizer=torch.optim.SGD(model.parameters(), 1e6), seed=0)
+
+
+def test_seeded_runs_in_threads_equal_runs_alone() -> None:
+    def run(_: int) -> Tensor:
+        model = starts.pop()
+        fit(model, data(), 3, seed=5)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    starts = [network() for _ in range(5)]
+    alone = run(0)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run, range(4)))
+    assert all(torch.equal(each, alone) for each in found)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_another_default_device(seed: int | None) -> None:
+    model, x, y = network(), *data()
+    with torch.device("meta"):
+        history = fit(model, (x, y), 2, test=(x, y), optimizer=modularity, seed=seed)
+        plain = fit(model, (x, y), 1, seed=seed)
+    assert {x.device.type for x in vars(history).values() if isinstance(x, Tensor)} == {"cpu"}
+    assert {x.device.type for x in vars(plain).values() if isinstance(x, Tensor)} == {"cpu"}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_trains_where_gradients_are_off(mode: Any) -> None:
+    found, expected = network(), network()
+    with mode():
+        fit(found, tuple(each.clone() for each in data()), 1, optimizer=modularity, seed=0)
+    fit(expected, data(), 1, optimizer=modularity, seed=0)
+    assert all(map(torch.equal, found.parameters(), expected.parameters()))
+
+
+class Wrapped(nn.Module):
+    """A model that returns its logits among other things."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.inner, self.kind = network(), kind
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.inner(x)
+        if self.kind == "object":
+            return SimpleNamespace(logits=logits, loss=None)
+        return {"tuple": (x, logits), "dict": {"h": x, "out": logits}}[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "output"),
+    [("object", None), ("tuple", 1), ("dict", "out"), ("dict", lambda found: found["out"])],
+)
+def test_outputs_that_are_no_tensor(kind: str, output: Any) -> None:
+    model, expected = Wrapped(kind), network()
+    found = fit(model, data(), 2, test=data(50), seed=0, output=output)
+    wanted = fit(expected, data(), 2, test=data(50), seed=0)
+    assert all(map(torch.equal, model.inner.parameters(), expected.parameters()))
+    assert torch.equal(found.accuracy, wanted.accuracy)
+
+
+def test_batch_norm_and_a_last_batch_of_one() -> None:
+    model = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    before = copy.deepcopy(model.state_dict())
+    for n, batch_size in ((65, 64), (3, 1), (1, 64)):
+        with pytest.raises(ValueError, match="batch_size must leave more than one.*BatchNorm '1'"):
+            fit(model, data(n), 1, batch_size=batch_size)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    fit(model, data(66), 1)
+    image = nn.Sequential(
+        nn.Unflatten(1, (3, 2, 2)),
+        nn.Conv2d(3, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.LazyLinear(4),
+    )
+    image(data()[0])
+    fit(image, data(65), 1)  # four values a channel are enough
+
+    class Frozen(nn.BatchNorm1d):
+        def train(self, mode: bool = True) -> Frozen:
+            return super().train(False)
+
+    fit(nn.Sequential(Frozen(12).eval(), nn.Linear(12, 4)), data(65), 1)
+
+
+def test_samples_that_the_model_refuses_are_named() -> None:
+    model, (x, y) = network(), data()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"train must hold samples that the model takes.*\(200, 11\)"
+    ):
+        fit(model, (x[:, :11], y), 1)
+    with pytest.raises(ValueError, match=r"train must hold samples that the model takes.*float64"):
+        fit(model, (x.double(), y), 1)
+    with pytest.raises(ValueError, match=r"test must hold samples that the model takes.*int64"):
+        fit(model, (x, y), 1, test=(x.long(), y))
+    with pytest.raises(ValueError, match=r"train must hold samples that the model takes.*\(200,\)"):
+        fit(MLP([12, 4]), (x[:, 0], y), 1)
+    with pytest.raises(ValueError, match="train must not be empty"):
+        fit(model, (x[0, 0], y), 1)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got list"):
+        fit([99], data(), 1)  # type: ignore[arg-type]
+    for model in (nn.ReLU(), network().requires_grad_(False)):
+        with pytest.raises(ValueError, match="model must have parameters that require gradients"):
+            fit(model, data(), 1)
+    with pytest.raises(ValueError, match=r"got tuple for one; output= says which part"):
+        fit(Wrapped("tuple"), data(), 1)
+    with pytest.raises(ValueError, match=r"output must be a key.*got 'logits' for a dict"):
+        fit(Wrapped("dict"), data(), 1, output="logits")
+
+
+def test_checkpoints_of_other_data_seeds_or_lengths(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    (x, y), model = data(), network()
+    fit(model, (x, y), 3, seed=0, checkpoint=path)
+    kept = copy.deepcopy(model.state_dict())
+    for other, seed in (((x, y.flip(0)), 0), ((x + 1, y), 0), ((x, y), 1), ((x, y), None)):
+        with pytest.raises(ValueError, match="is of another run: its (data|seed) is"):
+            fit(model, other, 4, seed=seed, checkpoint=path)
+    with pytest.raises(ValueError, match="epochs must be at least the 3 that checkpoint .* got 2"):
+        fit(model, (x, y), 2, seed=0, checkpoint=path)
+    for name, wrong in (("losses", 3), ("model", {}), ("generator", None)):
+        values = load_values(path, "checkpoint of a training run")
+        broken = tmp_path / f"{name}.pt"
+        save_values(broken, "checkpoint of a training run", values | {name: wrong})
+        with pytest.raises(ValueError, match="must hold"):
+            fit(model, (x, y), 4, seed=0, checkpoint=broken)
+    assert all(torch.equal(p, kept[name]) for name, p in model.state_dict().items())
+    # What an older release wrote knew neither data nor seed.
+    values = load_values(path, "checkpoint of a training run")
+    del values["run"]["data"], values["run"]["seed"]
+    save_values(path, "checkpoint of a training run", values)
+    assert fit(model, (x, y), 4, seed=0, checkpoint=path).loss.shape == (16,)
 
 
 def test_bad_input() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 import modfast
 from modfast import ClusterabilityLoss, Clusters, clusterability
@@ -120,6 +122,80 @@ def test_follows_replaced_and_cast_weights() -> None:
     model[2].weight = nn.Parameter(torch.ones(8, 8, dtype=torch.float64))
     assert reg().dtype == torch.float64
     assert reg.values[0] == 0.5
+
+
+def share(weight: Tensor, clusters: Clusters) -> Tensor:
+    """Clusterability by plain torch."""
+    squares = weight.double().square()
+    return squares[clusters.mask()].sum() / squares.sum()
+
+
+RECOMPUTED: dict[str, Any] = {
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", 20),
+    "old weight_norm": torch.nn.utils.weight_norm,
+    "old spectral_norm": torch.nn.utils.spectral_norm,
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("way", RECOMPUTED)
+def test_weights_that_are_recomputed_in_each_pass(way: str) -> None:
+    model = network()
+    RECOMPUTED[way](model[2])
+    reg = ClusterabilityLoss(model, ["2", "0"], n_clusters=2, alpha=3.0)
+    clusters = [Clusters.equal(8, 8, 2), Clusters.equal(8, 6, 2)]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    x = torch.randn(5, 6)
+    for _ in range(4):
+        optimizer.zero_grad()
+        (model(x).square().mean() + reg()).backward()
+        reg().backward()  # a second backward, without a pass in between
+        optimizer.step()
+        buffers = {name: b.clone() for name, b in model.named_buffers()}
+        found, values = reg(), reg.values
+        assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
+        model.eval()(x)  # now the layers hold the weights of this pass
+        weights = [model[2].eval().weight, model[0].weight]
+        model.train()
+        expected = torch.stack([share(w, c) for w, c in zip(weights, clusters, strict=True)])
+        # In the order in which the model registers its layers.
+        torch.testing.assert_close(values, expected.flip(0).detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.double(), -3 * expected.mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_shared_weight_counts_once() -> None:
+    model = network()
+    model.append(nn.Linear(8, 8))
+    model[5].weight = model[2].weight
+    reg = ClusterabilityLoss(model, ["2", "4", "5"], n_clusters=2)
+    assert reg.layers == ("2", "4")
+    assert len(reg.values) == 2
+
+
+def test_a_loss_built_in_inference_mode_trains() -> None:
+    model = network()
+    with torch.inference_mode():
+        reg = ClusterabilityLoss(model, "2")
+    reg().backward()
+    assert model[2].weight.grad is not None
+
+
+def test_old_name_of_alpha_warns() -> None:
+    model = network()
+    with pytest.warns(
+        DeprecationWarning, match=r"ClusterabilityLoss\(weight=...\) is now .*alpha="
+    ):
+        reg = ClusterabilityLoss(model, "2", weight=3.0)  # type: ignore[call-arg]
+    assert reg.alpha == 3.0
+    with pytest.warns(DeprecationWarning, match="weight is now ClusterabilityLoss.alpha") as caught:
+        reg.weight = 6.0
+    assert caught[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match="weight is now"):
+        assert reg.weight == 6.0
+    torch.testing.assert_close(reg().double(), -6 * reg.values[0])
 
 
 def test_bad_input() -> None:

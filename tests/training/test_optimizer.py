@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 import modfast
 from modfast import ClusterabilityLoss, Clusters, Modularity
@@ -325,6 +327,96 @@ def test_added_groups_have_no_clusters() -> None:
     trained(optimizer, closure(model, optimizer, no_term), 1)
     assert len(optimizer.values) == 1
     assert not torch.equal(before, model.fc4.weight)
+
+
+def test_alphas_old_key_works_and_warns() -> None:
+    ours, theirs = network(torch.float64), network(torch.float64)
+    optimizer = Modularity(ours.parameters(), 0.01, 3, alpha=5.0)
+    expected = Modularity(theirs.parameters(), 0.01, 3, alpha=2.0)
+    (group,) = optimizer.param_groups
+    with pytest.warns(
+        DeprecationWarning, match=r'group\["cluster_alpha"\] is now group\["alpha"\]'
+    ):
+        assert group["cluster_alpha"] == 5.0
+    for change in (
+        lambda: group.__setitem__("cluster_alpha", 2.0),
+        lambda: group.update(cluster_alpha=2.0),
+    ):
+        group["alpha"] = 5.0
+        with pytest.warns(DeprecationWarning, match="is now"):
+            change()
+        assert group["alpha"] == 2.0
+    trained(optimizer, closure(ours, optimizer, no_term), 3)
+    trained(expected, closure(theirs, expected, no_term), 3)
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+    with pytest.warns(DeprecationWarning, match="is now"):
+        given = Modularity(
+            [{"params": list(ours.parameters()), "cluster_alpha": 7.0}], n_clusters=3
+        )
+    assert given.param_groups[0]["alpha"] == 7.0
+
+
+@pytest.mark.parametrize("base", ["sgd", torch.optim.RMSprop])
+def test_state_of_an_older_release(base: Any) -> None:
+    optimizer = Modularity(network().parameters(), n_clusters=3, alpha=5.0, base=base)
+    key = "alpha" if base == "sgd" else "cluster_alpha"
+    state = optimizer.state_dict()
+    (group,) = state["param_groups"]
+    assert type(group) is dict
+    assert group[key] == 5.0
+    group["cluster_alpha"] = group.pop(key)
+    again = Modularity(network().parameters(), n_clusters=3, alpha=1.0, base=base)
+    again.load_state_dict(state)
+    assert again.param_groups[0][key] == 5.0
+    twin = pickle.loads(pickle.dumps(again))
+    assert twin.param_groups[0][key] == 5.0
+    if base == "sgd":
+        with pytest.warns(DeprecationWarning, match="is now"):
+            twin.param_groups[0]["cluster_alpha"] = 3.0
+        assert twin.param_groups[0]["alpha"] == 3.0
+    else:
+        # RMSprop's own alpha, the share of the past in its average, is another thing.
+        assert twin.param_groups[0]["alpha"] == 0.99
+
+
+def test_default_on_a_transformer() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=20, n_positions=16)
+    model = transformers.GPT2LMHeadModel(config)
+    optimizer = Modularity(model.named_parameters(), 0.1, 2, alpha=5.0)
+    expected = []
+    for block in model.transformer.h:
+        for layer in (block.mlp.c_fc, block.mlp.c_proj):
+            mask = Clusters.equal(*layer.weight.shape, 2).mask()
+            squares = layer.weight.detach().double().square()
+            expected.append(squares[mask].sum() / squares.sum())
+    torch.testing.assert_close(optimizer.values, torch.stack(expected))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()  # without gradients the penalty alone moves weights
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert {name.split(".")[-2] for name in moved} == {"c_fc", "c_proj"}
+    assert all(".mlp." in name for name in moved)
+    assert len(moved) == 4
+
+
+def test_weights_that_are_no_matrices_are_refused() -> None:
+    model = network()
+    prune.l1_unstructured(model.fc2, "weight", 3)
+    for layers in (None, "fc2*", ["fc3", "fc2.weight_orig"]):
+        with pytest.raises(ValueError, match="'fc2.weight_orig' must be a weight.*Clusterability"):
+            Modularity(model.named_parameters(), n_clusters=3, layers=layers)
+    experts = {"experts.up": torch.ones(4, 6, 6, requires_grad=True)}
+    with pytest.raises(ValueError, match=r"'experts.up' must be one weight, got stacked ones"):
+        Modularity(experts.items(), n_clusters=2, layers="experts.*")
+    with pytest.raises(TypeError, match="layers=.* must be a name or a sequence of names"):
+        Modularity(network().named_parameters(), layers=[0])  # type: ignore[list-item]
+    frozen = network().requires_grad_(False)
+    with pytest.raises(ValueError, match="layers must name weights to train, got frozen ones: fc2"):
+        Modularity(frozen.named_parameters(), n_clusters=3)
+    # Groups in another order than layers run, without names that say so.
+    fc1, _, *others = network().parameters()
+    with pytest.raises(ValueError, match="of which each reads what the one before it gives"):
+        Modularity([*others, fc1], n_clusters=3)
 
 
 def test_bad_input() -> None:
