@@ -250,8 +250,12 @@ class _Kept:
         self.generators: list[tuple[torch.Generator, Tensor]] = []
         self.seen: set[int] = set()
         found: list[Tensor] = []
+        # Parameters that processes share are put in place, and taken away, by what shards them.
+        fsdp = sys.modules.get("torch.distributed.fsdp")
+        is_sharded = fsdp is not None and any(isinstance(x, fsdp.FSDPModule) for x in modules)
+        others = _OTHERS | {"_parameters"} if is_sharded else _OTHERS
         for _, before in self.attributes:
-            for name in before.keys() - _OTHERS:
+            for name in before.keys() - others:
                 value = before[name]
                 if value is None or type(value) in _PLAIN or (not value and name in _OWN):
                     continue
@@ -276,6 +280,8 @@ class _Kept:
                 for item in list(value.values() if isinstance(value, dict) else value):
                     if type(item) not in _PLAIN and not isinstance(item, nn.Module):
                         self._keep(item, depth - 1, found)
+        elif type(value).__module__.startswith("torch."):
+            return  # what shards a module among processes, say, and does so from then on
         elif id(value) not in self.seen and not isinstance(value, nn.Module | Callable):
             # A configuration or state of the model's own, say.
             self.seen.add(id(value))
