@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modfast.network.run import place_of
+from modfast.network.state import place_of
 
 
 class PeakMemory(TorchDispatchMode):

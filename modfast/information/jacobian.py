@@ -5,34 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.func import jacfwd, jacrev, vmap
 
 from modfast import checks
+from modfast._renamed import renamed
 from modfast.information import gaussian
-from modfast.information.partition import Partition, module_names, modules
+from modfast.information.partition import Partition, module_names
 from modfast.network.capture import capture
 from modfast.network.inputs import Batch, Inputs, read_batches
-from modfast.network.run import (
-    Run,
-    exact_arithmetic,
-    require_differentiable,
-    running,
-)
+from modfast.network.run import Run, require_differentiable, running
 from modfast.network.sites import Site, resolve_sites
+from modfast.network.units import read_groups
 from modfast.network.visits import Visit, at_sites
+from modfast.precision import full_precision
 from modfast.progress import bar
 
 _MAX_MEMORY = 2**28
 
 
+@renamed(partition="units")
 def jacobian_mutual_information(
     model: nn.Module,
     inputs: Inputs,
     sites: str | Sequence[str],
-    partition: Partition | None = None,
+    units: Partition | None = None,
     *,
     total: bool = False,
     max_memory: int | None = None,
@@ -54,7 +54,7 @@ def jacobian_mutual_information(
         inputs: its one input `[n, ...]`, one sample a row; or a stream of such batches.
         sites: names of places or patterns of modules, as in `capture`; the units are all of their
             values, flattened, the sites in the order in which the model registers them.
-        partition: of the units, as in `gaussian_mutual_information`; by default each site is a
+        units: groups of them, as in `gaussian_mutual_information`; by default each site is a
             module.
         total: gives the total correlation of all modules instead of pairs.
         max_memory: bytes that the Jacobians may take at a time, 256 MiB by default; those of one
@@ -83,21 +83,21 @@ def jacobian_mutual_information(
         '0.2231'
     """
     limit = _MAX_MEMORY if max_memory is None else checks.count("max_memory", max_memory)
-    units: _Units | None = None
+    found: _Units | None = None
     parts = []
     with running(model) as run, torch.no_grad():
         require_differentiable(model)
         for batch in read_batches(model, inputs):
             x = _samples(batch)
-            units = units or _Units(model, run, x, sites, partition, 1 if total else 2)
+            found = found or _Units(model, run, x, sites, units, 1 if total else 2)
             # Jacobians in the network's type and in float64, and three matrices of d units.
-            d, n_in = units.d, x[0].numel()
+            d, n_in = found.d, x[0].numel()
             rows = max(1, limit // (d * n_in * (3 * x.itemsize + 8) + 3 * 8 * d * d))
             starts = range(0, len(x), rows)
             for start in bar(starts, "Jacobians", progress and len(starts) > 1):
-                jacobian = units.jacobians(x[start : start + rows])
-                with exact_arithmetic(x.device.type):
-                    parts.append(units.information(jacobian, total, start))
+                jacobian = found.jacobians(x[start : start + rows])
+                with full_precision():
+                    parts.append(found.information(jacobian, total, start))
     return torch.cat(parts).mean(0)
 
 
@@ -124,7 +124,7 @@ class _Units:
         run: Run,
         x: Tensor,
         sites: str | Sequence[str],
-        partition: Partition | None,
+        units: Partition | None,
         least: int,
     ) -> None:
         captured = capture(model, x[:1], sites)
@@ -138,9 +138,13 @@ class _Units:
         self.sites = [site for site in resolve_sites(model, sites) if site.name in captured]
         sizes = [value.numel() for value in captured.values()]
         self.d = sum(sizes)
-        if partition is None:
-            partition = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        self.members = [each.to(x.device) for each in modules(partition, self.d, least)]
+        if units is None:
+            units = [
+                list(range(end - size, end))
+                for size, end in zip(sizes, accumulate(sizes), strict=True)
+            ]
+        groups = read_groups("units", units, self.d, overlap=False, least=least)
+        self.members = [each.to(x.device) for each in groups]
         # Under autocast some are computed with fewer digits than the inputs have.
         self.eps = max(torch.finfo(value.dtype).eps for value in (x, *captured.values()))
         self.transform = jacrev if self.d <= x[0].numel() else jacfwd

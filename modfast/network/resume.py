@@ -133,6 +133,7 @@ def begin(
     with at_sites(model, [visit]):
         logits = run(batch, read, tape)
     visit.check()
+    random = run.random
     assert tape.site is not None
     value = tape.site.detach()
     checks.dense(f"site={site.name!r}", value)
@@ -146,7 +147,9 @@ def begin(
     def by_model(changed: Tensor) -> Tensor:
         again = Visit(site, lambda old: changed.clone())  # in memory of its own, as the site's is
         with at_sites(model, [again]):
-            found: Tensor = run(batch, lambda result: run.own(pick(result, output, batch)))
+            found: Tensor = run(
+                batch, lambda result: run.own(pick(result, output, batch)), random=random
+            )
         return found
 
     units = unit_dim(value, site, place, tape.unit_dim, dim)

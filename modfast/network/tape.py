@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from modfast.network.dims import UnitDims
 from modfast.network.inputs import tensors_in
-from modfast.network.run import Guard, may_write, place_of, targets_of, version_of
+from modfast.network.state import Guard, may_write, place_of, targets_of, version_of
 
 # They tell a value's shape or kind alone, and give no tensor.
 _SHAPES = frozenset(

@@ -48,8 +48,7 @@ class TaskGradients(Result):
         Raises:
             ValueError: not one of `tasks`, a tolerance out of range.
         """
-        if task not in self.tasks:
-            raise ValueError(f"task must be one of {self.tasks}, got {task!r}")
+        checks.choice("task", task, self.tasks)
         return distinct_gradients(self.gradients[self.tasks.index(task)], self.regions, tolerance)
 
 

@@ -117,7 +117,7 @@ def test_bad_jacobians() -> None:
         call(model, x, "fc9", [0, 1])
     with pytest.raises(TypeError, match="model must be a torch.nn.Module, got function"):
         call(lambda x: x, x, "fc3")
-    with pytest.raises(ValueError, match="at least 2 modules, got 1"):
+    with pytest.raises(ValueError, match="at least 2 groups, got 1"):
         call(model, x, "fc3")
     with pytest.raises(ValueError, match="of the 3 units there are, got 2"):
         call(model, x, "fc3", [0, 1])
