@@ -13,9 +13,9 @@ from torch.func import functional_call
 from modfast import checks, plots
 from modfast.clusters.labels import Clusters
 from modfast.clusters.weights import fit_labels, has_weight, input_first, weight_of
+from modfast.network.names import in_mode, resolve_modules
 from modfast.results import Result
 from modfast.scores import check_targets, scores
-from modfast.sites import in_mode, resolve_modules
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from modfast import checks
 from modfast.effective.layers import is_layer, run_once, shape_of
 from modfast.effective.wiring import Norm
-from modfast.sites import in_mode
+from modfast.network.names import in_mode
 
 _MOST_CELLS = 2**27
 _CELLS_AT_ONCE = 2**22

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modfast import checks
 from modfast.effective.layers import run_once
 from modfast.information.binning import Binning
-from modfast.sites import in_mode, resolve_modules
+from modfast.network.names import in_mode, resolve_modules
 
 Limits: TypeAlias = tuple[float, float]
 

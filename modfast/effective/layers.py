@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modfast import checks
 from modfast.clusters.weights import has_weight, input_first
 from modfast.effective.wiring import Axis, Wiring, convolution_axis, pooling_axis
-from modfast.sites import in_mode
+from modfast.network.names import in_mode
 
 BatchNorm: TypeAlias = Literal["skip", "fold"]
 Unsupported: TypeAlias = Literal["error", "skip"]
