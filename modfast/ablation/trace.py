@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from modfast.ablation.chain import Chain, by_channel, read_chain
 from modfast.ablation.routes import Hooks, Route, Split, check_calls
-from modfast.sites import modules_of, nearest
+from modfast.network.names import modules_of, nearest
 
 PATHS = ("fused", "split", "hooks")
 _PLAIN = frozenset({bool, int, float, str, type(None)})

@@ -13,8 +13,8 @@ from modfast.circuits.edges import EdgeScores
 from modfast.circuits.metric import Metric, MetricLike, make_metric
 from modfast.circuits.network import Groups, Network, Pass, checked_inputs, read_network
 from modfast.circuits.removal import MAX_MEMORY, Removals, Step
+from modfast.network.names import in_mode
 from modfast.progress import bar
-from modfast.sites import in_mode
 
 Method = Literal["eap", "eap-ig", "exact"]
 

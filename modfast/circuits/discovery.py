@@ -12,8 +12,8 @@ from modfast.circuits.edges import EdgeCircuit
 from modfast.circuits.metric import MetricLike, make_metric
 from modfast.circuits.network import Groups, checked_inputs, read_network
 from modfast.circuits.removal import MAX_MEMORY, Receiver, Removals, Step
+from modfast.network.names import in_mode
 from modfast.progress import bar
-from modfast.sites import in_mode
 
 _FEWEST, _MOST = 4, 256  # edges judged in one batch
 

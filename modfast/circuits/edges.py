@@ -14,9 +14,9 @@ from modfast import checks, plots
 from modfast.circuits.metric import make_metric
 from modfast.circuits.network import Network, Pass, checked_inputs, read_network
 from modfast.circuits.removal import Step, follow
+from modfast.network.names import in_mode
 from modfast.results import Result
 from modfast.scores import scores as accuracies
-from modfast.sites import in_mode
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -20,7 +20,7 @@ from modfast import checks
 from modfast.ablation.chain import is_changed, takes_channels_apart
 from modfast.ablation.trace import same_output
 from modfast.clusters import Clusters
-from modfast.sites import nearest
+from modfast.network.names import nearest
 
 Groups: TypeAlias = Clusters | Sequence[Sequence[int]] | str
 INPUT = "input"

@@ -18,10 +18,10 @@ from modfast.ablation.batches import Batch, Inputs, is_stream, read_batches
 from modfast.circuits.result import Circuit
 from modfast.circuits.trials import input_of, linear_suffix, prune_module
 from modfast.clusters.weights import has_weight, weight_of
+from modfast.network.names import check_patterns, in_mode, nearest, resolve_modules
 from modfast.ops import prune_layer
 from modfast.ops.pruning import PRUNING_DTYPES
 from modfast.progress import bar
-from modfast.sites import check_patterns, in_mode, nearest, resolve_modules
 
 Order = str | Tensor | Mapping[str, Tensor]
 ORDERS = ("row", "column", "magnitude")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from modfast import plots
+from modfast.network.names import nearest
 from modfast.results import Result
-from modfast.sites import nearest
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
