@@ -230,8 +230,8 @@ def equal_to_rounding(a: Tensor, b: Tensor) -> bool:
 # ---------------------------------------------------------------------- what the recorded calls are
 
 _ACTIVATIONS = {"relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_", "silu", "gelu"}
-_RESHAPES = {"flatten", "view", "reshape", "contiguous", "squeeze", "view_as", "clone"}
-_BY_CHANNEL = re.compile(
+RESHAPES = {"flatten", "view", "reshape", "contiguous", "squeeze", "view_as", "clone"}
+BY_CHANNEL = re.compile(
     r"(adaptive_)?(avg|max)_?pool[23]d|batch_norm|relu_?|relu6|gelu|silu|tanh|sigmoid|leaky_relu_?|"
     r"elu_?|selu_?|celu_?|softplus|hardtanh_?|hardswish|mish"
 )
@@ -284,7 +284,7 @@ def _keeps_rows(call: Call, slot: int, width: int) -> bool:
     """Whether a call leaves the last dimension as it is, and the rows in their order."""
     if call.outs.number == slot and not call.writes:
         return True
-    return call.name in _RESHAPES and call.shape is not None and call.shape[-1] == width
+    return call.name in RESHAPES and call.shape is not None and call.shape[-1] == width
 
 
 def linear_of(call: Call) -> tuple[Tensor, Tensor | None] | None:
@@ -330,12 +330,12 @@ def channels_apart(tape: Tape, site: Tensor, dim: int) -> int:
         if call.slots() != [slot] or call.places is None or not isinstance(call.outs, Slot):
             break
         name = call.name
-        apart = _BY_CHANNEL.fullmatch(name) is not None and call.places[0][0] == 0
+        apart = BY_CHANNEL.fullmatch(name) is not None and call.places[0][0] == 0
         if name == "batch_norm":
             training = call.kwargs.get("training", call.args[5] if len(call.args) > 5 else False)
             apart = apart and not training
         shape = call.shape or ()
-        last_one = name in _RESHAPES and shape == site.shape[:2] and _one_position(tape, n)
+        last_one = name in RESHAPES and shape == site.shape[:2] and _one_position(tape, n)
         over = name == "mean" and shape[:2] == site.shape[:2] and _over_positions(call)
         if not (apart and len(shape) == 4) and not last_one and not over:
             break
