@@ -84,9 +84,14 @@ inline int64_t read_range(const char* op, const Tensor& x, const Values& values,
   MODFAST_CHECK(range->dim() == 2 && range->size(1) == 2 && range->is_contiguous() &&
                     same_device(*range, x) && (range->size(0) == 1 || range->size(0) == values.d),
                 op, "range must be a contiguous [1 or ", values.d, ", 2]");
-  MODFAST_CHECK(range->scalar_type() == values.compute(), op, "range must be ",
-                torch::headeronly::toString(values.compute()));
+  MODFAST_CHECK(range->scalar_type() == values.compute() || range->scalar_type() == ScalarType::Double,
+                op, "range must be ", torch::headeronly::toString(values.compute()), " or Double");
   return range->size(0);
+}
+
+// Whether edges are made in double and rounded to the values' type.
+inline bool is_wider(const std::optional<Tensor>& range, const Values& values) {
+  return range && !values.is_double() && range->scalar_type() == ScalarType::Double;
 }
 
 // Whether the codes between edges are wide.

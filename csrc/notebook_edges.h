@@ -1,4 +1,4 @@
-// The edges of digitize's notebook rule, made on the CPU for CPU and GPU alike.
+// The thresholds of digitize that are tables, made on the CPU for CPU and GPU alike.
 #pragma once
 
 #include <array>
@@ -6,7 +6,9 @@
 #include <limits>
 #include <optional>
 
-#include "abi.h"
+#include "codes.h"
+#include "math/binning.h"
+#include "math/number.h"
 
 namespace modfast {
 
@@ -50,6 +52,24 @@ std::vector<C> notebook_thresholds(const C* limits, int64_t n_ranges, int bins) 
     const C* e = static_cast<const C*>(edges.data_ptr());
     for (int i = 0; i < bins; ++i) {
       thresholds.push_back(std::nextafter(e[i], std::numeric_limits<C>::infinity()));
+    }
+  }
+  return thresholds;
+}
+
+// Of ranges [n, 2] in double, for values of a smaller type: thresholds [n, bins], numpy's edges as near as
+// that type comes, of which the first is lo.
+inline std::vector<float> wide_thresholds(const double* limits, int64_t n_ranges, int bins,
+                                          Dtype dtype) {
+  std::vector<float> thresholds;
+  thresholds.reserve(n_ranges * bins);
+  for (int64_t r = 0; r < n_ranges; ++r) {
+    const double lo = limits[2 * r], hi = limits[2 * r + 1], width = bin_width(lo, hi, bins);
+    for (int i = 0; i < bins; ++i) {
+      const double edge = i == 0 ? lo : bin_edge(lo, hi, width, bins, i);
+      thresholds.push_back(dtype == Dtype::bfloat16  ? nearest<bfloat16>(edge)
+                           : dtype == Dtype::float16 ? nearest<float16>(edge)
+                                                     : nearest<float>(edge));
     }
   }
   return thresholds;

@@ -95,9 +95,9 @@ from modfast.information import (
     soft_mutual_information,
     total_correlation,
 )
+from modfast.network.capture import capture
 from modfast.network.logits import last_token
 from modfast.network.sites import heads
-from modfast.passes import capture
 from modfast.results import Result
 from modfast.tasks import (
     DistinctGradients,

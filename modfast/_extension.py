@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from modfast import reference
+from modfast.precision import precise
 
 
 def _library_folders() -> list[Path]:
@@ -110,7 +111,7 @@ def operator(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     `fake` computes the outputs' shapes and dtypes. Devices without a compiled kernel take the
     plain-torch one of the same name in `modfast.reference`.
     """
-    plain: Callable[..., Any] = getattr(reference, name)
+    plain: Callable[..., Any] = precise(getattr(reference, name))
     if not has_ops():
         return plain
     torch.library.register_fake(f"modfast::{name}", fake)

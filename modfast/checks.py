@@ -96,6 +96,59 @@ def choice(argument: str, value: object, options: Iterable[object]) -> None:
         raise ValueError(f"{argument} must be one of {names}, got {value!r}")
 
 
+def scalar(argument: str, value: Any) -> Tensor:
+    """What a function such as an estimator gave, as a tensor without dimensions.
+
+    Raises:
+        ValueError: more than one number, or none.
+    """
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+    if value.numel() != 1:
+        raise ValueError(f"{argument} must give a scalar, got shape {tuple(value.shape)}")
+    found: Tensor = value.reshape(())
+    return found
+
+
+def integers(argument: str, values: Any) -> Tensor:
+    """Integers of any kind as int64 `[...]`, where they are.
+
+    Raises:
+        TypeError: no integers.
+        ValueError: some that int64 does not hold.
+    """
+    try:
+        found = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        rule = "integer labels from -2**63 to 2**63 - 1"
+        if all(isinstance(value, SupportsIndex) for value in values):
+            raise ValueError(f"{argument} must be {rule}, got {values!r}") from None
+        raise TypeError(f"{argument} must be {rule}, got {values!r}") from None
+    dense(argument, found)
+    counted = not (found.is_floating_point() or found.is_complex()) and found.dtype != torch.bool
+    if not counted and (found.numel() or found.dtype == torch.bool):
+        raise TypeError(f"{argument} must be integer labels, got {found.dtype}")
+    wide = found.to(torch.int64)
+    if found.dtype == torch.uint64 and wide.numel() and int(wide.min()) < 0:
+        raise ValueError(f"{argument} must be below 2**63, got larger ones")
+    return wide
+
+
+def device(argument: str, value: Any) -> torch.device:
+    """`value` as a device.
+
+    Raises:
+        TypeError: no device, name or number of one.
+        ValueError: a name that no device has.
+    """
+    if not isinstance(value, (torch.device, str, int)) or isinstance(value, bool):
+        raise TypeError(f"{argument} must be a torch.device, got {value!r}")
+    try:
+        return torch.device(value)
+    except RuntimeError:
+        raise ValueError(f"{argument} must be the name of a device, got {value!r}") from None
+
+
 def pair(argument: str, data: Any) -> tuple[Tensor, Tensor]:
     """`data` as (samples, targets).
 
@@ -126,8 +179,10 @@ def dense(argument: str, tensor: Tensor) -> None:
     """Refuses tensors without plain memory: sparse, nested, quantized, on the meta device.
 
     Raises:
-        TypeError: it is one.
+        TypeError: it is one, or no tensor.
     """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{argument} must be a tensor, got {type(tensor).__name__}")
     if (
         tensor.layout is not torch.strided
         or tensor.is_nested

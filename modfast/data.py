@@ -104,14 +104,10 @@ def load(name: str, root: str | os.PathLike[str] | None = None, download: bool =
         >>> data.train_x.shape, data.test_y.shape
         (torch.Size([8000, 4]), torch.Size([2000, 2]))
     """
-    match name:
-        case "digits":
-            return _digits()
-        case "mnist":
-            return _mnist(root, download)
-        case "physics":
-            return _physics()
-    raise ValueError(f"name={name!r}: must be one of {', '.join(map(repr, NAMES))}")
+    checks.choice("name", name, NAMES)
+    if name == "digits":
+        return _digits()
+    return _physics() if name == "physics" else _mnist(root, download)
 
 
 def physics(n: int, *, eps: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -147,8 +143,8 @@ def physics(n: int, *, eps: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]
         raise ValueError(f"n={n!r}: must be at least 1")
     if not 0 < eps <= 1:
         raise ValueError(f"eps={eps!r}: must lie in (0, 1]")
-    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
-    y, u, coin = torch.rand(3, n, 2, generator=generator, dtype=torch.float32)
+    generator = torch.Generator("cpu").manual_seed(checks.seed("seed", seed))
+    y, u, coin = torch.rand(3, n, 2, generator=generator, dtype=torch.float32, device="cpu")
     x1 = u * (1 - eps) + eps
     factors = torch.stack([y / x1, x1], dim=-1)
     swapped = torch.where((coin < 0.5).unsqueeze(-1), factors.flip(-1), factors)
@@ -177,7 +173,7 @@ def physics_grids(points: int = 100, *, fixed: float = 0.5) -> Tensor:
         >>> physics_grids(2)[1].tolist()
         [[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.0, 1.0], [0.5, 0.5, 1.0, 0.0], [0.5, 0.5, 1.0, 1.0]]
     """
-    line = torch.linspace(0, 1, checks.count("points", points))
+    line = torch.linspace(0, 1, checks.count("points", points), dtype=torch.float32, device="cpu")
     varied = torch.cartesian_prod(line, line)
     still = torch.full_like(varied, checks.finite_number("fixed", fixed))
     return torch.stack([torch.cat([varied, still], 1), torch.cat([still, varied], 1)])
@@ -195,7 +191,7 @@ def _digits() -> Dataset:
     x = torch.from_numpy(bunch.images).to(torch.float32).unsqueeze(1)
     y = torch.from_numpy(bunch.target).to(torch.int64)
     # The file is ordered by writer: only a shuffled split has the same hands on both sides.
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(x), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     train, test = order.tensor_split([1437])
     x = (x - x[train].mean()) / x[train].std()
     return Dataset("digits", x[train], y[train], x[test], y[test], n_outputs=10)

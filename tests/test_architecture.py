@@ -31,7 +31,7 @@ LAYERS = (
     ("network", "sites", "passes", "scores", "data", "models"),
     ("plots", "ops"),
     ("_extension", "results"),
-    ("reference", "checks", "files", "progress", "_renamed"),
+    ("reference", "checks", "files", "precision", "progress", "_renamed"),
 )
 RANKS = {part: -rank for rank, parts in enumerate(LAYERS) for part in parts}
 # Figures are drawn of tensors and strings.

@@ -125,7 +125,7 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch):
 def test_unknown_name(name):
     with pytest.raises(ValueError, match="must be one of") as caught:
         load(name)
-    assert f"name={name!r}" in str(caught.value)
+    assert f"name must be one of 'digits', 'mnist', 'physics', got {name!r}" in str(caught.value)
     assert all(repr(known) in str(caught.value) for known in NAMES)
 
 

@@ -6,37 +6,9 @@
 #include <mutex>
 #include <vector>
 
-#include "../math/binning.h"
-#include "../math/number.h"
 #include "../notebook_edges.h"
+#include "digitize_tables.h"
 #include "simd.h"
-
-namespace modfast {
-
-template <class C>
-struct DigitizeKernels {
-  int64_t (*extend)(const C*, int64_t, C*, C*);
-  int64_t (*extend_each)(const C*, int64_t, C*, C*);
-  int64_t (*uniform_bytes)(const C*, int64_t, const UniformBins<C>&, int, uint8_t*);
-  int64_t (*uniform_wide)(const C*, int64_t, const UniformBins<C>&, int, int16_t*);
-  int64_t (*uniform_each_bytes)(const C*, int64_t, const C*, const C*, const C*, const C*, int,
-                                uint8_t*);
-  int64_t (*uniform_each_wide)(const C*, int64_t, const C*, const C*, const C*, const C*, int,
-                               int16_t*);
-  int64_t (*notebook_bytes)(const C*, int64_t, const NotebookBins<C>&, const C*, int, uint8_t*);
-  int64_t (*notebook_wide)(const C*, int64_t, const NotebookBins<C>&, const C*, int, int16_t*);
-  void (*below_bytes)(const C*, int64_t, const C*, int, int64_t, uint8_t*);
-  void (*below_wide)(const C*, int64_t, const C*, int, int64_t, int16_t*);
-};
-
-struct DigitizeTables {
-  DigitizeKernels<float> singles;
-  DigitizeKernels<double> doubles;
-  void (*widen_bfloat16)(const void*, int64_t, float*);
-  void (*widen_float16)(const void*, int64_t, float*);
-};
-
-}  // namespace modfast
 
 #define MODFAST_KERNELS "digitize_kernels.h"
 #include "for_each_level.h"
@@ -103,12 +75,18 @@ class DigitizerOf : public Digitizer {
     const int64_t n_ranges = read_range(op, x, values, range, per_column);
     range_ = empty_beside(x, {n_ranges, 2}, values.compute_code());
     C* limits = static_cast<C*>(range_.mutable_data_ptr());
+    if (is_wider(range, values)) {
+      const double* wide = static_cast<const double*>(range->data_ptr());
+      std::copy_n(wide, 2 * n_ranges, limits);
+      set_rules(n_ranges, limits, wide);
+      return;
+    }
     if (range) {
       std::copy_n(static_cast<const C*>(range->data_ptr()), 2 * n_ranges, limits);
     } else {
       find_limits(n_ranges, limits);
     }
-    set_rules(n_ranges, limits);
+    set_rules(n_ranges, limits, nullptr);
   }
 
   int64_t codes(int64_t begin, int64_t end, void* out, int64_t* not_finite) const override {
@@ -184,26 +162,39 @@ class DigitizerOf : public Digitizer {
     }
   }
 
-  void set_rules(int64_t n_ranges, const C* limits) {
+  // `wide`: the limits in double, where the edges are to be made of these.
+  void set_rules(int64_t n_ranges, const C* limits, const double* wide) {
+    const double epsilon = dtype_ == Dtype::bfloat16 ? 0x1p-7 : dtype_ == Dtype::float16 ? 0x1p-10 : 0;
     direct_ = !notebook_;
     rules_.reserve(n_ranges);
     for (int64_t r = 0; r < n_ranges; ++r) {
-      rules_.push_back(UniformBins<C>::of(limits[2 * r], limits[2 * r + 1], bins_));
-      direct_ = direct_ && rules_.back().direct;
+      UniformBins<C> rule = UniformBins<C>::of(limits[2 * r], limits[2 * r + 1], bins_);
+      const C largest = std::max(std::fabs(rule.lo), std::fabs(rule.hi));
+      // As in UniformBins, of edges that are rounded to 16 bits.
+      if (wide != nullptr) rule.direct = rule.direct && largest * 16 * epsilon <= rule.width;
+      rules_.push_back(rule);
+      direct_ = direct_ && rule.direct;
     }
     const int64_t entries = per_column_ ? block_ : 1;
     for (int64_t i = 0; i < entries && n_ranges > 0; ++i) {
-      const UniformBins<C>& rule = rules_[i % n_ranges];
-      lo_.push_back(rule.lo);
-      hi_.push_back(rule.hi);
-      width_.push_back(rule.width);
-      scale_.push_back(rule.scale);
+      const int64_t r = i % n_ranges;
+      lo_.push_back(rules_[r].lo);
+      hi_.push_back(rules_[r].hi);
+      width_.push_back(rules_[r].width);
+      scale_.push_back(rules_[r].scale);
+      if (wide == nullptr) continue;
+      start_.push_back(wide[2 * r]);
+      step_.push_back(bin_width(wide[2 * r], wide[2 * r + 1], bins_));
     }
     if (direct_) return;
-    if (notebook_) {
-      set_edges(n_ranges, limits);
-      return;
+    tabled_ = notebook_ || wide != nullptr;
+    if (wide != nullptr) {
+      const std::vector<float> made = wide_thresholds(wide, n_ranges, bins_, dtype_);
+      thresholds_.assign(made.begin(), made.end());
+    } else if (notebook_) {
+      thresholds_ = notebook_thresholds(limits, n_ranges, bins_);
     }
+    if (tabled_) return look_up(n_ranges, wide != nullptr);
     for (int64_t r = 0; r < n_ranges; ++r) {
       const UniformBins<C>& rule = rules_[r];
       for (int i = 1; i < bins_; ++i) {
@@ -212,11 +203,15 @@ class DigitizerOf : public Digitizer {
     }
   }
 
-  void set_edges(int64_t n_ranges, const C* limits) {
-    thresholds_ = notebook_thresholds(limits, n_ranges, bins_);
-    if (n_ranges == 1 && !per_column_) {
-      notebook_rule_ = NotebookBins<C>::of(rules_[0].lo, rules_[0].hi, bins_);
-      direct_ = notebook_rule_.direct(thresholds_.data(), bins_);
+  void look_up(int64_t n_ranges, bool wide) {
+    // Edges made in double may be equal: what lies below the first is not raised to it.
+    for (int64_t r = 0; r < n_ranges && wide; ++r) {
+      rules_[r].lo = thresholds_[r * bins_] = -std::numeric_limits<C>::infinity();
+      rules_[r].hi = thresholds_[r * bins_ + bins_ - 1];
+    }
+    if (n_ranges == 1 && !per_column_ && !wide) {
+      table_rule_ = NotebookBins<C>::of(rules_[0].lo, rules_[0].hi, bins_);
+      direct_ = table_rule_.direct(thresholds_.data(), bins_);
     }
   }
 
@@ -225,13 +220,28 @@ class DigitizerOf : public Digitizer {
     if (!direct_) return search(x, i, n, out);
     const DigitizeKernels<C>& kernels = kernels_for<C>();
     const int64_t at = per_column_ ? i % period() : 0;
+    if constexpr (sizeof(C) == 4) {
+      if (!start_.empty()) {
+        const DigitizeTables& all = at_level(kTables);
+        const WideKernels& wide = dtype_ == Dtype::bfloat16  ? all.wide_bfloat16
+                                  : dtype_ == Dtype::float16 ? all.wide_float16
+                                                             : all.wide_singles;
+        const WideRules rules{&lo_[at],    &hi_[at],   &scale_[at],
+                              &start_[at], &step_[at], per_column_};
+        if constexpr (sizeof(Code) == 1) {
+          return wide.bytes(x, n, rules, bins_, out);
+        } else {
+          return wide.wide(x, n, rules, bins_, out);
+        }
+      }
+    }
     if constexpr (sizeof(Code) == 1) {
-      if (notebook_) return kernels.notebook_bytes(x, n, notebook_rule_, &thresholds_[0], bins_, out);
+      if (tabled_) return kernels.notebook_bytes(x, n, table_rule_, &thresholds_[0], bins_, out);
       return per_column_ ? kernels.uniform_each_bytes(x, n, &lo_[at], &hi_[at], &width_[at],
                                                       &scale_[at], bins_, out)
                          : kernels.uniform_bytes(x, n, rules_[0], bins_, out);
     } else {
-      if (notebook_) return kernels.notebook_wide(x, n, notebook_rule_, &thresholds_[0], bins_, out);
+      if (tabled_) return kernels.notebook_wide(x, n, table_rule_, &thresholds_[0], bins_, out);
       return per_column_ ? kernels.uniform_each_wide(x, n, &lo_[at], &hi_[at], &width_[at],
                                                      &scale_[at], bins_, out)
                          : kernels.uniform_wide(x, n, rules_[0], bins_, out);
@@ -240,14 +250,14 @@ class DigitizerOf : public Digitizer {
 
   template <class Code>
   int64_t search(const C* x, int64_t i, int64_t n, Code* out) const {
-    const int n_thresholds = notebook_ ? bins_ : bins_ - 1;
+    const int n_thresholds = tabled_ ? bins_ : bins_ - 1;
     int64_t bad = 0;
     for (int64_t j = 0; j < n; ++j) {
       const int64_t r = per_column_ ? (i + j) % values_.d : 0;
       const UniformBins<C>& rule = rules_[r];
       const C value = std::min(std::max(x[j], rule.lo), rule.hi);
       int code = count_thresholds(&thresholds_[r * n_thresholds], n_thresholds, value);
-      if (notebook_) {
+      if (tabled_) {
         code = notebook_code(code, bins_);
       } else if (rule.lo == rule.hi) {
         code = 0;
@@ -259,11 +269,13 @@ class DigitizerOf : public Digitizer {
   }
 
   Dtype dtype_;
+  bool tabled_ = false;  // by thresholds that are in memory
   bool direct_;  // codes by multiplication; else by search among thresholds
   std::vector<UniformBins<C>> rules_;
-  NotebookBins<C> notebook_rule_{};
+  NotebookBins<C> table_rule_{};
   std::vector<C> lo_, hi_, width_, scale_;  // the rules of each value of a block
   std::vector<C> thresholds_;
+  std::vector<double> start_, step_;  // of edges made in double
 };
 
 std::tuple<Tensor, Tensor, Tensor> digitize(const Tensor& x, int64_t bins,

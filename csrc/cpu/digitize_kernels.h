@@ -89,6 +89,43 @@ int64_t uniform_each(const C* __restrict x, int64_t n, const C* __restrict lo,
   return bad ? clear_bad(x, n, out) : 0;
 }
 
+// The same of edges in double, as near as a T comes: `rules` has one of them, or one for each value.
+template <class T, class Code>
+int64_t uniform_wide(const float* __restrict x, int64_t n, const WideRules& rules, int bins,
+                     Code* __restrict out) {
+  int32_t bad = 0;
+  const auto code = [bins](float value, float lo, float hi, float scale, double start,
+                           double width) {
+    value = value < lo ? lo : value;
+    value = value > hi ? hi : value;
+    const int near = static_cast<int>((value - lo) * scale + 0.5f);
+    int below = near - (value < nearest<T>(near * width + start) ? 1 : 0);
+    below = below > 0 ? below : 0;  // the first edge may lie above lo
+    return static_cast<Code>(below < bins ? below : bins - 1);
+  };
+  const float* __restrict lo = rules.lo;
+  const float* __restrict hi = rules.hi;
+  const float* __restrict scale = rules.scale;
+  const double* __restrict start = rules.start;
+  const double* __restrict width = rules.width;
+  if (rules.each) {
+#pragma omp simd reduction(| : bad)
+    for (int64_t i = 0; i < n; ++i) {
+      out[i] = code(x[i], lo[i], hi[i], scale[i], start[i], width[i]);
+      bad |= !is_finite(x[i]);
+    }
+  } else {
+    const float lo0 = *lo, hi0 = *hi, scale0 = *scale;
+    const double start0 = *start, width0 = *width;
+#pragma omp simd reduction(| : bad)
+    for (int64_t i = 0; i < n; ++i) {
+      out[i] = code(x[i], lo0, hi0, scale0, start0, width0);
+      bad |= !is_finite(x[i]);
+    }
+  }
+  return bad ? clear_bad(x, n, out) : 0;
+}
+
 // Up to this many thresholds are compared with each value: to look one up takes longer.
 constexpr int kCountedBins = 16;
 
@@ -174,5 +211,9 @@ constexpr DigitizeKernels<C> kernels_of = {
     below<C, int16_t>,
 };
 
+template <class T>
+constexpr WideKernels wide_of = {uniform_wide<T, uint8_t>, uniform_wide<T, int16_t>};
+
 constexpr DigitizeTables kernels = {
-    kernels_of<float>, kernels_of<double>, widen<bfloat16>, widen<float16>};
+    kernels_of<float>, kernels_of<double>, widen<bfloat16>, widen<float16>,
+    wide_of<float>,    wide_of<bfloat16>,  wide_of<float16>};

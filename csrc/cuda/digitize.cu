@@ -27,6 +27,35 @@ void launch_limits(const Values& values, bool each, void* keys, cudaStream_t str
   });
 }
 
+// Rules of edges made in double.
+void set_wide_rules(const Tensor& given, Dtype dtype, DeviceRules& rules, cudaStream_t stream) {
+  const int64_t n = rules.range.size(0);
+  const int bins = rules.bins;
+  if (n == 0) return;
+  std::vector<double> wide(2 * n);
+  copy_to_host("digitize", wide.data(), given.data_ptr(), 2 * n * sizeof(double), stream);
+  std::vector<float> thresholds = wide_thresholds(wide.data(), n, bins, dtype);
+  std::vector<float> limits(wide.begin(), wide.end()), ends;
+  rules.looked_up = true;
+  for (int64_t r = 0; r < n; ++r) {
+    const float* t = &thresholds[r * bins];
+    rules.looked_up &= NotebookBins<float>::of(t[0], t[bins - 1], bins).direct(t, bins);
+    ends.insert(ends.end(), {t[0], t[bins - 1]});
+  }
+  // Edges may be equal: what lies below the first is not raised to it.
+  for (int64_t r = 0; r < n && !rules.looked_up; ++r) {
+    ends[2 * r] = thresholds[r * bins] = -std::numeric_limits<float>::infinity();
+  }
+  copy_to_device("digitize", rules.thresholds.mutable_data_ptr(), thresholds.data(),
+                 thresholds.size() * sizeof(float), stream);
+  float* range = static_cast<float*>(rules.range.mutable_data_ptr());
+  copy_to_device("digitize", range, ends.data(), ends.size() * sizeof(float), stream);
+  launch("digitize", &make_rules<float>, (n + kThreads - 1) / kThreads, stream,
+         static_cast<const key_t<float>*>(nullptr), static_cast<const float*>(range), n, bins - 1,
+         range, static_cast<UniformBins<float>*>(rules.uniform.mutable_data_ptr()));
+  copy_to_device("digitize", range, limits.data(), limits.size() * sizeof(float), stream);
+}
+
 template <class C>
 void set_rules(const void* keys, const std::optional<Tensor>& given, bool notebook,
                DeviceRules& rules, cudaStream_t stream) {
@@ -102,7 +131,11 @@ DeviceRules find_rules(const char* op, const Tensor& x, const Values& values, in
                                                : sizeof(UniformBins<float>) / sizeof(float);
   const int32_t type = values.compute_code();
   DeviceRules rules{empty_beside(x, {n, 2}, type), empty_beside(x, {n, rule_size}, type),
-                    empty_beside(x, {notebook ? n : 0, bins}, type), n_bins};
+                    empty_beside(x, {notebook || is_wider(range, values) ? n : 0, bins}, type), n_bins};
+  if (is_wider(range, values)) {
+    set_wide_rules(*range, values.dtype, rules, stream);
+    return rules;
+  }
   Tensor keys = empty_beside(x, {range ? 0 : n, 2}, type);
   if (!range) {
     zero(op, keys.mutable_data_ptr(), keys.numel() * keys.element_size(), stream);

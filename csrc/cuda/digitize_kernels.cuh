@@ -186,8 +186,9 @@ __global__ void __launch_bounds__(kThreads)
 template <class C>
 struct Rules {
   const UniformBins<C>* uniform;  // [1 or d]
-  const C* thresholds;            // [1 or d, bins] of the notebook rule, else null
+  const C* thresholds;            // [1 or d, bins] of the notebook rule and of edges in double, else null
   int bins;
+  bool looked_up;                 // multiplication finds the nearest threshold
 
   // Of finite x in column `r` of them.
   __device__ __forceinline__ int code(const UniformBins<C>& rule, int64_t r, C x) const {
@@ -196,6 +197,10 @@ struct Rules {
     x = x > rule.hi ? rule.hi : x;
     if (thresholds == nullptr) {
       return count_thresholds(UniformEdges<C>{rule, bins}, bins - 1, x);
+    }
+    if (looked_up) {
+      const int nearest = static_cast<int>((x - rule.lo) * rule.scale + static_cast<C>(0.5));
+      return notebook_code(nearest + (thresholds[r * bins + nearest] <= x ? 1 : 0), bins);
     }
     return notebook_code(count_thresholds(thresholds + r * bins, bins, x), bins);
   }

@@ -10,18 +10,19 @@ namespace modfast {
 struct DeviceRules {
   Tensor range;       // [1 or d, 2]
   Tensor uniform;     // memory of UniformBins [1 or d]
-  Tensor thresholds;  // [1 or d, bins] of the notebook rule, else empty
+  Tensor thresholds;  // [1 or d, bins] of the notebook rule and of edges made in double, else empty
   int bins;
+  bool looked_up = false;  // multiplication finds the nearest threshold
 
   template <class C>
   Rules<C> as() const {
     const C* t = static_cast<const C*>(thresholds.data_ptr());
     return Rules<C>{static_cast<const UniformBins<C>*>(uniform.data_ptr()),
-                    thresholds.numel() > 0 ? t : nullptr, bins};
+                    thresholds.numel() > 0 ? t : nullptr, bins, looked_up};
   }
 };
 
-// Waits for the device only for the notebook rule, whose edges are made on the CPU.
+// Waits for the device only for thresholds that are made on the CPU.
 DeviceRules find_rules(const char* op, const Tensor& x, const Values& values, int64_t bins,
                        const std::optional<Tensor>& range, bool per_column, const std::string& rule,
                        cudaStream_t stream);

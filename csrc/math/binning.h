@@ -91,7 +91,8 @@ struct UniformBins {
   }
 };
 
-// The notebook's rule counts edges < x and takes one off; -1 wraps to the last bin.
+// Codes by a table of thresholds. The notebook's rule counts edges < x and takes one off; -1 wraps to
+// the last bin. Where no value lies below the first, as of edges that are made in double, none wraps.
 MODFAST_BOTH int notebook_code(int n_below, int bins) {
   return n_below > 0 ? n_below - 1 : bins - 1;
 }

@@ -78,4 +78,19 @@ MODFAST_BOTH float16 store<float16>(float x) {
   return float16{static_cast<uint16_t>(sign | half)};
 }
 
+// x as the nearest T, in T's compute type. A 16-bit number is not rounded twice: what a float must leave
+// out is told by its last bit.
+template <class T>
+MODFAST_BOTH compute_t<T> nearest(double x) {
+  if constexpr (sizeof(T) > 2) {
+    return static_cast<T>(x);
+  } else {
+    const float near = static_cast<float>(x);
+    const double wide = near;
+    uint32_t bits = bit_cast<uint32_t>(near);
+    if (wide != x && (bits & 1u) == 0) bits += (wide < 0 ? -wide < -x : wide < x) ? 1u : ~0u;
+    return load(store<T>(bit_cast<float>(bits)));
+  }
+}
+
 }  // namespace modfast

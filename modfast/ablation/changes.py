@@ -84,7 +84,7 @@ class Groups:
 
     def numbers(self) -> Tensor:
         """As `Changes.numbers`."""
-        return torch.arange(len(self))
+        return torch.arange(len(self), device="cpu")
 
     def apply(self, site: Tensor, chosen: slice) -> Tensor:
         """As `Changes.apply`."""
@@ -111,7 +111,7 @@ class Directions:
 
     def numbers(self) -> Tensor:
         """As `Changes.numbers`."""
-        return torch.arange(len(self))
+        return torch.arange(len(self), device="cpu")
 
     def apply(self, site: Tensor, chosen: slice) -> Tensor:
         """As `Changes.apply`."""

@@ -16,7 +16,8 @@ from modfast.ablation.units import options_of
 from modfast.network.inputs import Inputs
 from modfast.network.logits import Output
 from modfast.network.resume import Chain, Start, batched, joined, one_by_one
-from modfast.network.run import exact_arithmetic, require_differentiable
+from modfast.network.run import require_differentiable
+from modfast.precision import full_precision
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -135,7 +136,7 @@ def _objective(start: Start, backend: str | None) -> tuple[Objective, str]:
 
     def kl(units: Tensor) -> Tensor:
         ablated = after(units)
-        with exact_arithmetic(ablated.device.type):
+        with full_precision():
             ablated = ablated.reshape(len(units), -1, ablated.shape[-1])
             if rows.kept is not None and ablated.shape[1] != len(rows.kept):
                 ablated = ablated[:, rows.kept]

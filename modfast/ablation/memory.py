@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from modfast.network.state import place_of
+
 
 class PeakMemory(TorchDispatchMode):
     """Counts the bytes of the tensors that live at once among those made in a `with` block."""
@@ -28,14 +30,17 @@ class PeakMemory(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {_place(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        given = {place_of(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._made(tensor, _place(tensor) in given)
+                self._made(tensor, place_of(tensor) in given)
         return result
 
     def _made(self, tensor: Tensor, is_view: bool) -> None:
-        place, size = _place(tensor), tensor.untyped_storage().nbytes()
+        place = place_of(tensor)
+        if place < 0:  # a sparse one has no memory of its own
+            return
+        size = tensor.untyped_storage().nbytes()
         if place not in self._owners:
             if is_view:  # of something made outside
                 return
@@ -49,7 +54,3 @@ class PeakMemory(TorchDispatchMode):
         if self._owners[place] == 0:
             del self._owners[place]
             self._bytes -= size
-
-
-def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()

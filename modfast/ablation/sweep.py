@@ -27,8 +27,9 @@ from modfast.network.resume import (
     joined,
     one_by_one,
 )
-from modfast.network.run import exact_arithmetic, running
+from modfast.network.run import running
 from modfast.network.sites import parse_site
+from modfast.precision import full_precision
 from modfast.progress import bar
 from modfast.reference import ACTIVATIONS
 
@@ -116,7 +117,7 @@ def mean_of_site(model: nn.Module, inputs: Inputs, site: str, options: Options) 
 def _run(start: Start, changes: Changes, options: Options) -> tuple[Tensor, Tensor, str]:
     """Terms `[k, a]` (per sample: `[k, n, a]`), correct samples by class `[a, c]`, the backend."""
     if start.chain is not None:
-        with exact_arithmetic(start.site.device.type):
+        with full_precision():
             found = _fused(start, start.chain, changes, options)
         if found is not None:
             return *found, "fused"
@@ -256,7 +257,7 @@ def _batched(start: Start, changes: Changes, options: Options) -> tuple[Tensor, 
     def run(chosen: slice, resume: Callable[[Tensor], Tensor]) -> None:
         # Autocast is the run's business; what is measured is measured exactly.
         ablated = resume(suffix.values(chosen))
-        with exact_arithmetic(ablated.device.type):
+        with full_precision():
             ablated = ablated.reshape(len(ablated), -1, ablated.shape[-1])
             if rows.kept is not None:
                 ablated = ablated[:, rows.kept]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from modfast.ablation.sweep import Options, mean_of_site, sweep
 from modfast.network.inputs import Inputs, Targets
 from modfast.network.logits import Output, check_output
 from modfast.network.resume import BACKENDS
+from modfast.network.units import Units as UnitGroups
+from modfast.network.units import read_groups
 
 
 @renamed(path="backend")
@@ -148,12 +150,12 @@ def ablate_directions(
     return sweep(model, inputs, site, make, targets, options)
 
 
-@renamed(path="backend")
+@renamed(path="backend", groups="units")
 def ablate_groups(
     model: nn.Module,
     inputs: Inputs,
     site: str,
-    groups: Iterable[Sequence[int] | Tensor] | Tensor,
+    units: UnitGroups,
     keep: bool = False,
     value: float | str | Tensor = 0.0,
     targets: Targets = None,
@@ -167,9 +169,11 @@ def ablate_groups(
 ) -> AblationResult:
     """What each group of a site's units does: sets all of a group to a value, one at a time.
 
-    `groups` are the indices of each group's units, or a boolean tensor `[a, d]`; with `keep` all
-    other units are set instead, so that the group is left alone. The other arguments, the result
-    and the errors are those of `ablate_units`; `backend="fused"` is for single units.
+    `units` are the groups: lists of unit indices, a boolean matrix `[a, d]`, labels `[d]` (-1 for
+    "in no group"), a mapping of labels to indices, or `Clusters`, whose rows count; `heads` gives
+    those of attention. With `keep` all other units are set instead, so that the group is left
+    alone. The other arguments, the result and the errors are those of `ablate_units`;
+    `backend="fused"` is for single units.
 
     Source: N1, its clusters switched on and off, by activations instead of weights.
 
@@ -182,10 +186,13 @@ def ablate_groups(
     """
     options = options_of(output, dim, per_sample, max_memory, progress, backend)
     mean = _mean(model, inputs, site, value, options)
-    listed = groups if isinstance(groups, Tensor) else list(groups)
 
     def make(activations: Tensor) -> Changes:
-        mask = _masks(listed, activations.shape[-1]).to(activations.device)
+        groups = read_groups("units", units, activations.shape[-1])
+        mask = torch.zeros(len(groups), activations.shape[-1], dtype=torch.bool, device="cpu")
+        for row, group in zip(mask, groups, strict=True):
+            row[group.cpu()] = True
+        mask = mask.to(activations.device)
         values = _values(value if mean is None else mean, activations)
         return Groups(~mask if keep else mask, values)
 
@@ -262,36 +269,16 @@ def _values(value: Any, activations: Tensor) -> Tensor:
 
 
 def _indices(argument: str, units: Sequence[int] | Tensor, d: int) -> Tensor:
-    try:
-        index = torch.as_tensor(units)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{argument} must be a list of integers, got {units!r}") from None
+    """In the order given, perhaps some of them twice."""
+    index = checks.integers(argument, units)
+    if index.dim() != 1:
+        raise TypeError(f"{argument} must be a list of integers, got {units!r}")
     if index.numel() == 0:
         raise ValueError(f"{argument} must not be empty")
-    if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:
-        raise TypeError(f"{argument} must be a list of integers, got {units!r}")
-    index = index.long()
     outside = index[(index < 0) | (index >= d)]
     if len(outside):
         raise ValueError(f"{argument} must be from 0 to {d - 1}, got {outside[0].item()}")
-    return index
-
-
-def _masks(groups: Tensor | list[Any], d: int) -> Tensor:
-    if isinstance(groups, Tensor):
-        if groups.dtype != torch.bool or groups.dim() != 2 or groups.shape[1] != d:
-            raise ValueError(
-                f"groups must be lists of units or a boolean tensor [a, {d}], "
-                f"got {_kind(groups)} of shape {tuple(groups.shape)}"
-            )
-        found = groups
-    else:
-        found = torch.zeros(len(groups), d, dtype=torch.bool)
-        for i, group in enumerate(groups):
-            found[i, _indices(f"groups[{i}]", group, d).cpu()] = True
-    if len(found) == 0:
-        raise ValueError("groups must not be empty")
-    return found
+    return index.long()
 
 
 def _kind(value: Any) -> str:

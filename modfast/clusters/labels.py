@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import index as as_index
 
 import torch
 from torch import Tensor
 
 from modfast import checks
+from modfast.network.units import IndexLists, checked_labels, labels_of_lists, labels_of_masks
 from modfast.reference import same_cluster
-
-IndexLists = Sequence[Sequence[int]] | Mapping[int, Sequence[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +77,8 @@ class Clusters:
             checks.count("n_in", n_in),
             checks.count("k", k),
         )
+        if max(n_out, n_in) >= 2**31:
+            raise ValueError(f"n_out and n_in must be below 2**31, got {n_out} and {n_in}")
         if k > min(n_out, n_in):
             raise ValueError(
                 f"n_clusters must be at most the number of outputs and of inputs, "
@@ -144,62 +143,5 @@ class Clusters:
 
     def to(self, device: torch.device | str) -> Clusters:
         """The same clusters with their labels on `device`."""
+        device = checks.device("device", device)
         return Clusters(self.rows.to(device), self.cols.to(device), self.n_clusters)
-
-
-def checked_labels(argument: str, values: Tensor | Sequence[int]) -> Tensor:
-    """Labels as int32 `[n]`; see `Clusters` for what it raises."""
-    labels = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
-    if labels.numel() == 0:
-        labels = labels.to(torch.int32)
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise TypeError(f"{argument} must be integer labels, got {labels.dtype}")
-    if labels.dim() != 1:
-        raise ValueError(f"{argument} must be one-dimensional, got shape {tuple(labels.shape)}")
-    if labels.numel() and int(labels.min()) < -1:
-        at = int(labels.argmin())
-        raise ValueError(f"{argument}[{at}] must be at least -1, got {int(labels[at])}")
-    if labels.numel() and int(labels.max()) >= 2**31:
-        raise ValueError(f"{argument} must be below 2**31, got {int(labels.max())}")
-    return labels.to(torch.int32)
-
-
-def labels_of_lists(argument: str, lists: IndexLists, size: int | None) -> tuple[Tensor, int]:
-    """Labels `[size]` of lists of indices, and their number; see `Clusters.from_indices`."""
-    groups = dict(lists.items()) if isinstance(lists, Mapping) else dict(enumerate(lists))
-    for label in groups:
-        if isinstance(label, bool) or not isinstance(label, int) or label < 0:
-            raise ValueError(f"{argument} must have cluster labels >= 0 as keys, got {label!r}")
-    try:
-        members = [(as_index(index), label) for label, group in groups.items() for index in group]
-    except TypeError as error:
-        raise TypeError(f"{argument} must hold lists of integers: {error}") from error
-    needed = max((index for index, _ in members), default=-1) + 1
-    size = needed if size is None else size
-    labels = torch.full((size,), -1, dtype=torch.int32, device="cpu")
-    for index, label in members:
-        if not 0 <= index < size:
-            raise ValueError(f"{argument} must hold indices from 0 to {size - 1}, got {index}")
-        if labels[index] not in (-1, label):
-            raise ValueError(
-                f"{argument} must not overlap: index {index} is in "
-                f"clusters {int(labels[index])} and {label}"
-            )
-        labels[index] = label
-    return labels, max(groups, default=-1) + 1
-
-
-def labels_of_masks(argument: str, masks: Tensor) -> Tensor:
-    """Labels `[n]` of membership masks `[k, n]`; see `Clusters.from_masks`."""
-    if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
-        found = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
-        raise TypeError(f"{argument} must be a boolean tensor, got {found}")
-    if masks.dim() != 2 or len(masks) == 0:
-        raise ValueError(f"{argument} must be [n_clusters, n_units], got {tuple(masks.shape)}")
-    count = masks.sum(0)
-    if count.numel() and int(count.max()) > 1:
-        raise ValueError(
-            f"{argument} must not overlap: unit {int(count.argmax())} is in "
-            f"{int(count.max())} clusters"
-        )
-    return torch.where(count == 1, masks.to(torch.uint8).argmax(0), -1)

@@ -10,8 +10,10 @@ from modfast.clusters.labels import Clusters
 from modfast.clusters.sharded import penalty_of
 from modfast.network.weights import require_dense
 from modfast.ops.clusterability import WEIGHT_DTYPES, penalty
+from modfast.precision import precise
 
 
+@precise
 def clusterability(weight: Tensor, clusters: Clusters) -> Tensor:
     """The share of a weight's squared entries that lies within clusters.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from torch.func import functional_call
 from modfast import checks
 from modfast.effective.layers import is_layer, run_once, shape_of
 from modfast.effective.wiring import Norm
-from modfast.information.binning import choice
 from modfast.sites import in_mode
 
 _MOST_CELLS = 2**27
@@ -115,7 +115,7 @@ def normalize_rows(weight: Tensor, norm: Norm = "linear") -> Tensor:
     _require_floating("weight", weight)
     if weight.dim() != 2:
         raise ValueError(f"weight must be [n_in, n_out], got shape {tuple(weight.shape)}")
-    choice("norm", norm, Norm)
+    checks.choice("norm", norm, get_args(Norm))
     checks.finite("weight", weight.detach())
     weight = weight.double()
     if norm == "softmax":

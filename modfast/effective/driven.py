@@ -45,15 +45,19 @@ class Driven:
         self.binning = Binning(bins, self.in_range)
         self.bins = self.binning.bins
         # On the CPU, so that the noise is the same on each device.
-        self.generator = torch.Generator()
-        drawn = int(torch.randint(2**62, ())) if seed is None else checks.seed("seed", seed)
+        self.generator = torch.Generator("cpu")
+        drawn = (
+            int(torch.randint(2**62, (), device="cpu"))
+            if seed is None
+            else checks.seed("seed", seed)
+        )
         self.generator.manual_seed(drawn)
         self.width = max(self.n_in, self.outputs(one.flatten(1)).shape[1])
 
     def noise(self, n: int, d: int) -> Tensor:
         """Uniform inputs `[n, d]`."""
         low, high = self.in_range
-        unit = torch.rand(n, d, generator=self.generator, dtype=torch.float64)
+        unit = torch.rand(n, d, generator=self.generator, dtype=torch.float64, device="cpu")
         values: Tensor = (low + (high - low) * unit).to(**self.like)
         return values
 

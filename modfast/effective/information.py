@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
 
-from modfast import plots
+from modfast import checks, plots
 from modfast.effective.layers import BatchNorm, Unsupported, Use, uses_of
 from modfast.effective.wiring import MAX_LOGIT, Norm
-from modfast.information.binning import choice
 from modfast.results import Result
 
 if TYPE_CHECKING:
@@ -130,9 +129,9 @@ def effective_information(
         >>> modfast.effective_information(layer, 4).ei
         2.0
     """
-    choice("norm", norm, Norm)
-    choice("batch_norm", batch_norm, BatchNorm)
-    choice("unsupported", unsupported, Unsupported)
+    checks.choice("norm", norm, get_args(Norm))
+    checks.choice("batch_norm", batch_norm, get_args(BatchNorm))
+    checks.choice("unsupported", unsupported, get_args(Unsupported))
     uses = uses_of(model, input_shape, batch_norm, unsupported)
     shapes, sums = [], []
     for use in uses:

@@ -269,7 +269,7 @@ def _pooling(
         shares.append(share)
     if dims == 1:
         axes.insert(0, _point())
-        shares.insert(0, torch.ones(1, dtype=torch.float64))
+        shares.insert(0, torch.ones(1, dtype=torch.float64, device="cpu"))
     weight = (shares[0][:, None] * shares[1] / (override or 1))[None, None, None]
     rows, columns = axes
     channels, batch = in_shape[-dims - 1], math.prod(in_shape[: -dims - 1])
@@ -281,4 +281,4 @@ def _pooling(
 @lru_cache(maxsize=1)
 def _point() -> Axis:
     """The axis of a layer that has no positions."""
-    return Axis.of_table(torch.zeros(1, 1, dtype=torch.int64), 1)
+    return Axis.of_table(torch.zeros(1, 1, dtype=torch.int64, device="cpu"), 1)

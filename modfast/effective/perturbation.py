@@ -6,14 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from modfast import checks, plots
 from modfast.effective.driven import Driven, Limits
-from modfast.information.binning import Binning, choice
+from modfast.information.binning import Binning
 from modfast.information.counts import entropies
 from modfast.ops import information as ops
 from modfast.progress import bar
@@ -128,7 +128,7 @@ def perturbational_ei(
         >>> round(found.bits, 1), found.converged
         (6.0, True)
     """
-    choice("mode", mode, Mode)
+    checks.choice("mode", mode, get_args(Mode))
     if mode == "whole" and correction not in (None, "miller-madow"):
         raise ValueError(
             f"correction must be None or 'miller-madow' with mode='whole', got {correction!r}"
@@ -207,7 +207,7 @@ class _Estimate(ABC):
     """Information after ever more samples."""
 
     def __init__(self, driven: Driven, correction: Correction) -> None:
-        choice("correction", correction, Correction)
+        checks.choice("correction", correction, get_args(Correction))
         self.driven, self.correction = driven, correction
 
     @abstractmethod
@@ -318,7 +318,7 @@ class _Rule:
             if self.tolerance is None or converged or 2 * n > self.most:
                 break
             n *= 2
-        values = torch.tensor(history, dtype=torch.float64)
+        values = torch.tensor(history, dtype=torch.float64, device="cpu")
         return PerturbationalInformation(bits, pairs, n, converged, values, kind)
 
     def _is_small(self, change: float, bits: float) -> bool:

@@ -44,7 +44,7 @@ class Axis:
     def of_table(cls, table: Tensor, n_in: int) -> Axis:
         """Of the in-position that each out-position's taps come from, `[n_out, k]`, or -1."""
         valid = table >= 0
-        reached = torch.zeros(n_in, table.shape[1], dtype=torch.bool)
+        reached = torch.zeros(n_in, table.shape[1], dtype=torch.bool, device="cpu")
         reached[table[valid], valid.nonzero()[:, 1]] = True
         _, kind, n_of_kind = reached.unique(dim=0, return_inverse=True, return_counts=True)
         kinds = torch.where(valid, kind[table], len(n_of_kind))
@@ -63,12 +63,12 @@ def convolution_axis(
 ) -> Axis:
     """The axis of a (transposed) convolution that gives `n_out` positions of `n_in`."""
     near, far = (n_in, n_out) if transposed else (n_out, n_in)
-    start = torch.arange(near)[:, None] * stride - padding
-    table = start + torch.arange(kernel) * dilation
+    start = torch.arange(near, device="cpu")[:, None] * stride - padding
+    table = start + torch.arange(kernel, device="cpu") * dilation
     table[(table < 0) | (table >= far)] = -1
     if not transposed:
         return Axis.of_table(table, n_in)
-    back = torch.full((n_out, kernel), -1)
+    back = torch.full((n_out, kernel), -1, device="cpu")
     position, tap = (table >= 0).nonzero(as_tuple=True)
     back[table[position, tap], tap] = position
     return Axis.of_table(back, n_in)
@@ -88,7 +88,7 @@ def pooling_axis(
         padding: on each side.
         divide: by the window's size with padding ("padded") or without ("valid"), or not at all.
     """
-    start = torch.arange(n_out) * stride - padding
+    start = torch.arange(n_out, device="cpu") * stride - padding
     end = (start + kernel).clamp(max=n_in + padding)
     if divide == "padded":
         size = end - start
@@ -98,9 +98,11 @@ def pooling_axis(
         size = torch.ones_like(start)
     # Windows of different sizes weigh differently, and so have their own taps.
     sizes, which = size.unique(return_inverse=True)
-    table = torch.full((n_out, len(sizes), kernel), -1)
-    inside = start[:, None] + torch.arange(kernel)
-    table[torch.arange(n_out), which] = inside.where((inside >= 0) & (inside < n_in), -1)
+    table = torch.full((n_out, len(sizes), kernel), -1, device="cpu")
+    inside = start[:, None] + torch.arange(kernel, device="cpu")
+    table[torch.arange(n_out, device="cpu"), which] = inside.where(
+        (inside >= 0) & (inside < n_in), -1
+    )
     return Axis.of_table(table.flatten(1), n_in), (1 / sizes.double()).repeat_interleave(kernel)
 
 

@@ -8,16 +8,16 @@ from typing import Literal, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from modfast import checks, ops
-from modfast.ablation.batches import Batch, read_batches
 from modfast.features.result import TopActivations, joined
-from modfast.features.samples import Data, in_order
+from modfast.network.capture import check_batch_first, watching
+from modfast.network.dims import NotingUnits, unit_dim
+from modfast.network.inputs import Batch, read_batches
+from modfast.network.samples import Data, in_order
+from modfast.network.sites import Site, resolve_sites, unwrapped
 from modfast.ops.top import TOP_DTYPES
-from modfast.passes import check_batch_first, watching
 from modfast.progress import bar
-from modfast.sites import resolve_modules, unit_dim
 
 Reduce = Literal["max", "mean"]
 
@@ -29,27 +29,30 @@ def max_activating(
     k: int = 20,
     *,
     reduce: Reduce = "max",
+    dim: int | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> dict[str, TopActivations]:
     """The k samples that activate each unit of each site most, in one pass over the data.
 
-    The units of a site are the last dimension of its output `[n, ..., d]`; of one with four
-    dimensions or more, and of a Conv1d's, dimension 1, the channels. A sample's activation is the
-    largest over all other dimensions, the positions or tokens. Forward passes but the first end
-    where all sites have been reached.
+    The units of a site are the last dimension of what linear layers, attention and their like take
+    and return, dimension 1 of what convolutions do. A sample's activation is the largest over all
+    other dimensions, the positions or tokens; those that an attention mask leaves out do not
+    count. Forward passes but the first end where all sites have been reached.
 
     Args:
         model: runs in eval mode, without gradients, and is left as it was.
-        data: samples as a tensor `[n, ...]`, a pair of tensors (samples, targets), a Dataset or a
-            DataLoader, of samples or of pairs. Whatever the order in which a DataLoader draws,
-            samples are read in the order of their indices in its data set, in batches of its size
-            and by as many workers: those that its sampler draws in one pass, each once, and those
-            too that it would drop from an incomplete batch. Samples of an IterableDataset are
-            numbered as they come.
-        sites: names or patterns of modules.
+        data: samples: a tensor `[n, ...]`, a mapping of keyword inputs, a pair of such inputs and
+            targets `[n]`, a Dataset or a DataLoader of such. Whatever the order in which a
+            DataLoader draws, samples are read in the order of their indices in its data set, in
+            batches of its size and by as many workers: those that its sampler draws in one pass,
+            each once, and those too that it would drop from an incomplete batch. Samples of an
+            IterableDataset are numbered as they come. Targets are the samples' labels; integers
+            for each position, as of a language model, are none.
+        sites: names of places, or patterns of modules, as in `capture`.
         k: samples for each unit, at most as many as there are.
         reduce: "max", or "mean" over the positions.
+        dim: of the sites' units, where it is another or, beyond three dimensions, not known.
         batch_size: of data that are no DataLoader; 4096 by default.
         progress: show a progress bar, where standard error is a terminal.
 
@@ -58,13 +61,14 @@ def max_activating(
         give the same activations, and for any number of threads. Under torch.distributed every
         rank must call, and gets the result for the samples of all: data that are no DataLoader are
         shared out among the ranks, and a DataLoader's sampler (DistributedSampler) says which are
-        whose.
+        whose. All ranks run the model equally often.
 
     Raises:
-        TypeError: data of another kind, a site that returns no floating tensor.
+        TypeError: data of another kind, a site that has no floating tensor.
         ValueError: an unknown site (the nearest are listed), one that is not reached, called
-            several times or not batch-first; `k` above the number of samples; no samples;
-            activations that are NaN, or infinite among the largest.
+            several times or not batch-first; a dimension of units that is not known; data that the
+            model cannot take; `k` above the number of samples; no samples; activations that are
+            NaN, or infinite among the largest.
 
     Source: N1, which makes a pass over the data for each unit.
 
@@ -79,72 +83,92 @@ def max_activating(
         True
     """
     k = checks.count("k", k)
-    if reduce not in get_args(Reduce):
-        raise ValueError(f"reduce must be one of {get_args(Reduce)}, got {reduce!r}")
-    modules = resolve_modules(model, sites, "sites")
+    checks.choice("reduce", reduce, get_args(Reduce))
+    places = resolve_sites(model, sites)
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    samples = in_order(data, batch_size, (dist.get_rank(), ranks) if ranks > 1 else (0, 1))
-    if ranks == 1 and samples.n is not None and k > samples.n:
-        raise ValueError(f"k must be at most {samples.n}, the samples, got {k}")
-
-    collectors = {name: _Collector(name, each, k, reduce) for name, each in modules.items()}
-    targets: list[Tensor] = []
-    parameter = next(model.parameters(), None)
-    device = None if parameter is None else parameter.device
-    first = 0
-
-    def see(name: str, output: Tensor) -> None:
-        collectors[name].take(output, first, n)
-
-    if samples.n != 0:
-        shown = bar(samples.batches, "max_activating", progress)
-        with watching(model, modules, see) as run:
-            # NaN shows in the activations, where finding it costs nothing.
-            for batch in read_batches(shown, None, device, finite=False):
-                n = _rows(batch)
-                run(*batch.args, **batch.kwargs)
-                if batch.targets is not None:
-                    targets.append(batch.targets)
-                first += n
-    labels = torch.cat(targets).cpu() if targets else None
-    found = {
-        name: each.result(samples.indices, labels)
-        for name, each in collectors.items()
-        if each.values is not None
-    }
     if ranks > 1:
-        found = _of_all_ranks(found, ranks)
+        samples = in_order(data, batch_size, (dist.get_rank(), ranks), _most_of_ranks)
+    else:
+        samples = in_order(data, batch_size)
+        if samples.n is not None and k > samples.n:
+            raise ValueError(f"k must be at most {samples.n}, the samples, got {k}")
+
+    inner = unwrapped(model)
+    collectors = {
+        site.name: _Collector(site, inner.get_submodule(site.module), k, reduce, dim)
+        for site in places
+    }
+    targets: list[Tensor] = []
+    noting = NotingUnits()
+    is_own, first = True, 0
+
+    def see(site: Site, value: Tensor) -> None:
+        if is_own:
+            collectors[site.name].take(value.detach(), first, batch, noting.dims.of(value))
+
+    shown = bar(samples.batches, "max_activating", progress)
+    with watching(model, places, see, to_the_end=ranks > 1, around=noting, argument="data") as run:
+        # NaN shows in the activations, where finding it costs nothing.
+        for i, batch in enumerate(read_batches(model, shown, finite=False, argument="data")):
+            is_own = samples.n_batches is None or i < samples.n_batches
+            places = [*run(batch)]
+            if is_own:
+                if batch.targets is not None and _are_labels(batch.targets):
+                    targets.append(batch.targets)
+                first += batch.n_samples
+    labels = torch.cat(targets).cpu() if targets else None
+    found = (
+        {site.name: collectors[site.name].result(samples.indices, labels) for site in places}
+        if first
+        else {}
+    )
+    lost = {name: collectors[name].n_lost(first) for name in found}
+    if ranks > 1:
+        found, lost = _of_all_ranks(found, lost, ranks)
     for name, top in found.items():
         if (top.indices < 0).any():
-            most = int((top.indices >= 0).sum(1).min())
-            raise ValueError(f"k must be at most {most}, the samples, got {k}")
+            n = int((top.indices >= 0).sum(1).min())
+            if lost[name]:
+                raise ValueError(
+                    f"the {k} largest activations of {name!r} must be finite, got a unit with only "
+                    f"{n} above -infinity"
+                )
+            raise ValueError(f"k must be at most {n}, the samples, got {k}")
         checks.finite(f"the largest activations of {name!r}", top.values)
     return found
+
+
+def _are_labels(targets: Tensor) -> bool:
+    return targets.dim() == 1 or targets.is_floating_point()
 
 
 class _Collector:
     """The largest activations of a site so far."""
 
-    def __init__(self, name: str, module: nn.Module, k: int, reduce: Reduce) -> None:
-        self.name, self.module, self.k, self.reduce = name, module, k, reduce
+    def __init__(
+        self, site: Site, module: nn.Module, k: int, reduce: Reduce, dim: int | None
+    ) -> None:
+        self.site, self.module, self.k = site, module, k
+        self.reduce, self.dim = reduce, dim
         self.values: Tensor | None = None
         self.positions: Tensor | None = None
 
-    def take(self, output: Tensor, first: int, n: int) -> None:
-        """Takes up the site's output for the samples from `first` on."""
-        name = self.name
-        if not output.is_floating_point() or output.dim() < 2:
+    def take(self, value: Tensor, first: int, batch: Batch, known: int | None) -> None:
+        """Takes up the site's value for the samples from `first` on."""
+        name = self.site.name
+        if not value.is_floating_point() or value.dim() < 2:
             raise TypeError(
-                f"sites={name!r}: must return a floating tensor [n, ..., units], got "
-                f"{output.dtype} of shape {list(output.shape)}"
+                f"sites={name!r}: must be a floating tensor [n, ..., units], got {value.dtype} "
+                f"of shape {tuple(value.shape)}"
             )
-        check_batch_first(name, output, n)
-        activations = output if output.dtype in TOP_DTYPES else output.float()
-        dim = unit_dim(output, self.module)
-        positions = [d for d in range(1, output.dim()) if d != dim]
-        if positions:
-            over = activations.amax if self.reduce == "max" else activations.mean
-            activations = over(positions)
+        check_batch_first(self.site, value, batch.n_samples)
+        dim = unit_dim(value, self.site, self.module, known, self.dim)
+        if dim == 0:
+            raise ValueError(f"dim must not be 0, the samples of {name!r}, got {self.dim}")
+        activations = value if value.dtype in TOP_DTYPES else value.float()
+        if value.dim() > 2:
+            mask = batch.mask(decoder="decoder" in self.site.module)
+            activations = self._reduced(activations.movedim(dim, -1), mask)
         if self.values is None or self.positions is None:
             shape = activations.shape[1], self.k
             self.values = activations.new_full(shape, -torch.inf)
@@ -156,6 +180,25 @@ class _Collector:
                 "values NaN"
             )
 
+    def _reduced(self, activations: Tensor, mask: Tensor | None) -> Tensor:
+        """Over positions: `[n, d]` of `[n, ..., d]`."""
+        over = list(range(1, activations.dim() - 1))
+        if mask is None or mask.shape != activations.shape[:2] or bool(mask.all()):
+            return activations.amax(over) if self.reduce == "max" else activations.mean(over)
+        if not bool(mask.any(1).all()):
+            raise ValueError("data must have positions that count in each sample, got none in one")
+        kept = mask.reshape(*mask.shape, *[1] * (activations.dim() - 2))
+        if self.reduce == "max":
+            return activations.masked_fill(~kept, -torch.inf).amax(over)
+        n = mask.sum(1) * activations[0, 0, ..., 0].numel()
+        return activations.masked_fill(~kept, 0).sum(over) / n[:, None]
+
+    def n_lost(self, n: int) -> int:
+        """How many places are empty though there were samples: their activations are -inf."""
+        assert self.positions is not None
+        n_found = int((self.positions >= 0).sum(1).min())
+        return min(self.k, n) - n_found
+
     def result(self, indices: Tensor | None, labels: Tensor | None) -> TopActivations:
         """With the indices and labels of the samples in place of their positions."""
         assert self.values is not None
@@ -165,19 +208,23 @@ class _Collector:
         if indices is not None:
             found = indices[positions.clamp(min=0)].masked_fill(positions < 0, -1)
         of_each = None if labels is None else labels[positions.clamp(min=0)]
-        return TopActivations(found, values, of_each)
+        return TopActivations(found, values, of_each, "model")
 
 
-def _rows(batch: Batch) -> int:
-    tensors = [x for x in tree_leaves((batch.args, batch.kwargs)) if isinstance(x, Tensor)]
-    if not tensors or tensors[0].dim() == 0:
-        raise TypeError("data must give tensors with a row for each sample")
-    return len(tensors[0])
+def _most_of_ranks(n: int) -> int:
+    gathered = [0] * dist.get_world_size()
+    dist.all_gather_object(gathered, n)
+    return max(gathered)
 
 
-def _of_all_ranks(own: dict[str, TopActivations], ranks: int) -> dict[str, TopActivations]:
+def _of_all_ranks(
+    found: dict[str, TopActivations], lost: dict[str, int], ranks: int
+) -> tuple[dict[str, TopActivations], dict[str, int]]:
     """Objects and not tensors are gathered: a rank without samples does not know any shape."""
-    gathered: list[dict[str, TopActivations]] = [{}] * ranks
-    dist.all_gather_object(gathered, own)
-    names = dict.fromkeys(name for each in gathered for name in each)
-    return {name: joined([each[name] for each in gathered if name in each]) for name in names}
+    gathered: list[tuple[dict[str, TopActivations], dict[str, int]]] = [({}, {})] * ranks
+    dist.all_gather_object(gathered, (found, lost))
+    names = dict.fromkeys(name for each, _ in gathered for name in each)
+    return (
+        {name: joined([each[name] for each, _ in gathered if name in each]) for name in names},
+        {name: sum(each.get(name, 0) for _, each in gathered) for name in names},
+    )

@@ -104,4 +104,5 @@ def joined(parts: Sequence[TopActivations]) -> TopActivations:
     if parts[0].labels is not None:
         every = torch.cat([part.labels for part in parts if part.labels is not None], 1)
         labels = every.gather(1, order.gather(1, best))
-    return TopActivations(indices.gather(1, best), values[:, :k].contiguous(), labels)
+    values = values[:, :k].contiguous()
+    return TopActivations(indices.gather(1, best), values, labels, parts[0].backend)

@@ -11,13 +11,19 @@ from torch import Tensor
 from modfast import checks
 from modfast.ops import information as ops
 from modfast.ops.information import MAX_BINS, VALUE_DTYPES
-from modfast.reference import code_dtype, compute_dtype
+from modfast.precision import precise
+from modfast.reference import code_dtype, compute_dtype, nearest
 
 Range: TypeAlias = Literal["global", "column"] | tuple[float | Tensor, float | Tensor]
 Rule: TypeAlias = Literal["uniform", "quantile", "notebook"]
 Outside: TypeAlias = Literal["clip", "error"]
 
-_CODE_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# Types for which torch has next to no kernels.
+_FEW_KERNELS = (torch.uint16, torch.uint32, torch.uint64)
+_CODE_DTYPES = (
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *_FEW_KERNELS,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +42,8 @@ class Binning:
         if not 2 <= bins <= MAX_BINS:
             raise ValueError(f"bins must be from 2 to {MAX_BINS}, got {bins}")
         object.__setattr__(self, "bins", bins)
-        choice("rule", self.rule, Rule)
-        choice("outside", self.outside, Outside)
+        checks.choice("rule", self.rule, get_args(Rule))
+        checks.choice("outside", self.outside, get_args(Outside))
         object.__setattr__(self, "bounds", _bounds(self.range))
         if self.rule == "notebook" and self.range != "global":
             raise ValueError(f"range must be 'global' with rule='notebook', got {self.range!r}")
@@ -70,22 +76,24 @@ class Binning:
         return codes
 
     def bounds_for(self, argument: str, values: Tensor) -> Tensor | None:
-        """A given range, fitted to `values` `[n, d]`; None for one that is found.
+        """A given range in float64, fitted to `values` `[n, d]`; None for one that is found.
 
         Raises:
             ValueError: another number of features, or values outside where that is an error.
         """
         if self.bounds is None:
             return None
-        bounds, d = self.bounds.to(values.device, compute_dtype(values)), values.shape[1]
+        bounds, d = self.bounds.to(values.device), values.shape[1]
         if len(bounds) not in (1, d):
             raise ValueError(
                 f"range must have one bound or one per feature, "
                 f"got {len(bounds)} for the {d} features of {argument}"
             )
-        low, high = bounds.unbind(1)
+        # As numpy rounds them: a float32 .9 is not below a bound of .9.
+        rounded = nearest(bounds, values.dtype)
+        low, high = rounded.unbind(1)
         if not (low < high).all():
-            raise ValueError(f"range={self.range!r} must be finite, lo < hi, as {bounds.dtype}")
+            raise ValueError(f"range={self.range!r} must be finite, lo < hi, as {values.dtype}")
         if self.outside == "error":
             wrong = (values < low) | (values > high)
             if wrong.any():
@@ -113,6 +121,7 @@ class Binning:
         return codes.to(code_dtype(self.bins))
 
 
+@precise
 def digitize(
     x: Tensor,
     bins: int = 10,
@@ -124,15 +133,16 @@ def digitize(
     """Integer codes of values: which bin each one lies in.
 
     With the uniform rule, code k means edge_k <= x < edge_(k+1), edges being
-    linspace(lo, hi, bins + 1) as in `numpy.histogram`, and hi itself lies in the last bin. Constant
-    features go to bin 0.
+    linspace(lo, hi, bins + 1) as in `numpy.histogram` (of a given range in float64, rounded to the
+    type of `x`), and hi itself lies in the last bin. Constant features go to bin 0.
 
     Args:
         x: `[n, d]` or `[n]`: float32, float64, bfloat16 or float16 values, or integer codes, which
             are checked and returned.
         bins: number of bins, for codes their cardinality, from 2 to 32,767.
         range: "global", one lo and hi for the tensor; "column", one for each feature; or given as
-            `(lo, hi)`, numbers or tensors `[d]`.
+            `(lo, hi)`, numbers or tensors `[d]`. `pairwise_mutual_information` takes "column" by
+            default: codes of `range="column"` give its numbers.
         rule: "uniform"; "quantile", equal mass per feature (ties stay together); or "notebook",
             the source notebook's: bins - 1 intervals between linspace(min, max, bins) over the
             whole tensor, closed on the right; the minimum itself wraps round to bin bins - 1.
@@ -167,8 +177,7 @@ def matrix(argument: str, values: Tensor, differentiable: bool = False) -> Tenso
         TypeError: not a tensor of floating values or integer codes.
         ValueError: another shape, no values, or values that require grad, unless `differentiable`.
     """
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{argument} must be a tensor, got {type(values).__name__}")
+    checks.dense(argument, values)
     if values.dtype not in (VALUE_DTYPES if differentiable else VALUE_DTYPES + _CODE_DTYPES):
         wanted = "" if differentiable else ", or integer codes"
         raise TypeError(
@@ -186,6 +195,8 @@ def matrix(argument: str, values: Tensor, differentiable: bool = False) -> Tenso
                 "or use soft_mutual_information or soft_conditional_entropy"
             )
         values = values.detach()
+    if values.dtype in _FEW_KERNELS:
+        values = checks.integers(argument, values)
     return values if values.dim() == 2 else values[:, None]
 
 
@@ -218,18 +229,14 @@ def refuse_not_finite(argument: str, wrong: Tensor) -> None:
         )
 
 
-def choice(argument: str, value: object, options: object) -> None:
-    """Refuses a value that is not one of a Literal's."""
-    if value not in get_args(options):
-        raise ValueError(f"{argument} must be one of {get_args(options)}, got {value!r}")
-
-
 def _bounds(given: Range) -> Tensor | None:
     if given == "global" or given == "column":
         return None
     if not isinstance(given, tuple) or len(given) != 2:
         raise ValueError(f"range must be 'global', 'column' or (lo, hi), got {given!r}")
-    low, high = (torch.as_tensor(bound, dtype=torch.float64).reshape(-1) for bound in given)
+    low, high = (
+        torch.as_tensor(bound, dtype=torch.float64, device="cpu").reshape(-1) for bound in given
+    )
     if len(low) != len(high):
         raise ValueError(
             f"range must have as many lower as upper bounds, got {len(low)} and {len(high)}"

@@ -18,6 +18,7 @@ from modfast.information.gaussian import gaussian_mutual_information
 from modfast.information.kmeans import kmeans_mutual_information
 from modfast.information.neighbors import ksg_mutual_information
 from modfast.information.soft import soft_mutual_information
+from modfast.precision import precise
 from modfast.progress import bar
 from modfast.results import Result
 
@@ -78,6 +79,7 @@ class Calibration(Result):
         )
 
 
+@precise
 def calibrate(
     estimators: Mapping[str, Estimator] | None = None,
     dims: Sequence[int] = (1, 4),
@@ -138,26 +140,24 @@ def calibrate(
     dims, samples = _counts("dims", dims), _counts("samples", samples)
     numbers = _seeds(seeds)
     shape = len(chosen), len(dims), len(samples), len(numbers)
-    estimates = torch.empty(shape, dtype=torch.float64)
+    estimates = torch.empty(shape, dtype=torch.float64, device="cpu")
     places = product(enumerate(dims), enumerate(samples), enumerate(numbers))
     for (i, d), (j, n), (s, seed) in bar(list(places), "calibrate", progress):
         x, y = known_groups(d, n, seed, information)
         for number, (name, estimate) in enumerate(chosen.items()):
-            value = torch.as_tensor(estimate(x, y))
-            if value.numel() != 1:
-                raise ValueError(
-                    f"estimators[{name!r}] must give a scalar, got shape {tuple(value.shape)}"
-                )
+            value = checks.scalar(f"estimators[{name!r}]", estimate(x, y))
             estimates[number, i, j, s] = value.item()
-    spread = estimates.std(-1) if len(numbers) > 1 else torch.full(shape[:-1], torch.nan).double()
+    spread = (
+        estimates.std(-1) if len(numbers) > 1 else torch.full_like(estimates[..., 0], torch.nan)
+    )
     bias = estimates.mean(-1) - information
     return Calibration(tuple(chosen), dims, samples, float(information), estimates, bias, spread)
 
 
 def known_groups(d: int, n: int, seed: int, information: float) -> tuple[Tensor, Tensor]:
     """Samples `[n, d]` of two Gaussian groups with that mutual information in nats."""
-    generator = torch.Generator().manual_seed(seed)
-    x, noise = torch.randn(2, n, d, dtype=torch.float64, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    x, noise = torch.randn(2, n, d, dtype=torch.float64, generator=generator, device="cpu")
     unexplained = math.exp(-2 * information / d)
     return x, math.sqrt(1 - unexplained) * x + math.sqrt(unexplained) * noise
 

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from modfast.information import gaussian
 from modfast.information.partition import Groups, Partition
+from modfast.precision import precise
 
 
+@precise
 def copula_mutual_information(
     x: Tensor, y: Tensor | Partition, *, unbiased: bool = False
 ) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from modfast import checks
-from modfast.information.binning import Binning, choice, matrices, not_finite, refuse_not_finite
+from modfast.information.binning import Binning, matrices, not_finite, refuse_not_finite
 from modfast.ops import information as ops
 from modfast.reference import compute_dtype, relevant_bins
 
@@ -100,7 +100,7 @@ def marginals(codes: Tensor, bins: int) -> Tensor:
 
 def joint_counts(x: Tensor, y: Tensor, binning: Binning, pairing: Pairing) -> Tensor:
     """Joint counts of values or codes; see `joint_histogram`."""
-    choice("pairing", pairing, Pairing)
+    checks.choice("pairing", pairing, get_args(Pairing))
     x, y = matrices(x, y)
     if pairing == "aligned":
         _require_columns(x, y, binning)
@@ -142,7 +142,7 @@ def terms(
     seed: int | None,
 ) -> Terms:
     """I(x; y), H(x) and H(y) of values or codes; see `mutual_information`."""
-    choice("correction", correction, Correction)
+    checks.choice("correction", correction, get_args(Correction))
     if pairing != "pairwise" and correction is None:
         return Terms.of_counts(joint_counts(x, y, binning, pairing))
     x, y = pair_codes(x, y, binning, pairing)
@@ -167,7 +167,7 @@ def terms(
 
 def pair_codes(x: Tensor, y: Tensor, binning: Binning, pairing: Pairing) -> tuple[Tensor, Tensor]:
     """Codes of both, checked against each other."""
-    choice("pairing", pairing, Pairing)
+    checks.choice("pairing", pairing, get_args(Pairing))
     x, y = matrices(x, y)
     if pairing == "aligned":
         _require_columns(x, y, binning)
@@ -181,8 +181,8 @@ def permutations(n: int, count: int, seed: int | None, device: torch.device) -> 
     """
     generator = None
     if seed is not None:
-        generator = torch.Generator().manual_seed(checks.seed("seed", seed))
-    orders = [torch.randperm(n, generator=generator) for _ in range(count)]
+        generator = torch.Generator("cpu").manual_seed(checks.seed("seed", seed))
+    orders = [torch.randperm(n, generator=generator, device="cpu") for _ in range(count)]
     return torch.stack(orders).to(device)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from torch import Tensor
 
+from modfast import checks
 from modfast.information import notebook
-from modfast.information.binning import Binning, Outside, Range, Rule, choice
+from modfast.information.binning import Binning, Outside, Range, Rule
 from modfast.information.counts import (
     Correction,
     Pairing,
@@ -14,8 +17,10 @@ from modfast.information.counts import (
     marginals,
     terms,
 )
+from modfast.precision import precise
 
 
+@precise
 def joint_histogram(
     x: Tensor,
     y: Tensor,
@@ -59,6 +64,7 @@ def joint_histogram(
     return joint_counts(x, y, _binning(bins, range, rule, pairing, outside), pairing)
 
 
+@precise
 def entropy(
     x: Tensor,
     bins: int = 10,
@@ -96,8 +102,8 @@ def entropy(
     binning = _binning(bins, range, rule, pairing)
     if _is_notebook(rule, pairing, correction):
         return notebook.entropy("x", x, binning)
-    choice("pairing", pairing, Pairing)
-    choice("correction", correction, Correction)
+    checks.choice("pairing", pairing, get_args(Pairing))
+    checks.choice("correction", correction, get_args(Correction))
     if correction == "shuffle":
         raise ValueError("correction must not be 'shuffle' for an entropy, which has no pairs")
     codes = binning.codes("x", x)
@@ -106,6 +112,7 @@ def entropy(
     return corrected_entropies(marginals(codes.reshape(-1, 1), bins)[0], correction)
 
 
+@precise
 def joint_entropy(
     x: Tensor,
     y: Tensor,
@@ -137,6 +144,7 @@ def joint_entropy(
     return x_entropy + y_entropy - found.mutual
 
 
+@precise
 def conditional_entropy(
     x: Tensor,
     y: Tensor,
@@ -171,6 +179,7 @@ def conditional_entropy(
     return x_entropy - found.mutual
 
 
+@precise
 def mutual_information(
     x: Tensor,
     y: Tensor,
@@ -192,7 +201,8 @@ def mutual_information(
         x: `[n, dx]` or `[n]`; values or integer codes, see `digitize`.
         y: `[n, dy]` or `[n]`, the same samples.
         bins: number of bins of each, or the codes' cardinality.
-        range: as in `joint_histogram`.
+        range: as in `joint_histogram`: x and y each have one range over all their columns, unless
+            pairing="pairwise" or range="column", by which `pairwise_mutual_information` bins.
         rule: as in `digitize`. "notebook" gives the source notebook's number, H(x) of `entropy`
             less H(x | y) of `conditional_entropy`. One has `bins` bins and the other bins - 1,
             which alone adds about log(bins / (bins - 1)) nats, .105 for 10 bins: all of the .0997

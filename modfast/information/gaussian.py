@@ -14,10 +14,11 @@ from modfast.information.partition import (
     Groups,
     Partition,
     module_names,
-    modules,
     standardized,
     within_one,
 )
+from modfast.network.units import read_groups
+from modfast.precision import precise
 
 # A unit is taken to be a function of others where what these leave of its variance is less than
 # this many times what rounding may leave.
@@ -25,6 +26,7 @@ SLACK = 16.0
 _CELLS = 2**22  # Numbers in the blocks that are factored at a time.
 
 
+@precise
 def gaussian_mutual_information(
     x: Tensor | None = None,
     y: Tensor | Partition | None = None,
@@ -233,12 +235,17 @@ def _given(
     if covariance.dim() != 2 or len(covariance) != covariance.shape[1] or not covariance.numel():
         raise ValueError(f"covariance must be [d, d], got shape {tuple(covariance.shape)}")
     checks.finite("covariance", covariance)
-    members = [units.to(covariance.device) for units in modules(partition, len(covariance), least)]
+    members = [
+        units.to(covariance.device)
+        for units in read_groups("y", partition, len(covariance), overlap=False, least=least)
+    ]
     epsilon = SLACK * len(covariance) * torch.finfo(covariance.dtype).eps
     correlation = scaled(covariance.double())
     if not torch.allclose(correlation, correlation.T, rtol=0, atol=epsilon):
         raise ValueError("covariance must be symmetric")
-    above = correlation.detach() + epsilon * torch.eye(len(covariance), device=covariance.device)
+    above = correlation.detach() + epsilon * torch.eye(
+        len(covariance), dtype=torch.float64, device=covariance.device
+    )
     if (covariance.diagonal() < 0).any() or torch.linalg.cholesky_ex(above).info:
         lowest = float(torch.linalg.eigvalsh(covariance.detach().double())[0])
         raise ValueError(
@@ -272,7 +279,7 @@ def _samples(groups: Groups, d: int) -> int:
 
 def _expected(n: int, d: int) -> float:
     """How far log|S| of n samples of d Gaussians is off on average, up to terms linear in d."""
-    return float(torch.digamma((n - torch.arange(1, d + 1).double()) / 2).sum())
+    return float(torch.digamma((n - torch.arange(1, d + 1, device="cpu").double()) / 2).sum())
 
 
 def _bias(n: int, members: Sequence[Tensor]) -> Tensor:

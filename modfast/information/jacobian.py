@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacfwd, jacrev, vmap
+from torch.func import jacfwd, jacrev, vmap
 
 from modfast import checks
+from modfast._renamed import renamed
 from modfast.information import gaussian
-from modfast.information.partition import Partition, module_names, modules
-from modfast.passes import capture
+from modfast.information.partition import Partition, module_names
+from modfast.network.capture import capture
+from modfast.network.inputs import Batch, Inputs, read_batches
+from modfast.network.run import Run, running
+from modfast.network.sites import Site, resolve_sites
+from modfast.network.units import read_groups
+from modfast.network.visits import Visit, at_sites
+from modfast.precision import full_precision
 from modfast.progress import bar
-from modfast.sites import in_mode, resolve_modules
 
 _MAX_MEMORY = 2**28
 
 
+@renamed(partition="units")
 def jacobian_mutual_information(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     sites: str | Sequence[str],
-    partition: Partition | None = None,
+    units: Partition | None = None,
     *,
     total: bool = False,
     max_memory: int | None = None,
@@ -43,10 +51,10 @@ def jacobian_mutual_information(
     Args:
         model: any module that torch.func can differentiate. It runs in eval mode and is left as it
             was.
-        inputs: its input `[n, ...]`, one sample a row.
-        sites: names or patterns of modules; the units are all of their outputs, flattened, the
-            sites in the order in which the model registers them.
-        partition: of the units, as in `gaussian_mutual_information`; by default each site is a
+        inputs: its one input `[n, ...]`, one sample a row; or a stream of such batches.
+        sites: names of places or patterns of modules, as in `capture`; the units are all of their
+            values, flattened, the sites in the order in which the model registers them.
+        units: groups of them, as in `gaussian_mutual_information`; by default each site is a
             module.
         total: gives the total correlation of all modules instead of pairs.
         max_memory: bytes that the Jacobians may take at a time, 256 MiB by default; those of one
@@ -58,7 +66,7 @@ def jacobian_mutual_information(
         `total` a scalar.
 
     Raises:
-        TypeError: inputs or a site's output are no floating tensor; a partition of another kind.
+        TypeError: inputs or a site's value are no floating tensor; a partition of another kind.
         ValueError: unknown sites, or ones that are not called once; a group whose J J^T is singular
             at a sample, as those of units are that a ReLU holds at 0, or that are more than the
             inputs (group, sample and unit are named); a partition as in
@@ -75,62 +83,92 @@ def jacobian_mutual_information(
         '0.2231'
     """
     limit = _MAX_MEMORY if max_memory is None else checks.count("max_memory", max_memory)
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise TypeError(f"inputs must be a tensor of floating values, got {found}")
-    if inputs.dim() < 2 or not inputs.numel():
-        raise ValueError(f"inputs must be [n, ...] and not empty, got shape {tuple(inputs.shape)}")
-    checks.finite("inputs", inputs)
-    inputs = inputs.detach()
-    captured = capture(model, inputs[:1], sites)
-    for site, output in captured.items():
-        if not output.is_floating_point() or output.shape[:1] != (1,):
-            raise TypeError(
-                f"sites={site!r}: must give floating values, one row for one sample, got "
-                f"{output.dtype} of shape {tuple(output.shape)}"
-            )
-    sizes = [output.numel() for output in captured.values()]
-    d, n_in = sum(sizes), inputs[0].numel()
-    if partition is None:
-        partition = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    members = [each.to(inputs.device) for each in modules(partition, d, 1 if total else 2)]
-    # Jacobians in the network's type and in float64, and three matrices of d units.
-    n_bytes = d * n_in * (3 * inputs.itemsize + 8) + 3 * 8 * d * d
-    rows = max(1, limit // n_bytes)
-    function, names = _units(model, list(captured)), module_names(members)
-    transform = jacrev if d <= n_in else jacfwd
-    information = gaussian.total if total else gaussian.pair_matrix
+    found: _Units | None = None
     parts = []
-    with in_mode(model, training=False):
-        starts = bar(range(0, len(inputs), rows), "Jacobians", progress and len(inputs) > rows)
-        for start in starts:
-            jacobian = vmap(transform(function))(inputs[start : start + rows]).flatten(2)
-            epsilon = max(torch.finfo(jacobian.dtype).eps ** 2, torch.finfo(torch.float64).eps)
-            jacobian = jacobian.double()
-            correlation = gaussian.scaled(jacobian @ jacobian.mT)
-            noise = correlation.new_full((d,), gaussian.SLACK * max(d, n_in) * epsilon)
-            parts.append(information(correlation, members, noise, names, start))
+    with running(model) as run, torch.no_grad():
+        for batch in read_batches(model, inputs):
+            x = _samples(batch)
+            found = found or _Units(model, run, x, sites, units, 1 if total else 2)
+            # Jacobians in the network's type and in float64, and three matrices of d units.
+            d, n_in = found.d, x[0].numel()
+            rows = max(1, limit // (d * n_in * (3 * x.itemsize + 8) + 3 * 8 * d * d))
+            starts = range(0, len(x), rows)
+            for start in bar(starts, "Jacobians", progress and len(starts) > 1):
+                jacobian = found.jacobians(x[start : start + rows])
+                with full_precision():
+                    parts.append(found.information(jacobian, total, start))
     return torch.cat(parts).mean(0)
 
 
-def _units(model: nn.Module, sites: Sequence[str]) -> Callable[[Tensor], Tensor]:
-    """The function from one sample to all units of the sites, one after the other."""
-    watched = resolve_modules(model, sites, argument="sites")
-    state = {
-        name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())
-    }
+def _samples(batch: Batch) -> Tensor:
+    """The one input."""
+    tensors = batch.tensors()
+    if len(tensors) != 1 or batch.args != (tensors[0],) or not tensors[0].is_floating_point():
+        found = tensors[0].dtype if tensors else "none"
+        raise TypeError(
+            f"inputs must be one tensor of floating values, got {found} first of {len(tensors)}"
+        )
+    x = tensors[0].detach()
+    if x.dim() < 2:
+        raise ValueError(f"inputs must be [n, ...] and not empty, got shape {tuple(x.shape)}")
+    return x
 
-    def units(sample: Tensor) -> Tensor:
-        outputs: dict[str, Tensor] = {}
 
-        def keep(name: str, module: nn.Module, args: object, output: Tensor) -> None:
-            # A copy, because the modules that follow may work in place.
-            outputs[name] = output.clone()
+class _Units:
+    """All units of the sites, one after the other, as a function of one sample."""
 
-        with ExitStack() as stack:
-            for name, module in watched.items():
-                stack.enter_context(module.register_forward_hook(partial(keep, name)))
-            functional_call(model, state, (sample[None],))
-        return torch.cat([outputs[name].flatten() for name in watched])
+    def __init__(
+        self,
+        model: nn.Module,
+        run: Run,
+        x: Tensor,
+        sites: str | Sequence[str],
+        units: Partition | None,
+        least: int,
+    ) -> None:
+        captured = capture(model, x[:1], sites)
+        for site, value in captured.items():
+            if not value.is_floating_point() or value.shape[:1] != (1,):
+                raise TypeError(
+                    f"sites={site!r}: must give floating values, one row for one sample, got "
+                    f"{value.dtype} of shape {tuple(value.shape)}"
+                )
+        self.model, self.run = model, run
+        self.sites = [site for site in resolve_sites(model, sites) if site.name in captured]
+        sizes = [value.numel() for value in captured.values()]
+        self.d = sum(sizes)
+        if units is None:
+            units = [
+                list(range(end - size, end))
+                for size, end in zip(sizes, accumulate(sizes), strict=True)
+            ]
+        groups = read_groups("units", units, self.d, overlap=False, least=least)
+        self.members = [each.to(x.device) for each in groups]
+        # Under autocast some are computed with fewer digits than the inputs have.
+        self.eps = max(torch.finfo(value.dtype).eps for value in (x, *captured.values()))
+        self.transform = jacrev if self.d <= x[0].numel() else jacfwd
 
-    return units
+    def __call__(self, sample: Tensor) -> Tensor:
+        values: dict[str, Tensor] = {}
+
+        def keep(site: Site, value: Tensor) -> None:
+            values[site.name] = value.clone()  # what follows may work in place
+
+        visits = [Visit(site, partial(keep, site), "sites") for site in self.sites]
+        with at_sites(self.model, visits):
+            self.run(Batch((sample[None],), {}), mode=nullcontext())
+        return torch.cat([values[site.name].flatten() for site in self.sites])
+
+    def jacobians(self, x: Tensor) -> Tensor:
+        """`[n, d, inputs]` in float64."""
+        found: Tensor = vmap(self.transform(self))(x)
+        return found.flatten(2).double()
+
+    def information(self, jacobian: Tensor, total: bool, start: int) -> Tensor:
+        """Of each sample; `start` is the first one's number."""
+        correlation = gaussian.scaled(jacobian @ jacobian.mT)
+        epsilon = max(self.eps**2, torch.finfo(torch.float64).eps)
+        noise = gaussian.SLACK * max(jacobian.shape[1:]) * epsilon
+        of = gaussian.total if total else gaussian.pair_matrix
+        names = module_names(self.members)
+        return of(correlation, self.members, correlation.new_full((self.d,), noise), names, start)

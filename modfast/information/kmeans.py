@@ -9,6 +9,7 @@ from modfast import checks
 from modfast.information.partition import Groups, Partition, standardized
 from modfast.ops import information as ops
 from modfast.ops.information import MAX_BINS
+from modfast.precision import precise
 from modfast.reference import code_dtype, compute_dtype
 
 _CELLS = 2**20  # Distances that are held at a time.
@@ -17,6 +18,7 @@ _CACHED = 2**14  # Values that are added up at a time: they stay in the cache, a
 _STILL = 1e-4
 
 
+@precise
 def kmeans_mutual_information(
     x: Tensor, y: Tensor | Partition, k: int = 10, *, max_iterations: int = 100, seed: int = 0
 ) -> Tensor:
@@ -85,8 +87,8 @@ def first_centers(x: Tensor, k: int, seed: int) -> Tensor:
 
     Fewer than k where fewer samples differ.
     """
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(k, dtype=torch.float64, generator=generator).tolist()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    draws = torch.rand(k, dtype=torch.float64, generator=generator, device="cpu").tolist()
     centers = [x[int(draws[0] * len(x))]]
     nearest = _distances(x, centers[0][None])[:, 0]
     for draw in draws[1:]:

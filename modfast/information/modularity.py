@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from modfast import plots
+from modfast import checks, plots
+from modfast._renamed import renamed
 from modfast.information import notebook, soft
 from modfast.information.binning import Binning, Range, matrix
 from modfast.information.counts import Terms
+from modfast.network.units import read_indices
+from modfast.precision import precise, product
 from modfast.results import Result
 from modfast.sites import nearest
 
@@ -74,9 +77,11 @@ class ModularityMeasures(Result):
         )
 
 
+@renamed(module="units")
+@precise
 def modularity_measures(
     activations: Mapping[str, Tensor],
-    module: Module | Sequence[Module],
+    units: Module | Sequence[Module],
     pairs: Sequence[tuple[str, str]] | None = None,
     estimator: Estimator = "binned",
     **options: Any,
@@ -95,21 +100,22 @@ def modularity_measures(
 
     Args:
         activations: `[n, d]` by site, as `capture` gives them.
-        module: unit indices by site, for every site in `pairs`; or a list of such modules.
+        units: those of the module, as indices by site, for every site in `pairs`; or a list of
+            such modules.
         pairs: pairs of sites; by default each site with the next, then the first with the last.
         estimator: "binned"; "soft", the same with the soft bins of `soft_mutual_information`, and
             differentiable; or any function of two groups `(x [n, dx], y [n, dy])` that gives their
             information as a scalar, such as `gaussian_mutual_information`.
         options: for "binned" `bins`, `range`, `rule` and `outside` of `digitize`. rule="notebook"
             bins each group by itself and pairs second with the first units of it, in the order in
-            which `module` names them, as the source notebook did. For "soft" `bins`, `range`,
+            which `units` names them, as the source notebook did. For "soft" `bins`, `range`,
             `window` and `kernel`. Else options of the function.
 
     Returns:
         C1, C2 and C3, each `[pairs]`, or `[modules, pairs]` for a list.
 
     Raises:
-        TypeError: activations, module or estimator of another kind.
+        TypeError: activations, units or estimator of another kind.
         ValueError: unknown sites, indices that are out of range, repeated or none, a module that
             is the whole of a first site; what the estimator refuses.
 
@@ -126,11 +132,11 @@ def modularity_measures(
     """
     sites = _sites(activations)
     chosen_pairs = _pairs(pairs, list(sites))
-    if not isinstance(module, (Mapping, Sequence)):
-        raise TypeError(f"module must be a mapping or a list of them, got {type(module).__name__}")
-    modules = [module] if isinstance(module, Mapping) else list(module)
+    if not isinstance(units, (Mapping, Sequence)):
+        raise TypeError(f"units must be a mapping or a list of them, got {type(units).__name__}")
+    modules = [units] if isinstance(units, Mapping) else list(units)
     if not modules:
-        raise ValueError("module must hold at least one module, got an empty list")
+        raise ValueError("units must hold at least one module, got an empty list")
     parts = [_parts(each, sites, chosen_pairs) for each in modules]
     if estimator == "binned":
         binning = Binning(**options)
@@ -146,7 +152,7 @@ def modularity_measures(
         )
     whole, inside, outside = information.unbind(-1)
     found = -outside, inside - whole, outside - whole
-    c1, c2, c3 = (each[0] for each in found) if isinstance(module, Mapping) else found
+    c1, c2, c3 = (each[0] for each in found) if isinstance(units, Mapping) else found
     return ModularityMeasures(c1, c2, c3, chosen_pairs)
 
 
@@ -224,7 +230,8 @@ def _tables(
     tables = []
     for first, second in pairs:
         of_second = inside[second].transpose(1, 2)
-        both, own = of_second @ whole[first], of_second @ inside[first]
+        every = whole[first].expand(len(of_second), -1, -1)
+        both, own = product(of_second, every), product(of_second, inside[first])
         # Tables add up over units, so that of those outside the module is a difference.
         tables.append(torch.stack([both, own, both - own], dim=1))
     return torch.stack(tables, dim=1)
@@ -259,12 +266,7 @@ def _each(
             outside = torch.ones(y.shape[1], dtype=torch.bool, device=y.device)
             outside[parts[first]] = False
             for group in (y, y.index_select(1, parts[first]), y[:, outside]):
-                value = torch.as_tensor(estimate(x, group))
-                if value.numel() != 1:
-                    raise ValueError(
-                        f"estimator must give a scalar, got shape {tuple(value.shape)}"
-                    )
-                found.append(value.reshape(()))
+                found.append(checks.scalar("estimator", estimate(x, group)))
     return torch.stack(found).reshape(len(modules), len(pairs), 3)
 
 
@@ -305,32 +307,16 @@ def _pairs(pairs: Sequence[tuple[str, str]] | None, sites: list[str]) -> _Pairs:
 def _parts(module: Module, sites: dict[str, Tensor], pairs: _Pairs) -> _Parts:
     if not isinstance(module, Mapping):
         raise TypeError(
-            f"module must be a mapping of sites to unit indices, got {type(module).__name__}"
+            f"units must be a mapping of sites to unit indices, got {type(module).__name__}"
         )
     parts: _Parts = {}
     for site in _used(pairs):
         if site not in module:
-            raise ValueError(f"module must name units of site {site!r}, got {list(module)}")
-        units = torch.as_tensor(module[site])
+            raise ValueError(f"units must name units of site {site!r}, got {list(module)}")
         device, d = sites[site].device, sites[site].shape[1]
-        if units.dim() != 1 or units.numel() == 0:
+        parts[site] = read_indices(f"units[{site!r}]", module[site], d).to(device)
+        if len(parts[site]) == d and any(site == first for first, _ in pairs):
             raise ValueError(
-                f"module[{site!r}] must be one or more unit indices, got {module[site]!r}"
+                f"units[{site!r}] must leave out some unit of the first site of a pair, got all {d}"
             )
-        if units.dtype.is_floating_point or units.dtype == torch.bool:
-            raise TypeError(f"module[{site!r}] must be integer unit indices, got {units.dtype}")
-        chosen = units.tolist()
-        low, high = min(chosen), max(chosen)
-        if low < 0 or high >= d:
-            wrong = low if low < 0 else high
-            raise ValueError(f"module[{site!r}] must have units from 0 to {d - 1}, got {wrong}")
-        if len(set(chosen)) < len(chosen):
-            twice = next(unit for unit in chosen if chosen.count(unit) > 1)
-            raise ValueError(f"module[{site!r}] must not repeat units, got {twice}")
-        if len(chosen) == d and any(site == first for first, _ in pairs):
-            raise ValueError(
-                f"module[{site!r}] must leave out some unit of the first site of a pair, "
-                f"got all {d}"
-            )
-        parts[site] = units.to(device, torch.int64)
     return parts

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from modfast import checks
-from modfast.information.binning import choice
 from modfast.information.partition import Groups, Partition, standardized
+from modfast.precision import precise
 
 Variant: TypeAlias = Literal[1, 2]
 _Counts: TypeAlias = tuple[Tensor, Tensor]
@@ -22,6 +22,7 @@ _CELLS = 2**22  # Distances that are held at a time.
 _TREE_UNITS = 12
 
 
+@precise
 def ksg_mutual_information(
     x: Tensor,
     y: Tensor | Partition,
@@ -77,16 +78,16 @@ def ksg_mutual_information(
         '0.2'
     """
     groups = Groups.of(x, y)
-    choice("variant", variant, Variant)
+    checks.choice("variant", variant, get_args(Variant))
     n, k = len(groups.values), checks.count("k", k)
     if k >= n:
         raise ValueError(f"k must be below the number of samples, {n}, got {k}")
     if checks.finite_number("jitter", jitter) < 0:
         raise ValueError(f"jitter must be at least 0, got {jitter}")
-    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
+    generator = torch.Generator("cpu").manual_seed(checks.seed("seed", seed))
     points = []
     for values in groups.each():
-        noise = torch.randn(values.shape, dtype=torch.float64, generator=generator)
+        noise = torch.randn(values.shape, dtype=torch.float64, generator=generator, device="cpu")
         points.append(standardized(values) + jitter * noise.to(values.device))
 
     def information(i: int, j: int) -> Tensor:

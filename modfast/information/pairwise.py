@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from modfast import plots
+from modfast import checks, plots
 from modfast._renamed import WasTensor
-from modfast.information.binning import Binning, Range, Rule, choice
+from modfast.information.binning import Binning, Range, Rule
 from modfast.information.counts import Correction, Terms, pair_codes, permutations
 from modfast.ops import information as ops
+from modfast.precision import precise
 from modfast.results import Result
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class PairwiseInformation(WasTensor, Result):
         )
 
 
+@precise
 def pairwise_mutual_information(
     x: Tensor,
     y: Tensor | None = None,
@@ -77,7 +79,9 @@ def pairwise_mutual_information(
         x: `[n, dx]` or `[n]`; values or integer codes, see `digitize`.
         y: `[n, dy]` or `[n]`, the same samples; by default x itself, whose diagonal is then H(x_i).
         bins: number of bins of each feature, or the codes' cardinality.
-        range: as in `digitize`, by default each feature's own.
+        range: as in `digitize`, by default each feature's own, where `digitize` and
+            `mutual_information` take one for all: `range="global"` here, or "column" or
+            pairing="pairwise" there, gives the same numbers.
         rule: "uniform" or "quantile", as in `digitize`.
         correction: as in `mutual_information`.
         normalized: divides by the "min", "geometric" or "arithmetic" mean, or "max" of H(x_i) and
@@ -104,9 +108,9 @@ def pairwise_mutual_information(
                 [0.0000],
                 [0.0000]], dtype=torch.float64)
     """
-    choice("rule", rule, Literal["uniform", "quantile"])
-    choice("correction", correction, Correction)
-    choice("normalized", normalized, Normalized)
+    checks.choice("rule", rule, get_args(Literal["uniform", "quantile"]))
+    checks.choice("correction", correction, get_args(Correction))
+    checks.choice("normalized", normalized, get_args(Normalized))
     if isinstance(n_permutations, bool) or not isinstance(n_permutations, int):
         raise TypeError(f"n_permutations must be an integer, got {n_permutations!r}")
     if n_permutations < 0:

@@ -5,20 +5,19 @@ Both end in one: samples of all units, and for each group which of them are its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from operator import index
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from modfast import checks
-from modfast.clusters.labels import checked_labels, labels_of_lists, labels_of_masks
 from modfast.information.binning import matrix
+from modfast.network.units import Units, read_groups
 
-Partition: TypeAlias = Tensor | Sequence[int] | Sequence[Sequence[int]]
+Partition: TypeAlias = Units
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Groups:
 
         Raises:
             TypeError: values that do not float, a partition of another kind.
-            ValueError: values that are not finite, empty or of different samples; see `modules`.
+            ValueError: values that are not finite, empty or of different samples; see
+                `read_groups`.
         """
         if isinstance(y, Tensor) and y.is_floating_point():
             x, y = _values("x", x, differentiable), _values("y", y, differentiable)
@@ -56,7 +56,7 @@ class Groups:
             units = torch.arange(x.shape[1] + y.shape[1], device=x.device)
             members = [units[: x.shape[1]], units[x.shape[1] :]]
             return cls(torch.cat([x, y], dim=1), members, ["x", "y"], True)
-        return cls.of_modules(x, y, differentiable)
+        return cls.of_modules(x, y, differentiable, argument="y")
 
     @classmethod
     def of_modules(
@@ -65,10 +65,12 @@ class Groups:
         partition: Partition | None,
         differentiable: bool = False,
         least: int = 2,
+        argument: str = "units",
     ) -> Groups:
         """The modules of a partition of the units of activations `[n, d]`; errors as in `of`."""
         x = _values("activations", activations, differentiable)
-        members = [units.to(x.device) for units in modules(partition, x.shape[1], least)]
+        found = read_groups(argument, partition, x.shape[1], overlap=False, least=least)
+        members = [units.to(x.device) for units in found]
         return cls(x, members, module_names(members), False)
 
     def each(self) -> list[Tensor]:
@@ -89,32 +91,6 @@ class Groups:
         for i, j in combinations(range(m), 2):
             found[i, j] = found[j, i] = information(i, j)
         return self.result(found)
-
-
-def modules(partition: Partition | None, d: int, least: int = 2) -> list[Tensor]:
-    """The units of each module of a partition of d units, in ascending order.
-
-    Args:
-        partition: a boolean or 0-1 matrix `[n_modules, d]`; labels `[d]`, -1 for "in no module"; or
-            a list with a list of unit indices for each module.
-        d: number of units.
-        least: how many modules there must be.
-
-    Raises:
-        TypeError: neither of them.
-        ValueError: another number of units, modules that overlap or have no units, too few modules.
-    """
-    labels, count = _labels(partition, d)
-    if len(labels) != d:
-        raise ValueError(f"partition must be of the {d} units there are, got {len(labels)}")
-    if count < least:
-        raise ValueError(f"partition must have at least {least} modules, got {count}")
-    sizes = labels[labels >= 0].bincount(minlength=count)
-    if not sizes.all():
-        raise ValueError(
-            f"partition must have units in each module, got none in module {int(sizes.argmin())}"
-        )
-    return [(labels == module).nonzero()[:, 0] for module in range(count)]
 
 
 def module_names(members: Sequence[Tensor]) -> list[str]:
@@ -144,32 +120,3 @@ def _values(argument: str, values: Tensor | None, differentiable: bool) -> Tenso
     found = matrix(argument, values, differentiable)  # type: ignore[arg-type]
     checks.finite(argument, found)
     return found
-
-
-def _labels(partition: Partition | None, d: int) -> tuple[Tensor, int]:
-    """Labels, -1 for "in no module", and how many modules there are."""
-    if hasattr(partition, "__array__"):
-        partition = torch.as_tensor(partition).cpu()
-        if partition.dim() != 2:
-            return _count(checked_labels("partition", partition))
-        if not ((partition == 0) | (partition == 1)).all():
-            raise ValueError("partition must be 0 or 1 everywhere as a matrix, got other values")
-        return labels_of_masks("partition", partition.bool()), len(partition)
-    if not isinstance(partition, Sequence):
-        raise TypeError(
-            "partition must be a matrix [n_modules, d], labels [d] or a list of unit indices for "
-            f"each module, got {type(partition).__name__}"
-        )
-    if not any(isinstance(units, Iterable) for units in partition):
-        return _count(checked_labels("partition", torch.as_tensor(partition)))
-    try:
-        lists = [[index(unit) for unit in units] for units in partition]  # type: ignore[union-attr]
-    except TypeError:
-        raise TypeError(
-            f"partition must hold lists of integer unit indices, got {partition!r}"
-        ) from None
-    return labels_of_lists("partition", lists, d)
-
-
-def _count(labels: Tensor) -> tuple[Tensor, int]:
-    return labels, int(labels.max()) + 1 if len(labels) else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -12,17 +12,18 @@ from modfast import checks
 from modfast.information.binning import (
     Binning,
     Range,
-    choice,
     matrices,
     not_finite,
     refuse_not_finite,
 )
 from modfast.information.counts import Pairing
+from modfast.precision import precise, product
 from modfast.reference import compute_dtype
 
 Kernel: TypeAlias = Literal["b-spline", "gaussian"]
 
 
+@precise
 def soft_mutual_information(
     x: Tensor,
     y: Tensor,
@@ -73,6 +74,7 @@ def soft_mutual_information(
     return _soft_terms(x, y, bins, window, kernel, range, pairing)[1]
 
 
+@precise
 def soft_conditional_entropy(
     x: Tensor,
     y: Tensor,
@@ -110,7 +112,7 @@ def _soft_terms(
     pairing: Pairing,
 ) -> tuple[Tensor, Tensor]:
     """H(x) and I(x; y)."""
-    choice("pairing", pairing, Pairing)
+    checks.choice("pairing", pairing, get_args(Pairing))
     x, y = matrices(x, y, differentiable=True)
     if pairing == "aligned" and x.shape != y.shape:
         raise ValueError(
@@ -125,11 +127,11 @@ def _soft_terms(
     dtype = torch.promote_types(wx.dtype, wy.dtype)
     wx, wy = wx.to(dtype), wy.to(dtype)
     if pairing == "aligned":
-        joint = wx.flatten(0, 1).T @ wy.flatten(0, 1)
+        joint = product(wx.flatten(0, 1).T, wy.flatten(0, 1))
     elif pairing == "all":
-        joint = wx.sum(1).T @ wy.sum(1)
+        joint = product(wx.sum(1).T, wy.sum(1))
     else:
-        joint = wx.flatten(1).T @ wy.flatten(1)
+        joint = product(wx.flatten(1).T, wy.flatten(1))
         joint = joint.unflatten(0, wx.shape[1:]).unflatten(2, wy.shape[1:]).transpose(1, 2)
     return information(joint)
 
@@ -145,7 +147,7 @@ def weights(
     argument: str, values: Tensor, binning: Binning, window: float, kernel: Kernel
 ) -> Tensor:
     """How much of each value `[n, d]` lies in each bin: `[n, d, bins]`."""
-    choice("kernel", kernel, Kernel)
+    checks.choice("kernel", kernel, get_args(Kernel))
     if checks.finite_number("window", window) <= 0:
         raise ValueError(f"window must be above 0, got {window}")
     return _weights(_positions(argument, values, binning), binning.bins, window, kernel)
@@ -162,7 +164,7 @@ def _positions(argument: str, values: Tensor, binning: Binning) -> Tensor:
     values = values.to(compute_dtype(values))
     bounds = binning.bounds_for(argument, values)
     if bounds is not None:
-        low, high = bounds.unbind(1)
+        low, high = bounds.to(values.dtype).unbind(1)
     else:
         low, high = values.aminmax(dim=0) if binning.range == "column" else values.aminmax()
     # Halves, because huge values have a difference that overflows.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from modfast import checks, plots
-from modfast.information.binning import Binning, Outside, choice, matrices
+from modfast.information.binning import Binning, Outside, matrices
 from modfast.information.counts import Pairing, Terms, count_codes
 from modfast.results import Result
 
@@ -88,7 +88,7 @@ class JointHistogram:
         features: tuple[int, int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        choice("pairing", pairing, Pairing)
+        checks.choice("pairing", pairing, get_args(Pairing))
         for argument, given in (("range", range), ("y_range", y_range)):
             if isinstance(given, str):
                 raise ValueError(
@@ -103,7 +103,7 @@ class JointHistogram:
         self.x_binning = Binning(bins, range or "global", outside=outside)
         self.y_binning = Binning(bins, y_range or "global", outside=outside)
         self.pairing = pairing
-        pairs = () if features is None else tuple(checks.count("features", d) for d in features)
+        pairs = () if features is None else _pair(features)
         bins = self.x_binning.bins
         self.counts = torch.zeros((*pairs, bins, bins), dtype=torch.int64, device=device)
 
@@ -185,6 +185,12 @@ class JointHistogram:
         for name in own.keys() - {"counts"}:
             if own[name] != state[name]:
                 raise ValueError(f"{argument} must have {name}={own[name]}, got {state[name]}")
+
+
+def _pair(features: Any) -> tuple[int, ...]:
+    if not isinstance(features, (tuple, list)) or len(features) != 2:
+        raise TypeError(f"features must be (dx, dy), got {features!r}")
+    return tuple(checks.count("features", d) for d in features)
 
 
 def _codes(argument: str, values: Tensor, binning: Binning) -> Tensor:

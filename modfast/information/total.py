@@ -8,16 +8,21 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from modfast import checks
+from modfast._renamed import renamed
 from modfast.information import gaussian
 from modfast.information.copula import normal_scores
 from modfast.information.partition import Groups, Partition
+from modfast.precision import precise
 
 Estimator: TypeAlias = Literal["gaussian", "copula"] | Callable[..., Tensor]
 
 
+@renamed(partition="units")
+@precise
 def total_correlation(
     activations: Tensor | None,
-    partition: Partition,
+    units: Partition,
     estimator: Estimator = "gaussian",
     **options: Any,
 ) -> Tensor:
@@ -29,7 +34,7 @@ def total_correlation(
 
     Args:
         activations: floating values `[n, d]`; None with a covariance.
-        partition: of the units; a boolean or 0-1 matrix `[n_modules, d]`, labels `[d]` (-1 for "in
+        units: groups of them; a boolean or 0-1 matrix `[n_modules, d]`, labels `[d]` (-1 for "in
             no module"), or a list of unit indices for each module.
         estimator: "gaussian", "copula", or any function of two groups `(x [n, dx], y [n, dy])` that
             gives their information as a scalar, such as `ksg_mutual_information`. The biases of
@@ -58,8 +63,8 @@ def total_correlation(
         '0.55'
     """
     if estimator == "gaussian":
-        return _gaussian(activations, partition, **options)
-    groups = Groups.of_modules(activations, partition, least=1, differentiable=callable(estimator))
+        return _gaussian(activations, units, **options)
+    groups = Groups.of_modules(activations, units, least=1, differentiable=callable(estimator))
     if estimator == "copula":
         return gaussian.total_of_samples(normal_scores(groups), **options)
     if not callable(estimator):
@@ -69,10 +74,7 @@ def total_correlation(
     found = groups.values.new_zeros((), dtype=torch.float64)
     before, *others = groups.each()
     for module in others:
-        information = torch.as_tensor(estimator(module, before, **options))
-        if information.numel() != 1:
-            raise ValueError(f"estimator must give a scalar, got shape {tuple(information.shape)}")
-        found = found + information.reshape(())
+        found = found + checks.scalar("estimator", estimator(module, before, **options))
         before = torch.cat([before, module], dim=1)
     return found
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 from weakref import ref
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from modfast import checks
 from modfast.network.sites import Site, plain_name
@@ -71,6 +74,24 @@ class UnitDims:
 
     def _put(self, value: Tensor, dim: int) -> None:
         self.found[id(value)] = ref(value), dim
+
+
+class NotingUnits(TorchFunctionMode):
+    """Follows all calls of torch in a `with` block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dims = UnitDims()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if type(output) is Tensor:
+            with torch._C.DisableTorchFunction():
+                if output.dim() > 3:
+                    self.dims.note(func, args, output)
+        return output
 
 
 def unit_dim(

@@ -17,7 +17,7 @@ from modfast._extension import is_reference
 from modfast.network.dims import unit_dim
 from modfast.network.inputs import Batch
 from modfast.network.logits import Output, Rows, pick, read_rows
-from modfast.network.run import Guard, Run
+from modfast.network.run import Run
 from modfast.network.sites import Site, unwrapped
 from modfast.network.tape import Call, Slot, Tape
 from modfast.network.visits import Visit, at_sites
@@ -112,7 +112,7 @@ def begin(
     place = unwrapped(model).get_submodule(site.module)
     tensors = batch.tensors()
     device = tensors[0].device.type if tensors else "cpu"
-    tape = Tape(Guard(batch), [*tensors, *run.tensors], device)
+    tape = Tape(run.guard(batch), [*tensors, *run.tensors], device)
 
     def take(value: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():
@@ -121,17 +121,19 @@ def begin(
                     f"site={site.name!r}: must be a floating tensor [n, ..., features], got "
                     f"{value.dtype} of shape {tuple(value.shape)}"
                 )
-        return tape.begin(value)
+            own = run.own(value)
+        return tape.begin(own)
 
     def read(found: Any) -> Tensor:
         logits = pick(found, output, batch)
         tape.finish(logits)
-        return logits
+        return run.own(logits)
 
     visit = Visit(site, take)
     with at_sites(model, [visit]):
         logits = run(batch, read, tape)
     visit.check()
+    random = run.random
     assert tape.site is not None
     value = tape.site.detach()
     checks.dense(f"site={site.name!r}", value)
@@ -143,9 +145,11 @@ def begin(
     checks.finite("the model's logits", logits)
 
     def by_model(changed: Tensor) -> Tensor:
-        again = Visit(site, lambda old: changed)
+        again = Visit(site, lambda old: changed.clone())  # in memory of its own, as the site's is
         with at_sites(model, [again]):
-            found: Tensor = run(batch, lambda result: pick(result, output, batch))
+            found: Tensor = run(
+                batch, lambda result: run.own(pick(result, output, batch)), random=random
+            )
         return found
 
     units = unit_dim(value, site, place, tape.unit_dim, dim)

@@ -1,30 +1,27 @@
-"""Runs a model as it is, leaves it as it was, and hands out what is found at sites."""
+"""Runs a model as it is, and leaves it as it was."""
 
 from __future__ import annotations
 
-import copy
+import dis
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.overrides import TorchFunctionMode
 
+from modfast import checks
 from modfast.network.inputs import Batch
-from modfast.network.sites import Site
-from modfast.network.visits import Visit, at_sites
+from modfast.network.state import Guard, Kept, RandomState, place_of
 from modfast.sites import modules_of
 
 _ATTENTION = (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.MultiheadAttention)
 
 
 @contextmanager
-def running(model: nn.Module, training: bool = False) -> Iterator[Run]:
+def running(model: nn.Module, training: bool = False, argument: str = "inputs") -> Iterator[Run]:
     """Gives a function that runs the model on a batch, and puts everything back at the end.
 
     The model's own forward pass, with all hooks, in eval mode (or training mode), under the
@@ -33,7 +30,11 @@ def running(model: nn.Module, training: bool = False) -> Iterator[Run]:
     of what is no tensor. Put back are the modules' attributes and the containers in them, hooks,
     training flags, buffers, parameters and inputs that a forward pass writes to, and the random
     state. Inference mode is left.
+
+    A batch that the model cannot take is refused by a ValueError that names the caller's `argument`
+    and has the model's own error as its cause.
     """
+    checks.module("model", model)
     modules = modules_of(model)
     for module in modules:
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
@@ -45,36 +46,87 @@ def running(model: nn.Module, training: bool = False) -> Iterator[Run]:
         flags = [(module, module.training) for module in modules if module.training != training]
         stack.callback(_set_flags, flags)
         _set_flags([(module, training) for module, _ in flags])
-        kept = _Kept(modules)
+        kept = Kept(modules)
         stack.enter_context(_eager(modules))
-        yield Run(model, kept)
+        yield Run(model, kept, argument)
 
 
-@dataclass(frozen=True)
 class Run:
     """Runs a model; see `running`."""
 
-    model: nn.Module
-    kept: _Kept
+    def __init__(self, model: nn.Module, kept: Kept, argument: str) -> None:
+        self.model, self.kept, self.argument = model, kept, argument
+        self.taken: Batch | None = None
 
     def __call__(
         self,
         batch: Batch,
         read: Callable[[Any], Any] = lambda output: output,
         mode: AbstractContextManager[Any] | None = None,
+        random: RandomState | None = None,
     ) -> Any:
-        """What `read` makes of the model's output, while modes and hooks are still in force."""
+        """What `read` makes of the model's output, while modes and hooks are still in force.
+
+        A batch that is run `again` gets the `random` numbers of its first run.
+        """
         args, kwargs = batch.arguments()
+        # Data may be drawn at random, too, batch after batch.
+        self.kept.random = RandomState() if random is None else random
+        if random is not None:
+            random.restore()
         try:
-            with Guard(batch) if mode is None else mode:
-                return read(self.model(*args, **kwargs))
+            with self.guard(batch) if mode is None else mode:
+                found = self.model(*args, **kwargs)
+                self.taken = batch
+                return read(found)
+        except _REFUSALS as error:
+            if batch is self.taken or not _is_refusal(error):
+                raise
+            what = (str(error).strip() or repr(error)).splitlines()[0]
+            raise ValueError(
+                f"{self.argument} must fit the model, whose forward pass failed: {what}"
+            ) from error
         finally:
             self.kept.restore()
+
+    @property
+    def random(self) -> RandomState:
+        """The random state before the last run."""
+        return self.kept.random
+
+    def guard(self, batch: Batch) -> Guard:
+        """What keeps a batch and the parameters from being changed."""
+        return Guard([*batch.tensors(), *self.kept.parameters])
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """A tensor, or a copy where it lies in memory that is put back after a run."""
+        if self.kept.tensors and place_of(tensor) in {place_of(x) for x in self.tensors}:
+            return tensor.clone()
+        return tensor
 
     @property
     def tensors(self) -> list[Tensor]:
         """What lies in the model and is no parameter."""
         return [tensor for tensor, _, _ in self.kept.tensors]
+
+
+_REFUSALS = (RuntimeError, IndexError, TypeError, ValueError, AssertionError)
+_RAISE = dis.opmap["RAISE_VARARGS"]
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether torch, or Python itself, could not do what a model told it to.
+
+    What the model's own code, or a hook's, raises by a `raise` is no business of ours.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or type(error) not in _REFUSALS:
+        return False
+    frame = trace.tb_frame
+    is_torchs = frame.f_globals.get("__name__", "").partition(".")[0] == "torch"
+    return is_torchs or frame.f_code.co_code[trace.tb_lasti] != _RAISE
 
 
 def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
@@ -83,50 +135,6 @@ def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
             module.training = training
         else:  # nn.Module's own way takes ten times as long
             object.__setattr__(module, "training", training)
-
-
-@contextmanager
-def watching(
-    model: nn.Module, sites: Sequence[Site], see: Callable[[Site, Tensor], Tensor | None]
-) -> Iterator[Callable[[Batch], None]]:
-    """Gives a function that runs the model on a batch and shows what is found at sites.
-
-    After a first pass has shown that each is reached just once, a pass ends where all have been,
-    and what would follow them is spared.
-
-    Args:
-        model: is run as `running` says, without gradients.
-        sites: as `modfast.network.sites.resolve_sites` gives them.
-        see: is called with each site and its value. It must not keep the value: what follows may
-            work on it in place.
-    """
-    each_once = False
-    visits: list[Visit] = []
-
-    def visit(site: Site) -> Visit:
-        def do(value: Tensor) -> None:
-            see(site, value.detach())
-            if each_once and all(each.n_calls for each in visits):
-                raise _AllSeenError
-
-        return Visit(site, do, "sites")
-
-    visits += [visit(site) for site in sites]
-    with running(model) as run, torch.no_grad(), at_sites(model, visits):
-
-        def once(batch: Batch) -> None:
-            nonlocal each_once
-            for each in visits:
-                each.n_calls = 0
-            try:
-                run(batch)
-            except _AllSeenError:
-                return
-            for each in visits:
-                each.check()
-            each_once = all(each.site.call is None for each in visits)
-
-        yield once
 
 
 def require_differentiable(model: nn.Module) -> None:
@@ -140,85 +148,6 @@ def require_differentiable(model: nn.Module) -> None:
             "model must have parameters made outside of torch.inference_mode(), as gradients are "
             "taken; load its state into one that has"
         )
-
-
-@contextmanager
-def exact_arithmetic(device_type: str) -> Iterator[None]:
-    """Without autocast, in a `with` block: what is measured is measured in its own dtype."""
-    if not torch.is_autocast_enabled(device_type):
-        yield
-        return
-    with torch.autocast(device_type, enabled=False):
-        yield
-
-
-class _AllSeenError(BaseException):
-    """Ends a forward pass; no error to a model that goes on after an Exception of a submodule."""
-
-
-class Guard(TorchFunctionMode):
-    """Keeps copies of a batch's tensors and of parameters that a forward pass is about to change.
-
-    They are written back at the end of the `with` block.
-    """
-
-    def __init__(self, batch: Batch) -> None:
-        super().__init__()
-        self.own = {id(x) for x in batch.tensors()}
-        self.places: set[int] | None = None
-        self.batch = batch
-        self.copies: list[tuple[Tensor, Tensor]] = []
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        self.put_back()
-
-    def put_back(self) -> None:
-        """Undoes the changes."""
-        with torch.no_grad():
-            for tensor, before in self.copies:
-                tensor.copy_(before)
-        self.copies.clear()
-
-    def before(self, name: str, args: Any, kwargs: Mapping[str, Any]) -> None:
-        """Is told of a call that may write, before it is made."""
-        target = kwargs.get("out", args[0] if args else None)
-        for tensor in target if isinstance(target, (tuple, list)) else (target,):
-            if isinstance(tensor, Tensor) and self._is_own(tensor):
-                self.copies.append((tensor.detach(), tensor.detach().clone()))
-
-    def _is_own(self, tensor: Tensor) -> bool:
-        if isinstance(tensor, nn.Parameter) or id(tensor) in self.own:
-            return True
-        if self.places is None:
-            self.places = {place_of(x) for x in self.batch.tensors()}
-        return place_of(tensor) in self.places
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if may_write(name, args, kwargs):
-            with torch._C.DisableTorchFunction():
-                self.before(name, args, kwargs)
-        return func(*args, **kwargs)
-
-
-def may_write(name: str, args: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a torch function of that name, so called, may change a tensor that it is given."""
-    if name[-1:] == "_":
-        return name[-2:] != "__" or name == "__setitem__" or name[:3] == "__i"
-    # inplace may stand among positional arguments: hardtanh(x, 0, 6, True).
-    return "out" in kwargs or bool(kwargs.get("inplace")) or any(x is True for x in args)
-
-
-def place_of(tensor: Tensor) -> int:
-    """Which memory a tensor lies in; -1 where it has none of its own."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError):
-        return -1
 
 
 @contextmanager
@@ -236,80 +165,3 @@ def _eager(modules: Sequence[nn.Module]) -> Iterator[None]:
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
-
-
-class _Kept:
-    """Modules' attributes, containers in them, tensors that are no parameters, random states."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.attributes = [(module.__dict__, module.__dict__.copy()) for module in modules]
-        self.containers: list[tuple[Any, Any]] = []
-        tensors: list[Tensor] = []
-        for _, before in self.attributes:
-            for name in before.keys() - _OTHERS:
-                value = before[name]
-                if isinstance(value, Tensor):
-                    tensors.append(value)
-                elif value and isinstance(value, _CONTAINERS):
-                    self.containers += _contents(value, 2)
-                    if name == "_buffers" and isinstance(value, dict):
-                        tensors += [buffer for buffer in value.values() if buffer is not None]
-                elif isinstance(value, _CONTAINERS) and name not in _OWN:
-                    self.containers.append((value, type(value)()))
-        self.tensors = [(x, version_of(x), x.detach().clone()) for x in tensors]
-        self.random = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-    def restore(self) -> None:
-        """Puts everything back that a run has changed."""
-        for now, before in self.attributes:
-            if not _same(now, before):
-                now.clear()
-                now.update(before)
-        for container, contents in self.containers:
-            _refill(container, contents)
-        with torch.no_grad():
-            for i, (tensor, version, value) in enumerate(self.tensors):
-                if version < 0 or tensor._version != version:
-                    tensor.detach().copy_(value)
-                    self.tensors[i] = tensor, version_of(tensor), value
-        if not torch.equal(torch.get_rng_state(), self.random):
-            torch.set_rng_state(self.random)
-        for i, state in enumerate(self.cuda):
-            torch.cuda.set_rng_state(state, i)
-
-
-_CONTAINERS = (list, dict, set, deque)
-_OWN = ("_parameters", "_buffers", "_modules")
-# What else nn.Module has of its own, its hooks above all, no forward pass changes.
-_OTHERS = frozenset(nn.Module().__dict__) - set(_OWN)
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written to; -1 of one made in inference mode, which does not count."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _contents(container: Any, depth: int) -> Iterator[tuple[Any, Any]]:
-    yield container, copy.copy(container)
-    if depth:
-        for item in container.values() if isinstance(container, dict) else container:
-            if isinstance(item, _CONTAINERS):
-                yield from _contents(item, depth - 1)
-
-
-def _same(a: Any, b: Any) -> bool:
-    try:
-        return bool(a == b)  # which looks first whether items are the same objects
-    except (RuntimeError, ValueError, TypeError):  # other tensors, say, which cannot be told equal
-        return False
-
-
-def _refill(container: Any, contents: Any) -> None:
-    if isinstance(container, dict):
-        if not _same(container, contents):
-            container.clear()
-            container.update(contents)
-    elif not _same(container, contents):
-        container.clear()
-        (container.update if isinstance(container, set) else container.extend)(contents)

@@ -48,6 +48,8 @@ class Site:
     item: Key | None = None
     call: int | None = None
     """Which call; None where there must be one."""
+    by_pattern: bool = False
+    """Whether it is one of those that a pattern matches, and may be left out."""
 
 
 def parse_site(model: nn.Module, site: str, argument: str = "site") -> Site:
@@ -81,18 +83,20 @@ def resolve_sites(
     A pattern of :mod:`fnmatch` is of the module's name: ``"h.*.mlp"``, ``"h.*.mlp:input"``.
 
     Raises:
-        TypeError: no names.
+        TypeError: no module, no names.
         ValueError: none, or one that matches no module (the nearest are listed).
     """
     wanted = [sites] if isinstance(sites, str) else sites
+    checks.module("model", model)
     check_patterns(wanted, argument)
     modules = dict(unwrapped(model).named_modules(remove_duplicate=False))
     found: dict[tuple[Any, ...], tuple[int, Site]] = {}
     order = {name: i for i, name in enumerate(modules)}
     for text in wanted:
         for site in _matches(text, modules, argument, patterns):
-            place = (modules[site.module], *[getattr(site, f.name) for f in fields(site)[2:]])
-            found.setdefault(place, (order[site.module], site))
+            place = (modules[site.module], *[getattr(site, f.name) for f in fields(site)[2:-1]])
+            if place not in found or not site.by_pattern:
+                found[place] = order[site.module], site
     return [site for _, site in sorted(found.values(), key=lambda each: each[0])]
 
 
@@ -130,11 +134,12 @@ def _matches(
                 parts["function"],
                 _key(parts["item"]) if parts["item"] else None,
                 int(parts["call"]) if parts["call"] else None,
+                by_pattern=name != parts["module"],
             )
         if names:
             return
     names = [n for n in modules if n and fnmatchcase(n, text)] if patterns else []
-    yield from (Site(name, name) for name in names)
+    yield from (Site(name, name, by_pattern=True) for name in names)
     if names:
         return
     wrong = text if parts is None else parts["module"] or text

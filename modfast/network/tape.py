@@ -20,13 +20,13 @@ from torch.overrides import TorchFunctionMode
 
 from modfast.network.dims import UnitDims
 from modfast.network.inputs import tensors_in
-from modfast.network.run import Guard, may_write, place_of, version_of
+from modfast.network.state import Guard, may_write, place_of, targets_of, version_of
 
 # They tell a value's shape or kind alone, and give no tensor.
 _SHAPES = frozenset(
     "size dim ndimension numel nelement stride is_contiguous element_size storage_offset "
     "is_floating_point is_complex is_signed get_device __len__ is_same_size is_inference "
-    "is_pinned is_neg is_conj __hash__ __repr__ __format__ __str__ result_type _is_view "
+    "is_pinned is_neg is_conj __hash__ result_type _is_view "
     "has_names retain_grad dim_order is_shared can_cast is_distributed is_tensor is_storage "
     "_is_zerotensor data_ptr".split()
 )
@@ -105,6 +105,7 @@ class Tape(TorchFunctionMode):
         self.site_slot = self.out_slot = -1
         self.site: Tensor | None = None
         self.unit_dim: int | None = None
+        self.grad = torch.is_grad_enabled()
         self._on = self._site_written = False
         self._known: dict[int, ref[Tensor]] = {}
         self._slots: dict[int, tuple[int, ref[Tensor], int]] = {}
@@ -123,7 +124,7 @@ class Tape(TorchFunctionMode):
             # An alias, since the value may be what came before the site too: an Identity's input.
             alias = site.view_as(site)
             self.site_slot = self._new(alias)
-        self.site = alias
+            self.site = site.view_as(site)
         self._on = True
         return alias
 
@@ -184,6 +185,12 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         if name == "type" and len(args) == 1:
             return func(*args, **kwargs)
+        if name == "detach_":  # of the alias, which is a view, torch would refuse it
+            self.why = "detach_ in the model"
+            return args[0]
+        if torch.is_grad_enabled() != self.grad:
+            self.why = f"{name}: gradients are turned on or off inside the model"
+            return func(*args, **kwargs)
         versions = [self._read(name, tensor) for tensor in found]
         self._refuse(name, func, args, kwargs)
         target: Tensor | None = None
@@ -216,10 +223,9 @@ class Tape(TorchFunctionMode):
         """Is told of a call that may write, before it is made."""
         with torch._C.DisableTorchFunction():
             self.guard.before(name, args, kwargs)
-            target = kwargs.get("out", args[0] if args else None)
-            if self.site is None or self._site_written or not isinstance(target, Tensor):
+            if self.site is None or self._site_written:
                 return
-            if place_of(target) == place_of(self.site):
+            if any(place_of(x) == place_of(self.site) for x in targets_of(args, kwargs)):
                 self._site_written = True
                 self.site = self.site.clone()
 
@@ -265,8 +271,8 @@ class Tape(TorchFunctionMode):
                     is_mask = isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8)
                     if isinstance(part, slice) or (is_mask and name == "__getitem__"):
                         self.why = f"{name}: a shape that depends on values"
-        elif name[:7] == "__set__":
-            self.why = f"{name}: replaces a value"
+        elif name[:7] == "__set__" or name in ("set_", "__deepcopy__", "__reduce_ex__"):
+            self.why = f"{name}: replaces or copies a value as a whole"
         elif name in _RANDOM:
             self.why = f"{name}: a random call on a value"
         elif name in _DROPOUTS:

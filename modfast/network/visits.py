@@ -28,21 +28,36 @@ class Visit:
     n_calls: int = 0
     known: list[str] = field(default_factory=list)
     """Names there are, where the site's may be wrong."""
+    error: Exception | None = None
+    """Why a site that a pattern matched has no tensor."""
 
     def reached(self, value: Any) -> Any:
         """Called with each value of the place; gives what the model goes on with."""
         self.n_calls += 1
         if self.n_calls - 1 != (self.site.call or 0):
             return value
-        return _changed(value, self.site, self.do, self.argument)
+        try:
+            key, old = _found(value, self.site, self.argument)
+        except (TypeError, ValueError) as error:
+            if not self.site.by_pattern:
+                raise
+            self.error = error
+            return value
+        new = self.do(old)
+        if new is None or new is old:
+            return value
+        return new if key is None else _replaced(value, key, new)
 
     def check(self) -> None:
         """Refuses a site that had no one value.
 
         Raises:
+            TypeError: it has no tensor.
             ValueError: it was not reached, or several times without a number.
         """
         name, n, call = self.site.name, self.n_calls, self.site.call
+        if self.error is not None:
+            raise self.error
         if n == 0 and self.known:
             raise ValueError(
                 f"{self.argument}={name!r}: no such module or function; {nearest(name, self.known)}"
@@ -59,6 +74,26 @@ class Visit:
                 f"{self.argument}={name!r}: called {n} times in one pass; "
                 f"'{name}#0' to '{name}#{n - 1}' name its calls"
             )
+
+
+def checked(visits: Sequence[Visit]) -> list[Visit]:
+    """Those that had one value, without those that a pattern matched and that had none.
+
+    Raises:
+        TypeError, ValueError: as `Visit.check`, of a site named exactly, or where none is left.
+    """
+    kept, errors = [], []
+    for visit in visits:
+        try:
+            visit.check()
+            kept.append(visit)
+        except (TypeError, ValueError) as error:
+            if not visit.site.by_pattern:
+                raise
+            errors.append(error)
+    if errors and not kept:
+        raise errors[0]
+    return kept
 
 
 @contextmanager
@@ -159,31 +194,29 @@ class _Functions(TorchFunctionMode):
         return output
 
 
-def _changed(value: Any, site: Site, do: Do, argument: str) -> Any:
-    """A place's value with what `do` makes of the site's tensor in it."""
+def _found(value: Any, site: Site, argument: str) -> tuple[Key | None, Tensor]:
+    """The site's tensor in a place's value, and which item it is; None where it is all."""
     if site.item is None and isinstance(value, Tensor):
-        found = do(value)
-        return value if found is None else found
+        return None, value
     key = _only_floating(value, site, argument) if site.item is None else site.item
     try:
         if isinstance(value, Mapping):
-            old = value[key]
+            found = value[key]
         elif isinstance(key, str):
-            old = getattr(value, key)
+            found = getattr(value, key)
         else:
-            old = value[key]
+            found = value[key]
     except (KeyError, IndexError, AttributeError, TypeError):
         raise ValueError(
             f"{argument}={site.name!r}: the {type(value).__name__} there has no item {key!r}; "
             f"there are {list(_items(value))}"
         ) from None
-    if not isinstance(old, Tensor):
+    if not isinstance(found, Tensor):
         raise TypeError(
-            f"{argument}={site.name!r}: must be a tensor, got {type(old).__name__}; the items are "
-            f"{list(_items(value))}"
+            f"{argument}={site.name!r}: must be a tensor, got {type(found).__name__}; the items "
+            f"are {list(_items(value))}"
         )
-    new = do(old)
-    return value if new is None or new is old else _replaced(value, key, new)
+    return key, found
 
 
 def _items(value: Any) -> dict[Key, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from modfast import checks
 from modfast._extension import operator
 from modfast.reference import ACTIVATIONS
 
@@ -157,8 +158,7 @@ def ablation_sweep_hidden(
     _check_shapes(
         tensors, {"hidden": (n, m), "scales": (n, a), "updates": (a, m), "weight": (c, m)}
     )
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
+    checks.choice("activation", activation, ACTIVATIONS)
     found: tuple[Tensor, Tensor] = _sweep_hidden(
         logits.contiguous(),
         hidden.contiguous(),

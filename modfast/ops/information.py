@@ -7,11 +7,12 @@ the same for any number of threads. Nothing here is differentiable.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from modfast import checks
 from modfast._extension import operator
 from modfast.reference import code_dtype, compute_dtype
 
@@ -91,9 +92,11 @@ def digitize(
     Args:
         x: values `[n, d]`.
         bins: number of bins, 2 to 32,767.
-        range: `[1, 2]` or `[d, 2]` in x's type (float32 for 16-bit types), lowest and highest
-            value, of all columns or of each; finite and in order, which is not checked. Values
-            outside go to the nearest bin. None: found in the same call, over finite values.
+        range: `[1, 2]` or `[d, 2]`, lowest and highest value, of all columns or of each; finite
+            and in order, which is not checked. Values outside go to the nearest bin. In x's type
+            (float32 for 16-bit types), in which edges are then made; or float64, for edges that
+            are made in float64 and rounded to x's own type, as numpy.histogram's of a given range
+            are. None: found in the same call, over finite values.
         per_column: without `range`, whether each column has its own.
         rule: "uniform": equal-width bins with numpy.histogram's edges, the right edge in the last
             bin, constants in bin 0. "notebook": with e = torch.linspace(lo, hi, bins), the number
@@ -114,9 +117,9 @@ def digitize(
     """
     x = _values("x", x)
     _check_bins("bins", bins)
-    _check_choice("rule", rule, ("uniform", "notebook"))
+    checks.choice("rule", rule, get_args(Rule))
     if range is not None:
-        range = _limits("range", range, x, (1, x.shape[1]))
+        range = _limits("range", range, x, (1, x.shape[1]), rule)
     codes, found, not_finite = _digitize(x, bins, range, per_column, rule)
     return codes, found, not_finite
 
@@ -168,7 +171,7 @@ def joint_histogram(
         RuntimeError: a code out of range (on the CPU; unchecked on a GPU).
     """
     x_codes, y_codes = _codes(x_codes, y_codes, bins_x, bins_y)
-    _check_choice("pairing", pairing, ("aligned", "all", "pairwise"))
+    checks.choice("pairing", pairing, get_args(Pairing))
     if pairing == "aligned" and x_codes.shape != y_codes.shape:
         raise ValueError(
             f"x_codes and y_codes must have one shape to be aligned, "
@@ -207,11 +210,11 @@ def binned_histogram(
         raise ValueError(f"x and y must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
     _check_device("y", y, "x", x)
     _check_bins("bins", bins)
-    _check_choice("rule", rule, ("uniform", "notebook"))
+    checks.choice("rule", rule, get_args(Rule))
     if range_x is not None:
-        range_x = _limits("range_x", range_x, x, (1,))
+        range_x = _limits("range_x", range_x, x, (1,), rule)
     if range_y is not None:
-        range_y = _limits("range_y", range_y, y, (1,))
+        range_y = _limits("range_y", range_y, y, (1,), rule)
     counts, not_finite = _binned(x, y, bins, range_x, range_y, rule)
     return counts, not_finite
 
@@ -240,7 +243,7 @@ def pairwise_information(
     """
     x_codes, y_codes = _codes(x_codes, y_codes, bins_x, bins_y)
     if correction is not None:
-        _check_choice("correction", correction, ("miller-madow", "panzeri-treves"))
+        checks.choice("correction", correction, get_args(Correction))
     information, bias = _pairwise(x_codes, y_codes, bins_x, bins_y, correction)
     return information, bias
 
@@ -306,11 +309,6 @@ def _check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> 
         )
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
 def _check_bins(name: str, bins: int) -> None:
     if isinstance(bins, bool) or not isinstance(bins, int):
         raise TypeError(f"{name} must be an integer, got {bins!r}")
@@ -328,13 +326,15 @@ def _values(name: str, x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def _limits(name: str, limits: Tensor, x: Tensor, rows: tuple[int, ...]) -> Tensor:
-    _check_type(name, limits, compute_dtype(x))
+def _limits(name: str, limits: Tensor, x: Tensor, rows: tuple[int, ...], rule: Rule) -> Tensor:
+    _check_type(name, limits, *dict.fromkeys((compute_dtype(x), torch.float64)))
     if limits.dim() != 2 or limits.shape[1] != 2 or limits.shape[0] not in rows:
         words = " or ".join(f"[{r}, 2]" for r in dict.fromkeys(rows))
         raise ValueError(f"{name} must be {words}, got shape {tuple(limits.shape)}")
     _check_device(name, limits, "x", x)
-    return limits.detach().contiguous()
+    limits = limits.detach().contiguous()
+    # The notebook's edges are those of torch.linspace in x's type.
+    return limits if rule == "uniform" else limits.to(compute_dtype(x))
 
 
 def _codes(x_codes: Tensor, y_codes: Tensor, bins_x: int, bins_y: int) -> tuple[Tensor, Tensor]:

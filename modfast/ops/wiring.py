@@ -104,8 +104,7 @@ def _check(
             "weight requires a gradient, and this operator has none; detach it, or call under "
             "torch.no_grad()"
         )
-    if norm not in WIRING_NORMS:
-        raise ValueError(f"norm must be one of {WIRING_NORMS}, got {norm!r}")
+    checks.choice("norm", norm, WIRING_NORMS)
     groups, outputs, _, taps = weight.shape
     wanted: list[tuple[str, Tensor, torch.dtype, tuple[int, ...]]]
     wanted = [("n_in", n_in, torch.float64, (n_in.numel(),))]

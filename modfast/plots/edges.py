@@ -87,11 +87,11 @@ def edge_circuit(masks: Mapping[Pair, Tensor], n_nodes: Mapping[str, int]) -> Fi
         480,
     )
     names = list(n_nodes)
-    used = {name: torch.zeros(n, dtype=torch.bool) for name, n in n_nodes.items()}
+    used = {name: torch.zeros(n, dtype=torch.bool, device="cpu") for name, n in n_nodes.items()}
     for (sender, receiver), mask in masks.items():
         used[sender] |= mask.any(1)
         used[receiver] |= mask.any(0)
-    height = {name: (torch.arange(len(x)) + 0.5) / len(x) for name, x in used.items()}
+    height = {name: (torch.arange(len(x), device="cpu") + 0.5) / len(x) for name, x in used.items()}
     for level, ((sender, receiver), mask) in enumerate(masks.items()):
         edges = mask.nonzero()
         shown = edges[:: max(1, -(-len(edges) // _MOST_EDGES))]

@@ -136,7 +136,7 @@ def task_study(losses: Tensor) -> Figure:
 
     figure = styled(Figure(), f"Training of {len(losses)} networks", 320)
     lines = {"lowest": 0.0, "quartile": 0.25, "median": 0.5, "quartile ": 0.75, "highest": 1.0}
-    shares = torch.tensor(list(lines.values()), dtype=torch.float64)
+    shares = torch.tensor(list(lines.values()), dtype=torch.float64, device="cpu")
     for name, line in zip(lines, losses.cpu().quantile(shares, dim=0), strict=True):
         middle = name == "median"
         figure.add_scatter(

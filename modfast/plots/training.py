@@ -60,7 +60,7 @@ def history(
     for (name, run), color in zip(runs.items(), cycle(NETWORK_COLORS)):
         losses, shares, scores, evaluated = run
         line = {"color": color, "width": 2}
-        steps = _means(torch.arange(len(losses)), window)
+        steps = _means(torch.arange(len(losses), device="cpu"), window)
         curves["loss"].append((name, line, steps, _means(losses, window)))
         for i, layer in enumerate(shares.T):
             several = len(shares.T) > 1

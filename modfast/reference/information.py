@@ -34,6 +34,21 @@ def inner_edges(limits: Tensor, bins: int) -> Tensor:
     return torch.where((hi - lo).isfinite(), edges, 2 * (i * (step / 2) + lo / 2))
 
 
+def nearest(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float64 values as the nearest ones of `dtype`, in the type to compute with.
+
+    torch rounds to 16 bits by way of float32, and so twice: what that leaves out is told by the
+    last bit of the float32 number.
+    """
+    near = values.float()
+    if dtype.itemsize == 2:
+        bits = near.view(torch.int32)
+        beyond = torch.where(values.abs() > near.double().abs(), 1, -1)
+        bits = torch.where((near.double() != values) & (bits & 1 == 0), bits + beyond, bits)
+        near = bits.to(torch.int32).view(torch.float32).to(dtype).float()
+    return values if dtype == torch.float64 else near
+
+
 def digitize_edges(x: Tensor, edges: Tensor) -> Tensor:
     """Codes: how many of a column's edges are <= x. `edges` is `[1 or d, m]`, ascending."""
     columns = x.to(edges.dtype).t().contiguous()
@@ -49,7 +64,8 @@ def digitize(
 
     The range is that of the finite values, of all columns or of each, unless it is given; values
     outside go to the nearest bin. rule="uniform": equal-width bins, each without its right edge but
-    the last; a constant goes to bin 0. rule="notebook": with e = linspace(lo, hi, bins), the number
+    the last; a constant goes to bin 0. Edges of a float64 range are rounded to x's type, as numpy's
+    are where a range is given. rule="notebook": with e = linspace(lo, hi, bins), the number
     of edges < x, less one; the minimum's -1 wraps to bins - 1. NaN and inf have code 0.
     """
     values = x.to(compute_dtype(x))
@@ -63,16 +79,21 @@ def digitize(
         limits = torch.stack([torch.cat([lo, inf]).amin(0), torch.cat([hi, -inf]).amax(0)], 1)
         limits[limits[:, 0] > limits[:, 1]] = 0
     else:
-        limits = range.clone()
+        limits = range.to(values.dtype, copy=True)
     lo, hi = limits[:, 0], limits[:, 1]
-    values = torch.where(finite, values, lo).clamp(lo, hi)
+    values = torch.where(finite, values, lo)
     if rule == "uniform":
-        codes = digitize_edges(values, inner_edges(limits, bins)).long()
+        if range is not None and range.dtype != values.dtype:
+            edges = nearest(inner_edges(range, bins), x.dtype)
+        else:
+            edges = inner_edges(limits, bins)
+        codes = digitize_edges(values, edges).long()
         codes = torch.where(lo == hi, 0, codes)
     else:
+        values = values.clamp(lo, hi)
         edges = limits.new_empty(len(limits), bins)
         for row, (a, b) in zip(edges, limits.tolist(), strict=True):
-            row.copy_(torch.linspace(a, b, bins, dtype=limits.dtype))
+            row.copy_(torch.linspace(a, b, bins, dtype=limits.dtype, device="cpu"))
         columns = values.t().contiguous()
         edges = edges.expand(len(columns), -1).contiguous()
         codes = torch.searchsorted(edges, columns).t().contiguous() - 1
@@ -155,7 +176,7 @@ def information_bias(counts: Tensor, correction: str | None) -> Tensor:
     "miller-madow": from the numbers of filled cells, rows and columns. "panzeri-treves": x given
     each value of y against x, with `relevant_bins` of each. None: 0.
     """
-    bias = torch.zeros(counts.shape[:-2], dtype=torch.float64)
+    bias = torch.zeros(counts.shape[:-2], dtype=torch.float64, device="cpu")
     total = counts.sum((-2, -1)).clamp(min=1).double().cpu()
     if correction == "miller-madow":
         cells = (counts > 0).sum((-2, -1))

@@ -59,5 +59,9 @@ def prune_layer(
             losses.append(running)
         all_margins.append(margins)
         all_losses.append(losses)
-    found = torch.tensor(all_margins, dtype=torch.float64).view(len(sizes), len(order))
-    return found.to(inputs.device), torch.tensor(all_losses, dtype=torch.float64).to(inputs.device)
+    found = torch.tensor(all_margins, dtype=torch.float64, device="cpu").view(
+        len(sizes), len(order)
+    )
+    return found.to(inputs.device), torch.tensor(all_losses, dtype=torch.float64, device="cpu").to(
+        inputs.device
+    )

@@ -13,7 +13,7 @@ from modfast.information import (
     mutual_information,
 )
 from modfast.information.binning import Rule
-from modfast.passes import capture
+from modfast.network.capture import capture
 from modfast.reproduce.networks import EPOCHS, Networks
 from modfast.reproduce.tables import Row, Section
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from modfast import plots
+from modfast.network.inputs import Inputs
+from modfast.network.logits import Output
 from modfast.results import Result
 from modfast.tasks.directions import (
     TaskSimilarity,
@@ -72,12 +74,14 @@ class TaskComparison(Result):
 
 def compare_tasks(
     model: nn.Module,
-    inputs_by_task: Sequence[Tensor] | Tensor,
+    inputs_by_task: Sequence[Inputs] | Tensor,
     sites: str | Sequence[str],
     tasks: Sequence[int] | None = None,
     *,
+    output: Output = None,
     pool: bool = False,
     batch_size: int | None = None,
+    progress: bool = True,
 ) -> dict[str, TaskComparison]:
     """How far each site keeps tasks apart: in the directions of their gradients, and in variance.
 
@@ -87,12 +91,14 @@ def compare_tasks(
 
     Args:
         model: any module that returns `[n, outputs]`.
-        inputs_by_task: for each task, inputs `[n, ...]` that vary it, such as
-            `modfast.data.physics_grids()`.
-        sites: as in `task_gradients`, as are `pool` and `batch_size`.
+        inputs_by_task: for each task, inputs that vary it, `[n, ...]` or whatever else the model
+            takes, such as `modfast.data.physics_grids()`.
+        sites: as in `task_gradients`.
         tasks: each task's output; by default 0, 1, ...
+        output: picks the outputs from what the model returns.
         pool: whether to take means over positions.
         batch_size: samples in one pass.
+        progress: show a progress bar over streams, where standard error is a terminal.
 
     Returns:
         By site, in the order in which the model registers them, the input first.
@@ -119,7 +125,16 @@ def compare_tasks(
             f"got {len(numbers)}"
         )
     by_task = [
-        task_gradients(model, inputs, sites, [task], pool=pool, batch_size=batch_size)
+        task_gradients(
+            model,
+            inputs,
+            sites,
+            [task],
+            output=output,
+            pool=pool,
+            batch_size=batch_size,
+            progress=progress,
+        )
         for inputs, task in zip(inputs_by_task, numbers, strict=True)
     ]
     found = {}
@@ -129,5 +144,5 @@ def compare_tasks(
         )
         directions = torch.cat([each.directions for each in distinct])
         variances = variance_explained(directions, [each[site].activations for each in by_task])
-        found[site] = TaskComparison(distinct, variances).cpu()
+        found[site] = TaskComparison(distinct, variances, "model").cpu()
     return found

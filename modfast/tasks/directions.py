@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modfast import checks, plots
+from modfast.precision import precise
 from modfast.results import Result
 from modfast.tasks.distinct import DistinctGradients, check_rows
 
@@ -31,6 +32,7 @@ class TaskSimilarity(Result):
         return plots.task_similarity(self.matrix, self.cosine)
 
 
+@precise
 def principal_components(x: Tensor) -> tuple[Tensor, Tensor]:
     """The principal components of rows, and the variance along each.
 
@@ -65,6 +67,7 @@ def principal_components(x: Tensor) -> tuple[Tensor, Tensor]:
     return components.to(x.dtype), (s.square() / (len(x) - 1)).to(x.dtype)
 
 
+@precise
 def task_similarity(a: DistinctGradients, b: DistinctGradients) -> TaskSimilarity:
     """How far two tasks' gradients at one site point the same way.
 
@@ -97,6 +100,7 @@ def task_similarity(a: DistinctGradients, b: DistinctGradients) -> TaskSimilarit
     return TaskSimilarity(cosine, a.directions.double() @ b.directions.double().T).cpu()
 
 
+@precise
 def variance_explained(
     components: Tensor, activations_by_task: Sequence[Tensor] | Tensor
 ) -> Tensor:
@@ -143,6 +147,7 @@ def variance_explained(
     return torch.stack(found)
 
 
+@precise
 def task_capture(variances: Tensor, norms: Tensor) -> Tensor:
     """How far each direction carries the variance of a single task, weighted by gradient norms.
 

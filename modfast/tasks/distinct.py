@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modfast import checks
+from modfast.precision import precise
 from modfast.results import Result
 
 # Projections without a gap after which rows count as one group.
@@ -32,6 +33,7 @@ class DistinctGradients(Result):
         return (shares * self.norms.double()) @ self.directions.double()
 
 
+@precise
 def distinct_gradients(
     gradients: Tensor, regions: Tensor | None = None, tolerance: float | None = None
 ) -> DistinctGradients:
@@ -136,11 +138,13 @@ def _first_of_each(labels: Tensor) -> Tensor:
 
 def _group(rows: Tensor, allowed: float) -> Tensor:
     """Numbers rows so that those with no gap beyond `allowed` between them are one group."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     labels = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     n_groups, unchanged = 1, 0
     while unchanged < _PATIENCE and n_groups < len(rows):
-        direction = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64)
+        direction = torch.randn(
+            rows.shape[1], generator=generator, dtype=torch.float64, device="cpu"
+        )
         # No projection on a unit vector is longer than what is projected.
         values = rows @ (direction / direction.norm()).to(rows.device)
         order = values.argsort()

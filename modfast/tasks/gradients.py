@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from modfast import checks
-from modfast.passes import run_passes
+from modfast.network.capture import read_passes
+from modfast.network.inputs import Batch, Inputs
+from modfast.network.logits import Output, check_output, pick
+from modfast.network.run import running
+from modfast.network.sites import resolve_sites
+from modfast.network.visits import Visit, at_sites, checked
 from modfast.results import Result
-from modfast.sites import resolve_modules
 from modfast.tasks.distinct import DistinctGradients, distinct_gradients
 from modfast.tasks.regions import branches, number_rows
-
-INPUT = "input"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,19 +48,20 @@ class TaskGradients(Result):
         Raises:
             ValueError: not one of `tasks`, a tolerance out of range.
         """
-        if task not in self.tasks:
-            raise ValueError(f"task must be one of {self.tasks}, got {task!r}")
+        checks.choice("task", task, self.tasks)
         return distinct_gradients(self.gradients[self.tasks.index(task)], self.regions, tolerance)
 
 
 def task_gradients(
     model: nn.Module,
-    inputs: Tensor | tuple[Any, ...] | Mapping[str, Any],
+    inputs: Inputs,
     sites: str | Sequence[str],
     tasks: int | Sequence[int] | None = None,
     *,
+    output: Output = None,
     pool: bool = False,
     batch_size: int | None = None,
+    progress: bool = True,
 ) -> dict[str, TaskGradients]:
     """The gradients of a network's outputs, each of which is a task, at chosen sites.
 
@@ -68,24 +72,26 @@ def task_gradients(
     Args:
         model: any module that returns `[n, outputs]`. It runs in eval mode and is left as it was;
             its parameters get no gradients.
-        inputs: its input, a tuple of positional inputs or a mapping of keyword inputs.
-        sites: names or patterns of submodules that return floating tensors `[n, ...]`; `"input"` is
-            the model's input, a floating tensor (unless a module has that name).
+        inputs: one batch, or a stream of batches; targets are not needed.
+        sites: names of places or patterns of modules, as in `capture`, that have floating tensors
+            `[n, ...]`; `"input"` is the model's first input (unless a module has that name).
         tasks: which outputs, all by default.
+        output: picks the outputs from what the model returns: a function, a key.
         pool: of sites `[n, channels, positions, ...]`, take the mean of the activations over the
             positions, and the gradient with respect to that mean (its sum over the positions).
             By default features are flattened: channel times position.
-        batch_size: samples in one pass; by default one pass takes them all.
+        batch_size: samples in one pass; by default one pass takes a whole batch.
+        progress: show a progress bar over a stream, where standard error is a terminal.
 
     Returns:
         By site, in the order in which the model registers them, the input first.
 
     Raises:
-        TypeError: arguments of a wrong type; a model or site that returns no floating tensor.
+        TypeError: arguments of a wrong type; a model or site that gives no floating tensor.
         ValueError: an unknown site (the nearest are listed), one that is not called or called
             several times; no such output; inputs or outputs that are not finite, or no samples;
-            outputs of another shape, or that do not hang on the sites through autograd; `pool` for
-            a site without positions.
+            outputs of another shape, or that do not depend on the sites through autograd; `pool`
+            for a site without positions.
 
     Source: N4.
 
@@ -98,29 +104,39 @@ def task_gradients(
         >>> torch.equal(found["act2"].gradients[0, 0], model.fc3.weight[0])
         True
     """
-    modules, runner = _resolve(model, inputs, sites)
-    collected = _Collected(modules, tasks, pool)
-    with torch.enable_grad():
-        run_passes(runner, inputs, modules, collected.visit, batch_size)
-    return collected.results()
+    check_output(output)
+    places = resolve_sites(model, sites)
+    collected = _Collected([site.name for site in places], tasks, pool)
+    with running(model) as run, torch.enable_grad():
+        for batch in read_passes(model, inputs, None, batch_size, progress):
+            outputs: dict[str, Tensor] = {}
+            visits = [Visit(site, partial(_keep, outputs, site.name), "sites") for site in places]
+
+            def read(
+                result: Any,
+                batch: Batch = batch,
+                visits: Sequence[Visit] = visits,
+                outputs: dict[str, Tensor] = outputs,
+            ) -> None:
+                names = [each.site.name for each in checked(visits)]
+                logits = pick(result, output, batch)
+                collected.visit(logits, {name: outputs[name] for name in names})
+
+            with at_sites(model, visits):
+                run(batch, read)
+        return collected.results()
 
 
-def _resolve(
-    model: nn.Module, inputs: object, sites: str | Sequence[str]
-) -> tuple[dict[str, nn.Module], nn.Module]:
-    """The sites' modules, and what to run: a module of its own stands for the input."""
-    names = [sites] if isinstance(sites, str) else sites
-    checks.module("model", model)
-    own = dict(model.named_modules(remove_duplicate=False))
-    if not isinstance(names, Sequence) or INPUT not in names or INPUT in own:
-        return resolve_modules(model, sites, "sites"), model
-    single = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
-    if not isinstance(single, Tensor) or not single.is_floating_point():
-        raise TypeError(f"sites={INPUT!r}: inputs must be one floating tensor")
-    others = [name for name in names if name != INPUT]
-    start = nn.Identity()
-    found = {INPUT: start, **(resolve_modules(model, others, "sites") if others else {})}
-    return found, nn.Sequential(start, model)
+def _keep(outputs: dict[str, Tensor], name: str, value: Tensor) -> Tensor:
+    """Keeps a site's value in the autograd graph; gives the model a copy to work on in place."""
+    if not value.is_floating_point():
+        raise TypeError(f"sites={name!r}: must be a floating tensor, got {value.dtype}")
+    if not value.requires_grad:
+        # Not the value itself: it may be the caller's input.
+        value = value.detach()
+        value.requires_grad = True
+    outputs[name] = value
+    return value.clone()
 
 
 class _Collected:
@@ -128,7 +144,7 @@ class _Collected:
 
     def __init__(
         self,
-        sites: Sequence[str] | Mapping[str, Any],
+        sites: Sequence[str],
         tasks: int | Sequence[int] | None,
         pool: bool,
     ) -> None:
@@ -138,22 +154,20 @@ class _Collected:
         self.activations: dict[str, list[Tensor]] = {site: [] for site in sites}
         self.branches: dict[str, list[np.ndarray[Any, Any]] | None] = {site: [] for site in sites}
 
-    def visit(self, result: Any, outputs: dict[str, Tensor]) -> None:
+    def visit(self, result: Tensor, outputs: dict[str, Tensor]) -> None:
         """Takes the gradients of one pass."""
         _check_result(result)
         n = len(result)
         self.numbers = _numbers(self.tasks, result.shape[1])
         for site, output in outputs.items():
-            if not output.is_floating_point():
-                raise TypeError(f"sites={site!r}: must be a floating tensor, got {output.dtype}")
             if output.dim() < 2 or len(output) != n:
                 raise ValueError(
                     f"sites={site!r}: must be [n, ...] for {n} outputs, got shape "
-                    f"{list(output.shape)}"
+                    f"{tuple(output.shape)}"
                 )
             if self.pool and output.dim() < 3:
                 raise ValueError(
-                    f"pool=True: sites={site!r} has no positions, but shape {list(output.shape)}"
+                    f"pool=True: sites={site!r} has no positions, but shape {tuple(output.shape)}"
                 )
         each = [
             torch.autograd.grad(
@@ -183,27 +197,28 @@ class _Collected:
         """All passes together."""
         found = {}
         for site, parts in self.branches.items():
+            if not self.gradients[site]:
+                continue  # a pattern matched it, but it has no tensor
             gradients = torch.cat(self.gradients[site], dim=1)
             checks.finite(f"the gradients at {site!r}", gradients)
             regions = None
             if parts is not None:
                 regions = number_rows(np.concatenate(parts)).to(gradients.device)
             activations = torch.cat(self.activations[site])
-            found[site] = TaskGradients(self.numbers, gradients, activations, regions)
+            found[site] = TaskGradients(self.numbers, gradients, activations, regions, "model")
         return found
 
 
-def _check_result(result: object) -> None:
-    if not isinstance(result, Tensor) or not result.is_floating_point():
-        kind = result.dtype if isinstance(result, Tensor) else type(result).__name__
-        raise TypeError(f"the model must return a floating tensor [n, outputs], got {kind}")
+def _check_result(result: Tensor) -> None:
+    if not result.is_floating_point():
+        raise TypeError(f"the model must return a floating tensor [n, outputs], got {result.dtype}")
     if result.dim() != 2 or result.numel() == 0:
         raise ValueError(
-            f"the model must return [n, outputs], neither 0, got shape {list(result.shape)}"
+            f"the model must return [n, outputs], neither 0, got shape {tuple(result.shape)}"
         )
     checks.finite("the model's outputs", result)
     if not result.requires_grad:
-        raise ValueError("the model's outputs do not hang on the sites through autograd")
+        raise ValueError("the model's outputs do not depend on the sites through autograd")
 
 
 def _numbers(tasks: int | Sequence[int] | None, n_outputs: int) -> tuple[int, ...]:
@@ -213,8 +228,7 @@ def _numbers(tasks: int | Sequence[int] | None, n_outputs: int) -> tuple[int, ..
     if not isinstance(listed, Sequence):
         raise TypeError(f"tasks must be an output's number or a sequence of them, got {tasks!r}")
     for task in listed:
-        if not isinstance(task, int) or isinstance(task, bool):
-            raise TypeError(f"tasks must hold integers, got {task!r}")
+        checks.integer("each of tasks", task)
         if not 0 <= task < n_outputs:
             raise ValueError(f"tasks must be from 0 to {n_outputs - 1}, the outputs, got {task}")
     if not listed:

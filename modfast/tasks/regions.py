@@ -98,7 +98,7 @@ def branches(output: Tensor, site: Tensor, n: int) -> list[np.ndarray[Any, Any]]
 def number_rows(rows: np.ndarray[Any, Any]) -> Tensor:
     """Equal rows of bytes `[n, b]` get equal numbers from 0: int64 `[n]`."""
     if rows.shape[1] == 0:
-        return torch.zeros(len(rows), dtype=torch.int64)
+        return torch.zeros(len(rows), dtype=torch.int64, device="cpu")
     keys = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))[:, 0]
     return torch.from_numpy(np.unique(keys, return_inverse=True)[1].reshape(-1))
 

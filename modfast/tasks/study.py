@@ -209,7 +209,11 @@ class TaskStudy(Result):
             collected(lambda found: found.capture),
             collected(lambda found: found.cosine),
             collected(lambda found: found.overlap),
-            collected(lambda found: torch.tensor([len(each.norms) for each in found.distinct])),
+            collected(
+                lambda found: torch.tensor(
+                    [len(each.norms) for each in found.distinct], device="cpu"
+                )
+            ),
         )
 
     def plot(self) -> Figure:

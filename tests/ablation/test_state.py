@@ -132,9 +132,9 @@ def test_bad_arguments(path: str | None) -> None:
         units(units=[0, 6])
     with pytest.raises(ValueError, match="units must be from 0 to 5, got -1"):
         units(units=[-1])
-    with pytest.raises(TypeError, match="units must be a list of integers"):
+    with pytest.raises(TypeError, match="units must .*integer"):
         units(units=[0.5])
-    with pytest.raises(TypeError, match="units must be a list of integers, got 'ab'"):
+    with pytest.raises(TypeError, match="units must .*integer"):
         units(units="ab")
     with pytest.raises(ValueError, match="units must not be empty"):
         units(units=[])
@@ -172,9 +172,9 @@ def test_bad_arguments(path: str | None) -> None:
         ablate_directions(model, X, "act2", torch.eye(5), backend=path)
     with pytest.raises(TypeError, match="directions must be a floating tensor, got list"):
         ablate_directions(model, X, "act2", [[1.0]], backend=path)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"groups\[1\] must be from 0 to 5, got 9"):
+    with pytest.raises(ValueError, match=r"units must hold indices from 0 to 5, got 9"):
         ablate_groups(model, X, "act2", [[1], [9]], backend=path)
-    with pytest.raises(ValueError, match=r"a boolean tensor \[a, 6\]"):
+    with pytest.raises(ValueError, match="units must be of the 6 units there are, got 5"):
         ablate_groups(model, X, "act2", torch.ones(2, 5, dtype=torch.bool), backend=path)
     with pytest.raises(ValueError, match="inputs must be finite, got 1 of 160"):
         ablate_units(

@@ -82,7 +82,7 @@ def test_labels_come_from_numpy_and_any_integer_type() -> None:
         (
             lambda: Clusters.from_indices([[0.5]], [[0]]),
             TypeError,
-            "row_lists must hold lists of integers: 'float' object",
+            "row_lists must hold lists of integer unit indices: 'float' object",
         ),
         (
             lambda: Clusters.from_indices({-1: [0]}, [[0]]),

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -181,8 +181,9 @@ def test_model_is_left_as_it_was() -> None:
     assert torch.equal(found["1"].indices, found["2"].indices)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [module.training for module in model] == [True, False, True]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="data must fit the model, .*: mat1 and mat2") as caught:
         max_activating(model, torch.randn(9, 36), "*", 5)
+    assert type(caught.value.__cause__) is RuntimeError
     assert hooks(model) == 0
     assert model.training
     assert torch.is_grad_enabled()
@@ -191,7 +192,7 @@ def test_model_is_left_as_it_was() -> None:
 class Careful(MLP):
     """Goes on after any Exception, and counts what it makes of inputs."""
 
-    n_rows: list[int]
+    n_rows: ClassVar[list[int]] = []  # not the model's own, whose lists are put back
 
     def forward(self, x: Tensor) -> Tensor:
         try:
@@ -204,12 +205,12 @@ class Careful(MLP):
 
 def test_after_the_first_pass_only_what_sites_need_runs() -> None:
     x, model = samples()[0], Careful([37, 11, 4])
-    model.n_rows = []
+    model.n_rows.clear()
     top = max_activating(model, x, ["act1", "fc1"], 7, batch_size=50)
     assert model.n_rows == [3]
     for name, activations in capture(model, x, ["act1", "fc1"]).items():
         torch.testing.assert_close(top[name].values, activations.topk(7, 0).values.T)
-    model.n_rows = []
+    model.n_rows.clear()
     max_activating(model, x, "fc2", 7, batch_size=50)
     assert model.n_rows == [3, 50, 50, 50, 50]
 
@@ -235,6 +236,141 @@ def test_merged_parts_are_the_whole() -> None:
         whole.merge(max_activating(model, x, "act", 20)["act"])
 
 
+class Tokens(nn.Module):
+    """A model of token ids with keyword inputs, as those of the transformers library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.fc = nn.Embedding(9, 4), nn.Linear(4, 5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        return {"logits": self.fc(self.embed(input_ids))}
+
+
+class Encoded(Dataset[Any]):
+    def __init__(self, rows: dict[str, Tensor], y: Tensor) -> None:
+        self.rows, self.y = rows, y
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, i: int) -> Any:
+        return {name: value[i] for name, value in self.rows.items()}, self.y[i]
+
+
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+def test_masked_positions_and_every_kind_of_data(reduce: str) -> None:
+    torch.manual_seed(0)
+    model, n, t = Tokens().double(), 40, 6
+    ids, y = torch.randint(0, 9, (n, t)), torch.randint(0, 3, (n,))
+    lengths = torch.randint(1, t + 1, (n,))
+    mask = (torch.arange(t) < lengths[:, None]).long()
+    # By plain loops.
+    values = model.fc(model.embed(ids)).detach()
+    rows = [values[i, : lengths[i]] for i in range(n)]
+    wanted = torch.stack([r.amax(0) if reduce == "max" else r.mean(0) for r in rows])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    kinds: dict[str, Any] = {
+        "pair": (inputs, y),
+        "mapping": {**inputs, "labels": y},
+        "data set of pairs": Encoded(inputs, y),
+        "loader of pairs": DataLoader(Encoded(inputs, y), batch_size=7, shuffle=True),
+    }
+    for name, data in kinds.items():
+        found = max_activating(model, data, "fc", 9, reduce=reduce, batch_size=None)["fc"]
+        np.testing.assert_array_equal(found.indices, sorted_top(wanted, 9)[0], err_msg=name)
+        torch.testing.assert_close(found.values, wanted.topk(9, 0).values.T, rtol=1e-12, atol=0)
+        assert found.labels is not None
+        assert torch.equal(found.labels, y[found.indices])
+        assert found.backend == "model"
+    # A language model's targets are no labels; what is not wanted by the model does not reach it.
+    labels = ids.masked_fill(mask == 0, -100)
+    for data in ({**inputs, "labels": labels}, Encoded(inputs, labels)):
+        found = max_activating(model, data, ["fc:input", "fc"], 9, reduce=reduce)
+        assert list(found) == ["fc:input", "fc"]
+        assert found["fc"].labels is None
+        np.testing.assert_array_equal(found["fc"].indices, sorted_top(wanted, 9)[0])
+    transformers = pytest.importorskip("transformers")
+    encoded = transformers.BatchEncoding({**inputs, "labels": y})
+    found = max_activating(model, encoded, "fc", 9, reduce=reduce, batch_size=11)["fc"]
+    np.testing.assert_array_equal(found.indices, sorted_top(wanted, 9)[0])
+    assert torch.equal(found.labels, y[found.indices])
+    mask[3] = 0
+    with pytest.raises(ValueError, match="data must have positions that count in each sample"):
+        max_activating(model, inputs, "fc")
+
+
+def test_units_of_features_last_and_of_channels() -> None:
+    """FAULTS H: a Linear on [n, 7, 7, 8] has 5 units, and not 7."""
+
+    class Image(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.up, self.act = nn.Conv2d(1, 8, 2), nn.Linear(8, 5), nn.GELU()
+            self.down, self.free = nn.Linear(5, 8), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.conv(x)
+            h = h + self.down(self.act(self.up(h.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+            return self.free(h.unflatten(1, (2, 4)).flatten(1, 2))
+
+    torch.manual_seed(0)
+    model, x = Image().double(), torch.randn(30, 1, 8, 8).double()
+    names = ["conv", "up", "act", "down", "/add#0"]
+    found = max_activating(model, x, names, 7, batch_size=9)
+    values = capture(model, x, names)
+    for name in names:
+        over = (2, 3) if name in ("conv", "/add#0") else (1, 2)
+        wanted = values[name].amax(over)
+        np.testing.assert_array_equal(found[name].indices, sorted_top(wanted, 7)[0], err_msg=name)
+        torch.testing.assert_close(found[name].values, wanted.topk(7, 0).values.T)
+    with pytest.raises(ValueError, match="dim must say which dimension of 'free' holds its units"):
+        max_activating(model, x, "free", 7)
+    free = capture(model, x, "free")["free"]
+    top = max_activating(model, x, "free", 7, dim=-3)["free"]
+    np.testing.assert_array_equal(top.indices, sorted_top(free.amax((2, 3)), 7)[0])
+    with pytest.raises(ValueError, match="dim must be a dimension of the site"):
+        max_activating(model, x, "free", 7, dim=4)
+    with pytest.raises(ValueError, match="dim must not be 0, the samples of 'free', got -4"):
+        max_activating(model, x, "free", 7, dim=-4)
+
+
+def test_activations_of_minus_infinity() -> None:
+    class Log(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.log())
+
+    x = torch.rand(10, 3) + 0.1
+    x[4:, 1] = 0
+    assert torch.equal(max_activating(Log(), x, "inner", 4)["inner"].indices[1].sort().values,
+                       torch.arange(4))  # fmt: skip
+    with pytest.raises(ValueError, match="5 largest activations of 'inner' must be finite, got a "
+                       "unit with only 4 above -infinity"):  # fmt: skip
+        max_activating(Log(), x, "inner", 5)
+
+
+def test_inference_mode_and_inputs_that_do_not_fit() -> None:
+    model, (x, y) = MLP([37, 8, 3]), samples()
+    wanted = max_activating(model, (x, y), "act1", 5)["act1"]
+    with torch.inference_mode():
+        own = x.clone()
+        inside = max_activating(model, (own, y), "act1", 5)["act1"]
+    assert torch.equal(inside.indices, wanted.indices)
+    assert torch.equal(max_activating(model, (own, y), "act1", 5)["act1"].values, wanted.values)
+    for bad in (x.double(), x[:, :5], x[:, 0]):
+        with pytest.raises(ValueError, match="data must fit the model, whose forward pass failed"):
+            max_activating(model, (bad, y), "act1", 5)
+
+
+def max_activating_alone(model: nn.Module, x: Tensor, k: int) -> Tensor:
+    """The indices, by sorting."""
+    return torch.from_numpy(sorted_top(model(x).detach(), k)[0])
+
+
 def on_rank(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     (x, y), model, found = samples(), Rounds(), {}
@@ -246,6 +382,18 @@ def on_rank(rank: int, port: int, folder: str) -> None:
     for name, shuffle in (("sampler", False), ("shuffled", True)):
         loader = DataLoader(data, 16, sampler=DistributedSampler(data, shuffle=shuffle))
         found[name] = max_activating(model, loader, "act", 20)["act"]
+    # One sample, and none for the second rank, which its sampler leaves without a batch.
+    few = DataLoader(data, 16, sampler=range(7) if rank == 0 else range(0))
+    top = max_activating(model, few, "act", 5)["act"]
+    assert torch.equal(top.indices, max_activating_alone(model, x[:7], 5))
+    calls: list[int] = []
+    model.act.register_forward_hook(lambda *_: calls.append(1))
+    max_activating(model, data, "act", 20, batch_size=100)  # of three batches the first has two
+    assert len(calls) == 2
+    with pytest.raises(ValueError, match="data must not be empty, got a DataLoader without"):
+        max_activating(model, DataLoader(data, 16, sampler=range(0)), "act", 5)
+    with pytest.raises(ValueError, match="k must be at most 7, the samples, got 8"):
+        max_activating(model, few, "act", 8)
     with pytest.raises(ValueError, match="IterableDataset under torch.distributed"):
         max_activating(model, Stream(x, y), "act", 20)
     saved = {name: (top.indices, top.values, top.labels) for name, top in found.items()}
@@ -301,9 +449,9 @@ def test_bad_input() -> None:
     bad[150, 3] = torch.inf
     with pytest.raises(ValueError, match="must be finite|must be numbers"):
         max_activating(model, bad, "act1")
-    with pytest.raises(ValueError, match="sites='1': outputs must be batch-first"):
+    with pytest.raises(ValueError, match="sites='1': values must be batch-first"):
         max_activating(nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (37, -1))), x, "1")
-    with pytest.raises(TypeError, match="sites='0': must return a floating tensor"):
+    with pytest.raises(TypeError, match="sites='0': must be a floating tensor"):
         max_activating(nn.Sequential(nn.Identity()), y, "0")
 
 

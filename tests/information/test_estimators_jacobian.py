@@ -117,13 +117,15 @@ def test_bad_jacobians() -> None:
         call(model, x, "fc9", [0, 1])
     with pytest.raises(TypeError, match="model must be a torch.nn.Module, got function"):
         call(lambda x: x, x, "fc3")
-    with pytest.raises(ValueError, match="at least 2 modules, got 1"):
+    with pytest.raises(ValueError, match="at least 2 groups, got 1"):
         call(model, x, "fc3")
     with pytest.raises(ValueError, match="of the 3 units there are, got 2"):
         call(model, x, "fc3", [0, 1])
-    with pytest.raises(TypeError, match="inputs must be a tensor of floating values, got list"):
+    with pytest.raises(TypeError, match="a batch of inputs must be a tensor, .* got float"):
         call(model, [1.0], "fc3", [0, 1, 1])
-    with pytest.raises(TypeError, match="got torch.int64"):
+    with pytest.raises(
+        TypeError, match="inputs must be one tensor of floating values, got torch.int64"
+    ):
         call(model, torch.ones(5, 6).long(), "fc3", [0, 1, 1])
     with pytest.raises(ValueError, match=r"inputs must be \[n, ...\] and not empty"):
         call(model, torch.ones(6), "fc3", [0, 1, 1])
@@ -146,3 +148,61 @@ def test_information_through_a_channel() -> None:
     model[0].weight.data.copy_(torch.tensor([[1.0, 0.0], [2.0, 0.5]]))
     found = jacobian_mutual_information(model, torch.randn(4, 2), "0", [0, 1])
     assert float(found[0, 1]) == pytest.approx(math.log(17) / 2, abs=1e-6)
+
+
+def test_a_module_registered_twice_keeps_its_parameters() -> None:
+    """FAULTS AA: torch.func.functional_call would leave tensors without gradient in their place."""
+    torch.manual_seed(0)
+    model = MLP([6, 5, 3]).double()
+    model.act1, model.again = nn.Tanh(), model.fc2
+    inputs = torch.randn(4, 6, dtype=torch.float64)
+    found = jacobian_mutual_information(model, inputs, "fc2", [[0], [1, 2]])
+    assert float(found[0, 1]) == pytest.approx(brute_force(model, inputs, [[0], [1, 2]]), abs=1e-9)
+    assert model.again.weight is model.fc2.weight
+    assert all(type(each) is nn.Parameter and each.requires_grad for each in model.parameters())
+    assert all(each.grad is None for each in model.parameters())
+    assert not model.fc2._forward_hooks
+    model(inputs).sum().backward()
+    assert model.fc2.weight.grad is not None
+
+
+def test_hooks_streams_and_modes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    model[1].register_forward_hook(lambda m, a, o: o * torch.arange(1.0, 6.0) + a[0])
+    inputs, groups = torch.randn(9, 6, dtype=torch.float64), [[0], [1, 2]]
+    wanted = brute_force(model, inputs, groups)
+    targets = torch.zeros(9).long()
+    batches = list(zip(inputs.split(4), targets.split(4), strict=True))
+    for given in (inputs, (inputs,), batches):
+        found = jacobian_mutual_information(model, given, "2", groups)
+        assert float(found[0, 1]) == pytest.approx(wanted, abs=1e-9)
+    with torch.inference_mode():
+        inside = jacobian_mutual_information(model, inputs.clone(), "2", groups)
+        own = inputs.clone()
+    assert float(inside[0, 1]) == pytest.approx(wanted, abs=1e-9)
+    made_in_it = jacobian_mutual_information(model, own, "2", groups)
+    assert float(made_in_it[0, 1]) == pytest.approx(wanted, abs=1e-9)
+    # Another place for the same units, and what goes into them.
+    place = jacobian_mutual_information(model, inputs, "2:input", [[0, 3, 4], [1, 2]])
+    assert float(place[0, 1]) == pytest.approx(
+        brute_force(model[:2], inputs, [[0, 3, 4], [1, 2]]), abs=1e-9
+    )
+    with pytest.raises(ValueError, match="inputs must fit the model, .*mat1 and mat2"):
+        jacobian_mutual_information(model, inputs[:, :5], "2", groups)
+    with pytest.raises(ValueError, match="inputs must fit the model"):
+        jacobian_mutual_information(model, inputs.float(), "2", groups)
+
+
+def test_autocast_is_the_models_business_alone() -> None:
+    """FAULTS J: the network may run in bfloat16, but what is measured is measured in float64."""
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(6, 3)), torch.randn(4, 6)
+    wanted = jacobian_mutual_information(model, inputs, "0", [[0], [1, 2]])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = jacobian_mutual_information(model, inputs, "0", [[0], [1, 2]])
+    rounded = model[0].weight.detach().bfloat16().double()
+    expected = gaussian_mutual_information(y=[[0], [1, 2]], covariance=rounded @ rounded.T)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.01)

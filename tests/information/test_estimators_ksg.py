@@ -152,7 +152,7 @@ def test_equal_samples() -> None:
         ({"k": 0}, ValueError, "k must be at least 1, got 0"),
         ({"k": 20}, ValueError, "k must be below the number of samples, 20, got 20"),
         ({"k": 1.5}, TypeError, "k must be an integer, got 1.5"),
-        ({"variant": 3}, ValueError, r"variant must be one of \(1, 2\), got 3"),
+        ({"variant": 3}, ValueError, r"variant must be one of 1, 2, got 3"),
         ({"jitter": -1.0}, ValueError, "jitter must be at least 0, got -1"),
         ({"jitter": "a"}, TypeError, "jitter must be a number"),
         ({"seed": 1.5}, TypeError, "seed must be an integer, got 1.5"),

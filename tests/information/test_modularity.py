@@ -123,16 +123,16 @@ MODULE = {name: [0, 1] for name in NAMES}
             ValueError,
             r"same samples at each site, got \{'fc1': 5, 'fc2': 6\}",
         ),
-        ({"module": 3}, TypeError, "module must be a mapping"),
-        ({"module": []}, ValueError, "at least one module"),
-        ({"module": [3]}, TypeError, "must be a mapping of sites to unit indices, got int"),
-        ({"module": {"fc1": [0]}}, ValueError, "module must name units of site 'fc2'"),
-        ({"module": {**MODULE, "fc2": [9]}}, ValueError, r"\['fc2'\] .* 0 to 8, got 9"),
-        ({"module": {**MODULE, "fc2": [-1]}}, ValueError, "0 to 8, got -1"),
-        ({"module": {**MODULE, "fc2": [1, 1]}}, ValueError, "must not repeat units, got 1"),
-        ({"module": {**MODULE, "fc2": []}}, ValueError, "one or more unit indices"),
-        ({"module": {**MODULE, "fc2": [0.5]}}, TypeError, "must be integer unit indices"),
-        ({"module": {**MODULE, "fc2": range(9)}}, ValueError, "must leave out some unit"),
+        ({"units": 3}, TypeError, "units must be a mapping"),
+        ({"units": []}, ValueError, "at least one module"),
+        ({"units": [3]}, TypeError, "must be a mapping of sites to unit indices, got int"),
+        ({"units": {"fc1": [0]}}, ValueError, "units must name units of site 'fc2'"),
+        ({"units": {**MODULE, "fc2": [9]}}, ValueError, r"\['fc2'\] .* 0 to 8, got 9"),
+        ({"units": {**MODULE, "fc2": [-1]}}, ValueError, "0 to 8, got -1"),
+        ({"units": {**MODULE, "fc2": [1, 1]}}, ValueError, "must not repeat units, got 1"),
+        ({"units": {**MODULE, "fc2": []}}, ValueError, "one or more unit indices"),
+        ({"units": {**MODULE, "fc2": [0.5]}}, TypeError, "must be integer labels"),
+        ({"units": {**MODULE, "fc2": range(9)}}, ValueError, "must leave out some unit"),
         ({"pairs": []}, ValueError, "pairs must hold at least one pair"),
         ({"pairs": ["fc1", "fc2"]}, TypeError, "pairs must be pairs of sites, got 'fc1'"),
         ({"pairs": [("fc1", "fc9")]}, ValueError, "no such site 'fc9'; did you mean: 'fc"),
@@ -144,7 +144,7 @@ MODULE = {name: [0, 1] for name in NAMES}
 )
 def test_bad_input(arguments: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        modularity_measures(**{"activations": network(20), "module": MODULE, **arguments})
+        modularity_measures(**{"activations": network(20), "units": MODULE, **arguments})
 
 
 def test_values_that_are_not_finite_are_named() -> None:

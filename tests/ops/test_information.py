@@ -386,13 +386,15 @@ def test_bad_input() -> None:
         ops.joint_histogram(x, y, 5, 2.5, "all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bins_x must be at most 256 for uint8 codes, got 300"):
         ops.joint_histogram(x, y, 300, 7, "all")
-    with pytest.raises(ValueError, match="pairing must be one of aligned, all, pairwise, got 'x'"):
+    with pytest.raises(ValueError, match="pairing must be one of 'aligned', .*, got 'x'"):
         ops.joint_histogram(x, y, 5, 7, "x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"one shape to be aligned, got \(30, 3\) and \(30, 4\)"):
         ops.joint_histogram(x[:, :3], y, 5, 7, "aligned")
     with pytest.raises(ValueError, match="as many rows, got 30 and 29"):
         ops.pairwise_information(x, y[1:], 5, 7)
-    with pytest.raises(ValueError, match="correction must be one of miller-madow, panzeri-treves"):
+    with pytest.raises(
+        ValueError, match="correction must be one of 'miller-madow', 'panzeri-treves'"
+    ):
         ops.pairwise_information(x, y, 5, 7, "x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"x_codes must be \[n, d\], got shape \(30,\)"):
         ops.pairwise_information(x[:, 0], y, 5, 7)

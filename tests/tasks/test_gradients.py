@@ -7,8 +7,9 @@ import torch
 from tasks.oracle import assert_same_groups, gradients_after
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
-from modfast import task_gradients
+from modfast import compare_tasks, task_gradients
 from modfast.models import MLP
 
 
@@ -193,6 +194,99 @@ def test_a_task_without_a_path_has_zero_gradients() -> None:
     assert (found["b"].gradients[1] == 1).all()
 
 
+def by_hooks(model: nn.Module, inputs: tuple[Tensor, ...], module: nn.Module, task: int) -> Tensor:
+    """The gradient of one output at a module's output, by a plain hook and autograd."""
+    seen: list[Tensor] = []
+    hook = module.register_forward_hook(lambda m, a, o: seen.append(o))
+    out = model(*inputs)
+    hook.remove()
+    return torch.autograd.grad(out[:, task].sum(), seen[0])[0]
+
+
+class Places(nn.Module):
+    """A module called twice, a tuple and a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.act, self.fc = nn.GRU(3, 4, batch_first=True), nn.Tanh(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+        h = self.act(self.rnn(x)[0].mean(1) * scale)
+        return {"logits": self.fc(self.act(h) + h), "hidden": h}
+
+
+def test_places_of_all_kinds_and_outputs() -> None:
+    torch.manual_seed(0)
+    model, x = Places().double(), torch.randn(7, 5, 3).double()
+    names = ["input", "rnn[0]", "act#0", "act#1", "/add#0", "fc:input"]
+    found = task_gradients(model, (x, 2.0), names, 1)
+    assert set(found) == set(names)
+    assert found["act#0"].backend == "model"
+
+    def after(h: Tensor) -> Tensor:
+        return model.fc(h.tanh() + h)[:, 1].sum()
+
+    h = model((x, 2.0)[0], 2.0)["hidden"].detach().requires_grad_()
+    (wanted,) = torch.autograd.grad(after(h), h)
+    torch.testing.assert_close(found["act#0"].gradients[0], wanted)
+    torch.testing.assert_close(found["act#0"].activations, h.detach())
+    torch.testing.assert_close(found["act#1"].activations, h.detach().tanh())
+    row = model.fc.weight[1].detach().expand(7, 4)
+    for name in ("act#1", "/add#0", "fc:input"):
+        torch.testing.assert_close(found[name].gradients[0], row)
+    own = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(model(own, 2.0)["logits"][:, 1].sum(), own)
+    torch.testing.assert_close(found["input"].gradients[0], wanted.flatten(1))
+    hidden = task_gradients(model, {"x": x, "scale": 2.0}, "act#0", output="hidden")["act#0"]
+    assert torch.equal(hidden.gradients, torch.eye(4).double()[:, None].expand(4, 7, 4))
+    picked = task_gradients(model, (x, 2.0), "act#0", 1, output=lambda found: found["logits"])
+    torch.testing.assert_close(picked["act#0"].gradients, found["act#0"].gradients)
+    with pytest.raises(ValueError, match="output='scores': the dict that the model returned has"):
+        task_gradients(model, x, "act#0", output="scores")
+
+
+def test_streams_inference_mode_and_no_grad() -> None:
+    torch.manual_seed(0)
+    model, x = ConvNet().double().eval(), torch.randn(11, 2, 8, 8).double()
+    wanted = by_hooks(model, (x,), model.conv1, 2)
+    loader = DataLoader(TensorDataset(x, torch.zeros(11).long()), batch_size=4)
+    with torch.inference_mode():
+        own = x.clone()
+        inside = task_gradients(model, own, ["input", "conv1"], 2)["conv1"]
+    with torch.no_grad():
+        without = task_gradients(model, x, "conv1", 2)["conv1"]
+    streamed = task_gradients(model, loader, "conv1", 2, progress=False)["conv1"]
+    made_in_it = task_gradients(model, own, "conv1", 2)["conv1"]
+    for found in (inside, without, streamed, made_in_it):
+        torch.testing.assert_close(found.gradients[0], wanted.flatten(1))
+        assert not found.gradients.requires_grad
+        assert not found.gradients.is_inference()
+        assert found.regions is not None
+    compared = compare_tasks(model, [x, x], "conv1", output=lambda y: y * 2)["conv1"]
+    assert compared.backend == "model"
+    with torch.inference_mode():
+        again = compare_tasks(model, [own, own], "conv1", output=lambda y: y * 2)["conv1"]
+    torch.testing.assert_close(again.variances, compared.variances)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_users_hooks_are_part_of_the_model() -> None:
+    torch.manual_seed(0)
+    model, x = MLP((4, 6, 2)).double(), torch.rand(5, 4).double()
+    model.act1.register_forward_hook(lambda m, a, o: 3 * o)
+    found = task_gradients(model, x, ["fc1", "act1"], 0)
+    torch.testing.assert_close(found["act1"].gradients[0], model.fc2.weight[0].expand(5, 6))
+    wanted = by_hooks(model, (x,), model.fc1, 0)
+    torch.testing.assert_close(found["fc1"].gradients[0], wanted)
+    assert len(model.act1._forward_hooks) == 1
+
+
+def test_inputs_that_do_not_fit() -> None:
+    for bad in (torch.rand(5, 3), torch.rand(5, 4).double(), torch.rand(4)):
+        with pytest.raises(ValueError, match="inputs must fit the model, whose forward"):
+            task_gradients(MLP((4, 6, 2)), bad, "act1")
+
+
 def test_bad_input() -> None:
     model, x = MLP((4, 6, 6, 2)), torch.rand(5, 4)
     with pytest.raises(ValueError, match="sites='act9': no such module; did you mean: 'act2'"):
@@ -201,7 +295,7 @@ def test_bad_input() -> None:
         task_gradients(model, x, "act1", [0, 2])
     with pytest.raises(ValueError, match="tasks must hold at least one output"):
         task_gradients(model, x, "act1", [])
-    with pytest.raises(TypeError, match="tasks must hold integers, got 'a'"):
+    with pytest.raises(TypeError, match="each of tasks must be an integer, got 'a'"):
         task_gradients(model, x, "act1", "a")
     with pytest.raises(TypeError, match="tasks must be an output's number .*got 1.5"):
         task_gradients(model, x, "act1", 1.5)
@@ -209,22 +303,26 @@ def test_bad_input() -> None:
         task_gradients(model, x, "act1", pool=True)
     with pytest.raises(ValueError, match="inputs must be finite, got 20 of 20"):
         task_gradients(model, x * torch.nan, "act1")
-    with pytest.raises(ValueError, match=r"neither 0, got shape \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"inputs must not be empty, got shape \(0, 4\)"):
         task_gradients(model, x[:0], "act1")
-    with pytest.raises(TypeError, match="sites='input': inputs must be one floating tensor"):
+    with pytest.raises(
+        TypeError, match="sites='input': must be a floating tensor, got torch.int64"
+    ):
         task_gradients(model, x.long(), "input")
     for sites in ("input", "act1"):
         with pytest.raises(TypeError, match="model must be a torch.nn.Module, got str"):
             task_gradients("model", x, sites)
     with pytest.raises(TypeError, match="sites=3: must be a name"):
         task_gradients(model, x, 3)
-    with pytest.raises(TypeError, match="must return a floating tensor .*got tuple"):
+    with pytest.raises(
+        TypeError, match="the model returned a tuple, not a tensor; output= must pick"
+    ):
         task_gradients(nn.LSTM(4, 2), x, "input")
-    with pytest.raises(ValueError, match=r"must return \[n, outputs\].*got shape \[5, 2, 1\]"):
+    with pytest.raises(ValueError, match=r"must return \[n, outputs\].*got shape \(5, 2, 1\)"):
         task_gradients(nn.Sequential(nn.Linear(4, 2), nn.Unflatten(1, (2, 1))), x, "0")
-    with pytest.raises(ValueError, match="batch_size=0: must be an integer of at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         task_gradients(model, x, "act1", batch_size=0)
-    with pytest.raises(ValueError, match=r"task must be one of \(0,\), got 1"):
+    with pytest.raises(ValueError, match=r"task must be one of 0, got 1"):
         task_gradients(model, x, "act1", 0)["act1"].distinct(1)
 
     class Cut(nn.Module):
@@ -235,5 +333,5 @@ def test_bad_input() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x).detach()
 
-    with pytest.raises(ValueError, match="do not hang on the sites through autograd"):
+    with pytest.raises(ValueError, match="do not depend on the sites through autograd"):
         task_gradients(Cut(), x, "fc")
