@@ -14,7 +14,8 @@ from modfast.circuits.metric import Metric, MetricLike, make_metric
 from modfast.circuits.network import BACKEND, Groups, Network, Pass, checked_inputs, read_network
 from modfast.circuits.removal import MAX_MEMORY, Removals, Step
 from modfast.network.logits import Output
-from modfast.network.run import exact_arithmetic, running
+from modfast.network.run import running
+from modfast.precision import full_precision
 from modfast.progress import bar
 
 Method = Literal["eap", "eap-ig", "exact"]
@@ -38,10 +39,11 @@ def attribute_edges(
     """How far the metric rises when one edge carries what it carries on corrupted inputs.
 
     The model is a chain of Linear and convolution layers with activations, pooling, batch norm and
-    flatten between them; it is read from a run that is recorded, and must give the model's logits on
-    both inputs. Autocast has no say. Its nodes are the features of the input (the pixels, or before a
-    convolution the channels), and the units or channels of each layer; edges join nodes of layers
-    that follow each other. Edge s -> r adds weight[r, s] h_s to the pre-activation z_r. Its score:
+    flatten between them. It is read from a run that is recorded, and must give the model's logits
+    on both inputs; autocast has no say. Its nodes are the features of the input (the pixels, or
+    before a convolution the channels), and the units or channels of each layer; edges join nodes of
+    layers that follow each other. Edge s -> r adds weight[r, s] h_s to the pre-activation z_r. Its
+    score:
 
         "exact"   metric with weight[r, s] h'_s in its place, minus the metric of the clean run
         "eap"     d metric / d z_r at the clean run, times weight[r, s] (h'_s - h_s)
@@ -53,11 +55,11 @@ def attribute_edges(
     is exact for a linear network and metric; "exact" runs what follows the edge for each, many in
     one batch.
 
-    How closely gradients follow "exact" depends on the metric. On MNIST, for an MLP and a CNN (means
-    over three seeds; `python bench/edge_scores.py`), "eap" correlates with it at .999 and .976 if
-    the metric is the difference between the logits of the clean and of the corrupted input's class,
-    and at .970 and .541 if it is the loss, whose gradient is next to nothing where the network is
-    sure of itself; "eap-ig" at .996 and .999, and at .338 and .842.
+    How closely gradients follow "exact" depends on the metric. On MNIST, for an MLP and a CNN
+    (means over three seeds; `python bench/edge_scores.py`), "eap" correlates with it at .999 and
+    .976 if the metric is the difference between the logits of the clean and of the corrupted
+    input's class, and at .970 and .541 if it is the loss, whose gradient is next to nothing where
+    the network is sure of itself; "eap-ig" at .996 and .999, and at .338 and .842.
 
     Args:
         model: returns logits `[n, c]`; runs in eval mode and is left as it was.
@@ -99,7 +101,7 @@ def attribute_edges(
     checks.choice("method", method, get_args(Method))
     steps, max_memory = checks.count("steps", steps), checks.count("max_memory", max_memory)
     clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
-    with exact_arithmetic(clean.device.type), running(model) as run:
+    with full_precision(), running(model, argument="clean") as run:
         network, whole, other = read_network(run, model, clean, corrupted, nodes, output)
         judge = make_metric(metric, whole.logits, targets)
         if method == "eap" and judge.kind == "kl":

@@ -14,7 +14,8 @@ from modfast.circuits.metric import MetricLike, make_metric
 from modfast.circuits.network import BACKEND, Groups, checked_inputs, read_network
 from modfast.circuits.removal import MAX_MEMORY, Receiver, Removals, Step
 from modfast.network.logits import Output
-from modfast.network.run import exact_arithmetic, running
+from modfast.network.run import running
+from modfast.precision import full_precision
 from modfast.progress import bar
 
 _FEWEST, _MOST = 4, 256  # edges judged in one batch
@@ -39,8 +40,8 @@ def discover_circuit(
 
     Receivers are taken from the last layer to the first, and within a layer in order; of each the
     edges of its senders in order. An edge is removed, so that it carries what it carries on the
-    corrupted inputs, if the metric of what is left of the network rises by less than `threshold`. The
-    network, its nodes and the arguments are those of `attribute_edges`.
+    corrupted inputs, if the metric of what is left of the network rises by less than
+    `threshold`. The network, its nodes and the arguments are those of `attribute_edges`.
 
     No forward pass is run whole: what comes before a receiver has all its edges still, so it is
     as in the clean run, and only what follows is computed again. Edges are judged in batches, on
@@ -80,7 +81,7 @@ def discover_circuit(
     threshold = checks.finite_number("threshold", threshold)
     max_memory = checks.count("max_memory", max_memory)
     clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
-    with exact_arithmetic(clean.device.type), running(model) as run:
+    with full_precision(), running(model, argument="clean") as run:
         network, whole, other = read_network(run, model, clean, corrupted, nodes, output)
         judge = make_metric(metric, whole.logits, targets)
         value = judge(whole.logits)

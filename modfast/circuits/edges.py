@@ -15,7 +15,8 @@ from modfast.circuits.metric import make_metric
 from modfast.circuits.network import BACKEND, Network, Pass, checked_inputs, read_network
 from modfast.circuits.removal import Step, follow
 from modfast.network.logits import Output
-from modfast.network.run import exact_arithmetic, running
+from modfast.network.run import running
+from modfast.precision import full_precision
 from modfast.results import Result
 from modfast.scores import scores as accuracies
 
@@ -240,7 +241,7 @@ class EdgeCircuit(Result):
         output: Output,
     ) -> tuple[Tensor, Pass, Pass, Tensor | None]:
         clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
-        with exact_arithmetic(clean.device.type), running(model) as run:
+        with full_precision(), running(model, argument="clean") as run:
             network, whole, other = read_network(run, model, clean, corrupted, output=output)
             network = self._fit(network)
             steps = [

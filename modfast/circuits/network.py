@@ -23,7 +23,7 @@ from modfast.clusters import Clusters
 from modfast.network.inputs import Batch, read_batches
 from modfast.network.logits import Output, check_output, pick
 from modfast.network.resume import BY_CHANNEL, RESHAPES, equal_to_rounding, linear_of
-from modfast.network.run import Guard, Run
+from modfast.network.run import Run
 from modfast.network.sites import Site, plain_name, unwrapped
 from modfast.network.tape import Call, Slot, Tape
 from modfast.network.visits import Visit, at_sites
@@ -161,7 +161,7 @@ def read_network(
     network = Network(before, layers, _nodes(sizes, nodes or {}, layers[0].weight.device))
 
     def own(x: Tensor) -> Tensor:
-        found: Tensor = run(Batch((x,), {}), lambda result: pick(result, output))
+        found: Tensor = run(Batch((x,), {}), lambda result: run.own(pick(result, output)))
         return found
 
     whole, other = network.run(clean), network.run(corrupted)
@@ -178,12 +178,12 @@ def read_network(
 def _record(run: Run, model: nn.Module, x: Tensor, output: Output) -> tuple[Tape, Tensor]:
     """What a model does with its input."""
     batch = Batch((x,), {})
-    tape = Tape(Guard(batch), (x, *model.buffers()), x.device.type)
+    tape = Tape(run.guard(batch), [x, *run.tensors], x.device.type)
 
     def read(result: Any) -> Tensor:
         logits = pick(result, output, batch)
         tape.finish(logits)
-        return logits
+        return run.own(logits)
 
     with at_sites(model, [Visit(Site(INPUT, "", of_input=True), tape.begin, "clean")]):
         logits = run(batch, read, tape)
@@ -263,7 +263,7 @@ def _step(call: Call, before: tuple[int, ...], after: tuple[int, ...]) -> _Step:
         return lambda x: x.reshape(len(x), *after[1:])
     at = call.places[0][0] if call.places else 0
     args = [each for i, each in enumerate(call.args) if i != at]
-    apart = BY_CHANNEL.fullmatch(call.name) or _MORE.fullmatch(call.name)
+    apart = any(names.fullmatch(call.name) for names in (BY_CHANNEL, _MORE))
     if call.name == "batch_norm":
         apart = apart and not call.kwargs.get("training", args[4] if len(args) > 4 else False)
     if plain_name(call.func) in _ARITHMETIC:

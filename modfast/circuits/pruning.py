@@ -13,20 +13,19 @@ from torch import Tensor, nn
 from modfast import checks
 from modfast._extension import cuda_loaded, has_ops, is_reference
 from modfast._renamed import renamed, warn_renamed
+from modfast.circuits.order import Order, layers_to_prune, read_order
 from modfast.circuits.result import Circuit
 from modfast.circuits.trials import LiveWeight, Place, Rule, Trials, find_place
 from modfast.network.inputs import Batch, Inputs, Targets, one_batch
 from modfast.network.logits import IGNORED, Output, check_output
 from modfast.network.resume import joined
-from modfast.network.run import Run, exact_arithmetic, running
+from modfast.network.run import Run, running
 from modfast.network.sites import unwrapped
-from modfast.network.weights import has_weight, weight_of
 from modfast.ops import prune_layer
+from modfast.precision import full_precision
 from modfast.progress import bar
-from modfast.sites import check_patterns, nearest, resolve_modules
+from modfast.sites import nearest
 
-Order = str | Tensor | Mapping[str, Tensor]
-ORDERS = ("row", "column", "magnitude")
 BASELINES = ("running", "original")
 BACKENDS = ("fused", "replay", "model")
 
@@ -157,13 +156,13 @@ def prune_circuit(
     if threshold < 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}")
     inner = unwrapped(model) if isinstance(model, nn.Module) else model
-    weights = _layers(inner, layers)
+    weights = layers_to_prune(inner, layers)
     if isinstance(order, Mapping) and not order.keys() <= weights.keys():
         unknown = next(name for name in order if name not in weights)
         raise ValueError(
             f"order has {unknown!r}, which is no layer to prune; {nearest(unknown, weights)}"
         )
-    orders = {name: _order(order, name, weights) for name in weights}
+    orders = {name: read_order(order, name, weights) for name in weights}
     batch = one_batch(model, inputs, targets, "all samples are needed at once")
     groups = _groups(labels, batch)
     rule = Rule(threshold, baseline, backends)
@@ -293,7 +292,7 @@ class _Pruning:
             )
             group.add(name, weight.whole, order, found, backend)
         if waiting:
-            with exact_arithmetic(weight.whole.device.type):
+            with full_precision():
                 self._fused(name, order, waiting)
 
     def _fused(
@@ -323,70 +322,6 @@ class _Pruning:
         whole = self.live[name].whole
         for i, group in enumerate(groups):
             group.add(name, whole, order, (margins[i], losses[i]), "fused")
-
-
-def _layers(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, Tensor]:
-    """The weights by layer, in the order in which they are pruned."""
-    patterns = ["*"] if layers is None else [layers] if isinstance(layers, str) else layers
-    check_patterns(patterns, "layers")
-    modules: dict[str, nn.Module] = {}
-    for pattern in patterns:
-        found = resolve_modules(model, pattern.removeprefix("_orig_mod."), "layers", has_weight)
-        modules |= {name: found[name] for name in reversed(found) if name not in modules}
-    parameters = list(model.named_parameters(remove_duplicate=False))
-    weights = {}
-    for name, module in modules.items():
-        weight = module._parameters.get("weight")
-        if weight is None:
-            raise ValueError(
-                f"layers={name!r}: its weight must be a parameter, but is computed from others in "
-                "each pass (a parametrization, weight_norm, prune): make that permanent first, as "
-                "by torch.nn.utils.parametrize.remove_parametrizations or prune.remove, or name "
-                "other layers"
-            )
-        weight_of(module, name)  # checks it
-        holders = [each for each, parameter in parameters if parameter is weight]
-        if holders != [f"{name}.weight"]:
-            raise ValueError(
-                f"layers={name!r}: its weight must be a parameter of this layer alone, it is "
-                f"{' and '.join(holders)}; name other layers"
-            )
-        weights[name] = weight.detach()
-    return weights
-
-
-def _order(order: Order, name: str, weights: Mapping[str, Tensor]) -> Tensor:
-    """The flat indices of a layer's weights in the order of their visits, on the CPU."""
-    weight = weights[name]
-    n = weight.numel()
-    if isinstance(order, str):
-        if order == "row":
-            return torch.arange(n)
-        if order == "column":
-            rows = torch.arange(n).view(weight.shape)
-            return rows.transpose(0, 1).reshape(-1)
-        if order == "magnitude":
-            return weight.abs().flatten().argsort(stable=True).cpu()
-        raise ValueError(f"order must be one of {ORDERS}, or indices, got {order!r}")
-    if isinstance(order, Tensor):
-        if len(weights) > 1:
-            raise ValueError(f"order must give indices by layer name, of {list(weights)}")
-        index = order
-    elif isinstance(order, Mapping):
-        if name not in order:
-            raise ValueError(f"order has no layer {name!r}; {nearest(name, order)}")
-        index = order[name]
-    else:
-        raise TypeError(f"order must be a name, indices or a mapping, got {type(order).__name__}")
-    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
-        found = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else repr(index)
-        raise TypeError(f"order of {name!r} must be a tensor of int64 indices [v], got {found}")
-    outside = index[(index < 0) | (index >= n)]
-    if len(outside):
-        raise ValueError(f"order of {name!r} must be from 0 to {n - 1}, got {int(outside[0])}")
-    if len(index.unique()) < len(index):
-        raise ValueError(f"order of {name!r} must visit no weight twice")
-    return index.cpu()
 
 
 def _groups(labels: int | str | Sequence[int] | None, batch: Batch) -> list[_Group]:

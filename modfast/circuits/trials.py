@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 from modfast.network.inputs import Batch, tensors_in
 from modfast.network.logits import Output, Rows, pick, read_rows
 from modfast.network.resume import Start, begin, equal_to_rounding
-from modfast.network.run import Run, place_of
+from modfast.network.run import Run
 from modfast.network.sites import Site
+from modfast.network.state import place_of
 from modfast.network.visits import Visit, at_sites
 from modfast.network.weights import has_weight, input_first
 from modfast.ops.pruning import PRUNING_DTYPES
@@ -62,7 +63,8 @@ class Place:
         x, bias = rows.of(self.input), self.module.bias
         assert tape is not None
         assert bias is None or isinstance(bias, Tensor)
-        weights, biases = [weight], [bias]
+        weights: list[Tensor] = [weight]
+        biases: list[Tensor | None] = [bias]
         if chain is not None and set(chain.activations) == {"relu"}:
             # Copies, as these may be pruned too, for other samples otherwise.
             weights += [each.clone() for each in chain.weights]
@@ -130,7 +132,7 @@ def _acts_by_output(
     thinned = weight.whole * kept
     weight.put(thinned)
     try:
-        logits = run(batch, lambda result: pick(result, output, batch))
+        logits = run(batch, lambda result: run.own(pick(result, output, batch)))
     finally:
         weight.put()
     return equal_to_rounding(start.resume(output_of(module, x, thinned)), logits)
@@ -212,7 +214,7 @@ class Trials:
             self.out = int(input_first(place.module))
             self.logits = lambda: start.resume(self.site)
         else:
-            self.logits = lambda: run(batch, lambda result: pick(result, output, batch))
+            self.logits = lambda: run(batch, lambda result: run.own(pick(result, output, batch)))
             self.read = lambda logits: read_rows(logits, batch)
 
     def loss(self) -> float:
