@@ -156,7 +156,7 @@ class _Uses(TorchFunctionMode):
 
 
 # What is asked most, of any tensor, and takes no value of it.
-_HARMLESS = frozenset({"dim", "size", "is_floating_point", "numel"})
+_HARMLESS = frozenset({"dim", "size", "is_floating_point", "numel", "data_ptr", "is_inference"})
 
 
 def _is_plain(module: nn.Module) -> bool:
