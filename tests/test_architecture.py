@@ -41,15 +41,7 @@ PLOTS_KNOW = {"plots", "checks", "results", "_renamed"}
 # deletes it here.
 INNER_STILL_TAKEN: dict[str, set[str]] = {
     "ablation.clusters": {"clusters.weights"},
-    "ablation.routes": {"clusters.weights"},
-    "circuits.network": {"ablation.chain", "ablation.trace"},
-    "circuits.pruning": {"ablation.batches", "clusters.weights"},
-    "circuits.search_space": {"clusters.weights"},
-    "circuits.sizes": {"ablation.batches"},
-    "circuits.trials": {
-        *("ablation.batches", "ablation.chain", "ablation.routes", "ablation.trace"),
-        "clusters.weights",
-    },
+    "circuits.search_space": {"clusters.fitting"},
     "effective.dense": {"information.binning"},
     "effective.driven": {"information.binning"},
     "effective.information": {"information.binning"},
@@ -61,7 +53,7 @@ INNER_STILL_TAKEN: dict[str, set[str]] = {
     "training.optimizer": {"clusters.sharded"},
     "training.selection": {"clusters.fitting", "clusters.sharded"},
 }
-STILL_TOO_LONG = {"circuits/pruning.py", "network/resume.py", "network/tape.py"}
+STILL_TOO_LONG = {"network/resume.py", "network/tape.py"}
 
 
 class Import(NamedTuple):

@@ -13,9 +13,10 @@ from modfast.ablation.changes import Directions
 from modfast.ablation.result import DirectionResult
 from modfast.ablation.sweep import NOT_FUSED, starts
 from modfast.ablation.units import options_of
+from modfast.network.chain import Chain
 from modfast.network.inputs import Inputs
 from modfast.network.logits import Output
-from modfast.network.resume import Chain, Start, batched, joined, one_by_one
+from modfast.network.resume import Start, batched, joined, one_by_one
 from modfast.network.run import require_differentiable
 from modfast.precision import full_precision
 

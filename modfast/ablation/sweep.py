@@ -15,18 +15,10 @@ from modfast import ops
 from modfast.ablation.changes import Changes, Groups, Units
 from modfast.ablation.memory import PeakMemory
 from modfast.ablation.result import AblationResult, class_shares
+from modfast.network.chain import Chain, channels_apart
 from modfast.network.inputs import Inputs, Targets, read_batches
 from modfast.network.logits import Output, Rows
-from modfast.network.resume import (
-    Chain,
-    Start,
-    batched,
-    begin,
-    channels_apart,
-    follower_of,
-    joined,
-    one_by_one,
-)
+from modfast.network.resume import Start, batched, begin, follower_of, joined, one_by_one
 from modfast.network.run import running
 from modfast.network.sites import parse_site
 from modfast.precision import full_precision

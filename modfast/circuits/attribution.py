@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from modfast import checks
 from modfast.circuits.edges import EdgeScores
 from modfast.circuits.metric import Metric, MetricLike, make_metric
-from modfast.circuits.network import Groups, Network, Pass, checked_inputs, read_network
+from modfast.circuits.network import BACKEND, Groups, Network, Pass, checked_inputs, read_network
 from modfast.circuits.removal import MAX_MEMORY, Removals, Step
+from modfast.network.logits import Output
+from modfast.network.run import running
+from modfast.precision import full_precision
 from modfast.progress import bar
-from modfast.sites import in_mode
 
 Method = Literal["eap", "eap-ig", "exact"]
 
@@ -30,15 +32,18 @@ def attribute_edges(
     metric: MetricLike = None,
     nodes: Mapping[str, Groups] | None = None,
     steps: int = 5,
+    output: Output = None,
     max_memory: int = MAX_MEMORY,
     progress: bool = True,
 ) -> EdgeScores:
     """How far the metric rises when one edge carries what it carries on corrupted inputs.
 
     The model is a chain of Linear and convolution layers with activations, pooling, batch norm and
-    flatten between them. Its nodes are the features of the input (the pixels, or before a
-    convolution the channels), and the units or channels of each layer; edges join nodes of layers
-    that follow each other. Edge s -> r adds weight[r, s] h_s to the pre-activation z_r. Its score:
+    flatten between them. It is read from a run that is recorded, and must give the model's logits
+    on both inputs; autocast has no say. Its nodes are the features of the input (the pixels, or
+    before a convolution the channels), and the units or channels of each layer; edges join nodes of
+    layers that follow each other. Edge s -> r adds weight[r, s] h_s to the pre-activation z_r. Its
+    score:
 
         "exact"   metric with weight[r, s] h'_s in its place, minus the metric of the clean run
         "eap"     d metric / d z_r at the clean run, times weight[r, s] (h'_s - h_s)
@@ -50,11 +55,11 @@ def attribute_edges(
     is exact for a linear network and metric; "exact" runs what follows the edge for each, many in
     one batch.
 
-    How closely gradients follow "exact" hangs on the metric. On MNIST, for an MLP and a CNN (means
-    over three seeds; `python bench/edge_scores.py`), "eap" correlates with it at .999 and .976 if
-    the metric is the difference between the logits of the clean and of the corrupted input's class,
-    and at .970 and .541 if it is the loss, whose gradient is next to nothing where the network is
-    sure of itself; "eap-ig" at .996 and .999, and at .338 and .842.
+    How closely gradients follow "exact" depends on the metric. On MNIST, for an MLP and a CNN
+    (means over three seeds; `python bench/edge_scores.py`), "eap" correlates with it at .999 and
+    .976 if the metric is the difference between the logits of the clean and of the corrupted
+    input's class, and at .970 and .541 if it is the loss, whose gradient is next to nothing where
+    the network is sure of itself; "eap-ig" at .996 and .999, and at .338 and .842.
 
     Args:
         model: returns logits `[n, c]`; runs in eval mode and is left as it was.
@@ -69,6 +74,7 @@ def attribute_edges(
         nodes: by layer, or "input", what its nodes are: lists of units, a `Clusters` of which the
             rows count, or "one" for all in one node. Units in no list are nodes of their own.
         steps: of "eap-ig".
+        output: picks the logits out of what the model returns: a function or a key.
         max_memory: bytes that one batch of "exact" may take, one run being the least; besides, all
             that the edges into one node carry lies in memory.
         progress: show a progress bar for "exact", where standard error is a terminal.
@@ -92,13 +98,11 @@ def attribute_edges(
         >>> {pair: tuple(each.shape) for pair, each in scores.scores.items()}
         {('input', 'fc1'): (8, 6), ('fc1', 'fc2'): (6, 3)}
     """
-    if method not in get_args(Method):
-        raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}")
+    checks.choice("method", method, get_args(Method))
     steps, max_memory = checks.count("steps", steps), checks.count("max_memory", max_memory)
-    checked_inputs(model, clean, corrupted)
-    with in_mode(model, training=False):
-        network = read_network(model, clean, nodes)
-        whole, other = network.run(clean), network.run(corrupted)
+    clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
+    with full_precision(), running(model, argument="clean") as run:
+        network, whole, other = read_network(run, model, clean, corrupted, nodes, output)
         judge = make_metric(metric, whole.logits, targets)
         if method == "eap" and judge.kind == "kl":
             raise ValueError(
@@ -112,9 +116,10 @@ def attribute_edges(
             # Exact at 1, however far apart the two are.
             points = [torch.lerp(corrupted, clean, share) for share in at]
             found = _gradient(network, whole, other, judge, points)
+        value = float(judge(whole.logits))
     cpu = {name: labels.cpu() for name, labels in network.nodes.items()}
     scores = dict(zip(network.pairs, (each.cpu() for each in found), strict=True))
-    return EdgeScores(scores, cpu, method, float(judge(whole.logits)))
+    return EdgeScores(scores, cpu, method, value, BACKEND)
 
 
 def _gradient(
@@ -127,7 +132,7 @@ def _gradient(
     found = []
     for level, layer in enumerate(network.layers):
         change = other.inputs[level] - whole.inputs[level]
-        weight = layer.weight.requires_grad_()
+        weight = layer.weight.detach().requires_grad_()
         with torch.enable_grad():
             moved = layer.linear(change, weight)
         # Of gradient · linear(change, weight), each weight's part is itself times its derivative.
@@ -149,10 +154,7 @@ def _gradients(network: Network, x: Tensor, metric: Metric) -> tuple[Tensor, ...
             h = layer.after(outputs[-1].clone())
         value = metric(h)
         if not value.requires_grad:
-            raise ValueError(
-                "metric must be differentiable with method='eap' or 'eap-ig', and outside of "
-                "torch.inference_mode()"
-            )
+            raise ValueError("metric must be differentiable with method='eap' or 'eap-ig'")
         return torch.autograd.grad(value, outputs)
 
 

@@ -8,26 +8,31 @@ import torch
 from torch import Tensor, nn
 
 from modfast import checks
+from modfast._renamed import renamed
 from modfast.circuits.edges import EdgeCircuit
 from modfast.circuits.metric import MetricLike, make_metric
-from modfast.circuits.network import Groups, checked_inputs, read_network
+from modfast.circuits.network import BACKEND, Groups, checked_inputs, read_network
 from modfast.circuits.removal import MAX_MEMORY, Receiver, Removals, Step
+from modfast.network.logits import Output
+from modfast.network.run import running
+from modfast.precision import full_precision
 from modfast.progress import bar
-from modfast.sites import in_mode
 
 _FEWEST, _MOST = 4, 256  # edges judged in one batch
 
 
+@renamed(tau="threshold")
 @torch.no_grad()
 def discover_circuit(
     model: nn.Module,
     clean: Tensor,
     corrupted: Tensor,
-    tau: float,
+    threshold: float,
     targets: Tensor | None = None,
     *,
     metric: MetricLike = None,
     nodes: Mapping[str, Groups] | None = None,
+    output: Output = None,
     max_memory: int = MAX_MEMORY,
     progress: bool = True,
 ) -> EdgeCircuit:
@@ -35,8 +40,8 @@ def discover_circuit(
 
     Receivers are taken from the last layer to the first, and within a layer in order; of each the
     edges of its senders in order. An edge is removed, so that it carries what it carries on the
-    corrupted inputs, if the metric of what is left of the network rises by less than `tau`. The
-    network, its nodes and the arguments are those of `attribute_edges`.
+    corrupted inputs, if the metric of what is left of the network rises by less than
+    `threshold`. The network, its nodes and the arguments are those of `attribute_edges`.
 
     No forward pass is run whole: what comes before a receiver has all its edges still, so it is
     as in the clean run, and only what follows is computed again. Edges are judged in batches, on
@@ -48,18 +53,19 @@ def discover_circuit(
         model: returns logits `[n, c]`; runs in eval mode and is left as it was.
         clean: inputs `[n, ...]` on the model's device and of its dtype.
         corrupted: for each the input that removed edges see, of the same shape.
-        tau: the least rise, in nats for "kl" and "loss", that keeps an edge.
+        threshold: the least rise, in nats for "kl" and "loss", that keeps an edge.
         targets: int64 classes `[n]`, for metric="loss".
         metric: "kl", the mean KL(p | q) of the whole network's class probabilities p (the default
             without targets); "loss", the mean cross-entropy (the default with targets); or a
             function of logits `[n, c]` that gives one number.
         nodes: by layer, or "input": lists of units, a `Clusters`, or "one".
+        output: picks the logits out of what the model returns: a function or a key.
         max_memory: bytes that one batch may take, one run being the least; besides, all that the
             edges into one node carry lies in memory.
         progress: show a progress bar, where standard error is a terminal.
 
     Raises:
-        TypeError, ValueError: as `attribute_edges`; a `tau` that is not finite.
+        TypeError, ValueError: as `attribute_edges`; a `threshold` that is not finite.
 
     Source: Conmy et al., "Towards Automated Circuit Discovery for Mechanistic Interpretability",
         2023, algorithm 1.
@@ -68,16 +74,15 @@ def discover_circuit(
         >>> import torch, modfast
         >>> model = modfast.models.MLP([8, 6, 3])
         >>> clean, corrupted = torch.randn(20, 8), torch.randn(20, 8)
-        >>> circuit = modfast.discover_circuit(model, clean, corrupted, tau=1e-3)
+        >>> circuit = modfast.discover_circuit(model, clean, corrupted, threshold=1e-3)
         >>> 0 < circuit.n_edges <= circuit.n_total == 8 * 6 + 6 * 3
         True
     """
-    tau = checks.finite_number("tau", tau)
+    threshold = checks.finite_number("threshold", threshold)
     max_memory = checks.count("max_memory", max_memory)
-    checked_inputs(model, clean, corrupted)
-    with in_mode(model, training=False):
-        network = read_network(model, clean, nodes)
-        whole, other = network.run(clean), network.run(corrupted)
+    clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
+    with full_precision(), running(model, argument="clean") as run:
+        network, whole, other = read_network(run, model, clean, corrupted, nodes, output)
         judge = make_metric(metric, whole.logits, targets)
         value = judge(whole.logits)
         masks: dict[tuple[str, str], Tensor] = {}
@@ -89,17 +94,17 @@ def discover_circuit(
             receivers = range(network.n_nodes(layer.name))
             for receiver in bar(receivers, f"edges into {layer.name}", progress):
                 rows = (network.nodes[layer.name] == receiver).nonzero()[:, 0]
-                kept, removed, value = _judge(removals.into(rows, z), value, tau)
+                kept, removed, value = _judge(removals.into(rows, z), value, threshold)
                 z[:, rows] += removed
                 columns.append(kept)
             mask = torch.stack(columns, 1)
             masks[network.pairs[level]] = mask.cpu()
             rest = [Step.masked(network, level, mask, other), *rest]
     cpu = {name: labels.cpu() for name, labels in network.nodes.items()}
-    return EdgeCircuit({pair: masks[pair] for pair in network.pairs}, cpu)
+    return EdgeCircuit({pair: masks[pair] for pair in network.pairs}, cpu, BACKEND)
 
 
-def _judge(into: Receiver, value: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+def _judge(into: Receiver, value: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """Which senders' edges stay, bool `[s]`; what the others' removal adds; the metric then."""
     changes = into.changes
     removed = torch.zeros_like(changes[0])
@@ -110,7 +115,7 @@ def _judge(into: Receiver, value: Tensor, tau: float) -> tuple[Tensor, Tensor, T
         tried = removed + (block.cumsum(0) if guess else block)
         values = into.values(tried)
         before = torch.cat([value[None], values[:-1]]) if guess else value
-        dropped = values - before < tau
+        dropped = values - before < threshold
         against = (dropped != guess).nonzero()
         n = int(against[0]) + 1 if len(against) else len(block)
         kept[begin : begin + n] = ~dropped[:n]

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from modfast import checks, plots
 from modfast.circuits.metric import make_metric
-from modfast.circuits.network import Network, Pass, checked_inputs, read_network
+from modfast.circuits.network import BACKEND, Network, Pass, checked_inputs, read_network
 from modfast.circuits.removal import Step, follow
+from modfast.network.logits import Output
+from modfast.network.run import running
+from modfast.precision import full_precision
 from modfast.results import Result
 from modfast.scores import scores as accuracies
-from modfast.sites import in_mode
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -86,6 +88,7 @@ class EdgeScores(Result):
                 for pair, part in zip(self.scores, parts, strict=True)
             },
             self.nodes,
+            self.backend,
         )
 
     def plot(self) -> Figure:
@@ -190,13 +193,21 @@ class EdgeCircuit(Result):
         return sum(mask.numel() for mask in self.masks.values())
 
     @torch.no_grad()
-    def logits(self, model: nn.Module, clean: Tensor, corrupted: Tensor) -> Tensor:
+    def logits(
+        self, model: nn.Module, clean: Tensor, corrupted: Tensor, *, output: Output = None
+    ) -> Tensor:
         """The logits `[n, c]` of the circuit alone; arguments and errors as in `evaluate`."""
-        return self._run(model, clean, corrupted)[0]
+        return self._run(model, clean, corrupted, None, output)[0]
 
     @torch.no_grad()
     def evaluate(
-        self, model: nn.Module, clean: Tensor, corrupted: Tensor, targets: Tensor | None = None
+        self,
+        model: nn.Module,
+        clean: Tensor,
+        corrupted: Tensor,
+        targets: Tensor | None = None,
+        *,
+        output: Output = None,
     ) -> CircuitEvaluation:
         """How faithful the circuit alone is to the whole network.
 
@@ -206,9 +217,9 @@ class EdgeCircuit(Result):
         Raises:
             TypeError, ValueError: as `attribute_edges`; a model of other layers or sizes.
         """
-        found, whole, other = self._run(model, clean, corrupted)
+        found, whole, other, targets = self._run(model, clean, corrupted, targets, output)
         kl = make_metric("kl", whole.logits, targets)
-        measured: dict[str, Any] = {}
+        measured: dict[str, Any] = {"backend": BACKEND}
         if targets is not None:
             loss = make_metric("loss", whole.logits, targets)
             for name, logits in (("", found), ("whole_", whole.logits)):
@@ -221,18 +232,25 @@ class EdgeCircuit(Result):
         n_nodes = {name: int(labels.max()) + 1 for name, labels in self.nodes.items()}
         return plots.edge_circuit(self.masks, n_nodes)
 
-    def _run(self, model: nn.Module, clean: Tensor, corrupted: Tensor) -> tuple[Tensor, Pass, Pass]:
-        checked_inputs(model, clean, corrupted)
-        with in_mode(model, training=False):
-            network = self._fit(read_network(model, clean))
-            whole, other = network.run(clean), network.run(corrupted)
+    def _run(
+        self,
+        model: nn.Module,
+        clean: Tensor,
+        corrupted: Tensor,
+        targets: Tensor | None,
+        output: Output,
+    ) -> tuple[Tensor, Pass, Pass, Tensor | None]:
+        clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
+        with full_precision(), running(model, argument="clean") as run:
+            network, whole, other = read_network(run, model, clean, corrupted, output=output)
+            network = self._fit(network)
             steps = [
                 Step.masked(network, level, self.masks[pair], other)
                 for level, pair in enumerate(network.pairs)
             ]
             first, *rest = steps
             z = first(whole.inputs[0][None])
-            return follow(first.layer, z, rest)[0], whole, other
+            return follow(first.layer, z, rest)[0], whole, other, targets
 
     def _fit(self, network: Network) -> Network:
         """The network with this circuit's nodes."""

@@ -7,30 +7,40 @@ edges and its bias.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from modfast import checks
-from modfast.ablation.chain import is_changed, takes_channels_apart
-from modfast.ablation.trace import same_output
 from modfast.clusters import Clusters
-from modfast.sites import nearest
+from modfast.network.calls import Call, Slot
+from modfast.network.chain import BY_CHANNEL, RESHAPES, linear_of
+from modfast.network.inputs import Batch, read_batches
+from modfast.network.logits import Output, check_output, pick
+from modfast.network.names import nearest
+from modfast.network.resume import equal_to_rounding
+from modfast.network.run import Run
+from modfast.network.sites import Site, plain_name, unwrapped
+from modfast.network.tape import Tape
+from modfast.network.visits import Visit, at_sites
 
 Groups: TypeAlias = Clusters | Sequence[Sequence[int]] | str
 INPUT = "input"
+BACKEND = "replay"
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_RESHAPES = ("flatten", "view", "reshape")
-# Besides what `takes_channels_apart` knows; `_check_apart` sees to it that it is true of each.
-_POOLS = (
-    *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d),
-    *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d, nn.BatchNorm3d),
+# Besides `BY_CHANNEL`; `_check_apart` sees to it that it is true of each.
+_MORE = re.compile(r"(adaptive_)?(avg|max)_pool[13]d|dropout[123]?d?|hardsigmoid|pad")
+_ARITHMETIC = ("add", "sub", "mul", "div", "neg")
+_NO_CHAIN = (
+    "model must be a chain of Linear and convolution layers with activations, pooling, batch norm "
+    "and flatten between them, "
 )
 
 
@@ -39,32 +49,21 @@ class Layer:
     """A weight layer, and what works on each of its units by itself up to the next."""
 
     name: str
-    module: Any
+    weight: Tensor
+    """`[units, m, ...]`."""
+    bias: Tensor | None
+    linear: Callable[[Tensor, Tensor], Tensor]
+    """The layer without its bias, of an input and a weight, which may be whole rows or columns."""
     after: Callable[[Tensor], Tensor]
     senders: Tensor
     """The unit of the layer before, or of the input, that each of the weight's columns takes."""
 
     @property
-    def weight(self) -> Tensor:
-        """`[units, m, ...]`."""
-        found: Tensor = self.module.weight.detach()
-        return found
-
-    @property
     def constant(self) -> Tensor:
         """The bias, to be added to what `linear` returns; 0 where there is none."""
-        bias = self.module.bias
-        if bias is None:
+        if self.bias is None:
             return self.weight.new_zeros(())
-        found: Tensor = bias.detach().reshape(-1, *[1] * (self.weight.dim() - 2))
-        return found
-
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The layer without its bias, by another weight, of whole rows or columns of it."""
-        if isinstance(self.module, nn.Linear):
-            return functional.linear(x, weight)
-        found: Tensor = self.module._conv_forward(x, weight, None)
-        return found
+        return self.bias.reshape(-1, *[1] * (self.weight.dim() - 2))
 
 
 @dataclass(frozen=True)
@@ -119,20 +118,32 @@ class Network:
         return weight * kept.reshape(*kept.shape, *[1] * (weight.dim() - 2))
 
 
-def read_network(model: nn.Module, x: Tensor, nodes: Mapping[str, Groups] | None = None) -> Network:
-    """Reads a model, in eval mode, as a chain that gives the same output for `x`.
+def read_network(
+    run: Run,
+    model: nn.Module,
+    clean: Tensor,
+    corrupted: Tensor,
+    nodes: Mapping[str, Groups] | None = None,
+    output: Output = None,
+) -> tuple[Network, Pass, Pass]:
+    """Reads a model as a chain, from a run that is recorded; and its passes on both inputs.
+
+    The chain must give what the model gives, on the clean and on the corrupted inputs.
 
     Raises:
         ValueError: it is no such chain; nodes of an unknown layer, or that do not fit.
     """
-    parts, modules = _parts(model)
-    h = parts[0](x.clone())
+    check_output(output)
+    tape, logits = _record(run, model, clean, output)
+    linears, parts = _parts(tape, model, clean)
+    before = _composed(parts[0])
+    h = before(clean.clone())
     layers: list[Layer] = []
     units, z = None, h
-    for (name, module), after in zip(modules, parts[1:], strict=True):
-        m = module.weight.shape[1]
-        if h.dim() != module.weight.dim() or h.shape[:2] != (len(x), m):
-            wanted = ", ".join([str(len(x)), str(m), *"lmn"[: module.weight.dim() - 2]])
+    for (name, weight, bias, linear), part in zip(linears, parts[1:], strict=True):
+        m = weight.shape[1]
+        if h.dim() != weight.dim() or h.shape[:2] != (len(clean), m):
+            wanted = ", ".join([str(len(clean)), str(m), *"lmn"[: weight.dim() - 2]])
             raise ValueError(f"model must pass [{wanted}] to {name!r}, got shape {list(h.shape)}")
         # Rows of a sample come first in what is flattened, so each unit's columns lie together.
         n_senders = m if units is None else units
@@ -140,19 +151,147 @@ def read_network(model: nn.Module, x: Tensor, nodes: Mapping[str, Groups] | None
             raise ValueError(
                 f"model must pass as many values of each of {n_senders} units to {name!r}, got {m}"
             )
-        senders = torch.arange(m, device=module.weight.device) // (m // n_senders)
+        senders = torch.arange(m, device=weight.device) // (m // n_senders)
         if layers:
             _check_apart(layers[-1], z, h, senders)
-        layers.append(Layer(name, module, after, senders))
-        z = module(h)
-        h = after(z.clone())
-        units = len(module.weight)
+        layers.append(Layer(name, weight, bias, linear, _composed(part), senders))
+        z = linear(h, weight) + layers[-1].constant
+        h = layers[-1].after(z.clone())
+        units = len(weight)
     sizes = {INPUT: layers[0].weight.shape[1]}
     sizes |= {layer.name: len(layer.weight) for layer in layers}
-    network = Network(parts[0], layers, _nodes(sizes, nodes or {}, layers[0].weight.device))
-    if h.dim() != 2 or not same_output(h, model(x.clone())):
+    network = Network(before, layers, _nodes(sizes, nodes or {}, layers[0].weight.device))
+
+    def own(x: Tensor) -> Tensor:
+        found: Tensor = run(Batch((x,), {}), lambda result: run.own(pick(result, output)))
+        return found
+
+    whole, other = network.run(clean), network.run(corrupted)
+    pairs = [(whole.logits, logits), (other.logits, own(corrupted))]
+    if tape.doubts:
+        noise = torch.randn(clean.shape, generator=torch.Generator("cpu").manual_seed(0))
+        moved = clean + (0.1 + clean.abs().mean()) * noise.to(clean)
+        pairs.append((network.run(moved).logits, own(moved)))
+    if h.dim() != 2 or not all(equal_to_rounding(found, wanted) for found, wanted in pairs):
         raise ValueError("model must be a chain of layers that returns logits [n, classes]")
-    return network
+    return network, whole, other
+
+
+def _record(run: Run, model: nn.Module, x: Tensor, output: Output) -> tuple[Tape, Tensor]:
+    """What a model does with its input."""
+    batch = Batch((x,), {})
+    tape = Tape(run.guard(batch), [x, *run.tensors], x.device.type)
+
+    def read(result: Any) -> Tensor:
+        logits = pick(result, output, batch)
+        tape.finish(logits)
+        return run.own(logits)
+
+    with at_sites(model, [Visit(Site(INPUT, "", of_input=True), tape.begin, "clean")]):
+        logits = run(batch, read, tape)
+    if tape.why is not None:
+        raise ValueError(f"model must make the same calls whatever its input is: {tape.why}")
+    return tape, logits
+
+
+_Linear: TypeAlias = tuple[str, Tensor, Tensor | None, Callable[[Tensor, Tensor], Tensor]]
+_Step: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def _parts(tape: Tape, model: nn.Module, x: Tensor) -> tuple[list[_Linear], list[list[_Step]]]:
+    """The weight layers, and what comes before, between and after them."""
+    names: dict[int, str] = {}
+    for name, parameter in unwrapped(model).named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), name.removesuffix(".weight"))
+    layers: list[_Linear] = []
+    parts: list[list[_Step]] = [[]]
+    slot, shape = tape.site_slot, tuple(x.shape)
+    for call in tape.calls:
+        found = call.shape
+        if call.slots() != [slot] or not isinstance(call.outs, Slot) or found is None:
+            raise ValueError(
+                f"{_NO_CHAIN}got {call.name!r}, which takes or returns more than the one value"
+            )
+        if call.cast[0]:
+            raise ValueError(f"{_NO_CHAIN}got {call.name!r} under autocast")
+        layer = _layer(call, names)
+        if layer is not None:
+            if layer[0] in [each[0] for each in layers]:
+                raise ValueError(f"model must use each layer once, got {layer[0]!r} twice")
+            layers.append(layer)
+            parts.append([])
+        else:
+            parts[-1].append(_step(call, shape, found))
+        slot, shape = call.outs.number, found
+    if slot != tape.out_slot:
+        raise ValueError("model must return logits that depend on its input")
+    if not layers:
+        raise ValueError("model must have Linear or convolution layers, got none")
+    return layers, parts
+
+
+def _layer(call: Call, names: Mapping[int, str]) -> _Linear | None:
+    """A call as a weight layer; None where it is none."""
+    linear = linear_of(call)
+    conv = re.fullmatch(r"conv[123]d", call.name) is not None
+    if linear is None and not (conv and call.places is not None and call.places[0][0] == 0):
+        return None
+    own = [p for p in [*call.args, *call.kwargs.values()] if id(p) in names and p.dim() > 1]
+    if len(own) != 1:
+        raise ValueError(f"{_NO_CHAIN}got {call.name!r} with a weight that is no parameter")
+    (weight,) = own
+    name = names[id(weight)]
+    if name == INPUT:
+        raise ValueError(f"model must have no layer called {INPUT!r}, which is the input's name")
+    if linear is not None:
+        return name, _usable(linear[0]), _usable(linear[1]), functional.linear
+    args, kwargs = list(call.args), dict(call.kwargs)
+    if kwargs.get("groups", args[6] if len(args) > 6 else 1) != 1:
+        raise ValueError(f"model must have convolutions of groups=1, got {name!r}")
+    bias = args[2] if len(args) > 2 else kwargs.pop("bias", None)
+    kwargs.pop("weight", None)
+
+    def convolve(x: Tensor, weight: Tensor) -> Tensor:
+        found: Tensor = call.func(x, weight, None, *args[3:], **kwargs)
+        return found
+
+    return name, _usable(weight), _usable(bias), convolve
+
+
+def _step(call: Call, before: tuple[int, ...], after: tuple[int, ...]) -> _Step:
+    """A call between layers, which takes each unit by itself, for any number of samples."""
+    rows = before[:1] == after[:1]
+    if call.name in RESHAPES and rows:
+        return lambda x: x.reshape(len(x), *after[1:])
+    at = call.places[0][0] if call.places else 0
+    args = [each for i, each in enumerate(call.args) if i != at]
+    apart = any(names.fullmatch(call.name) for names in (BY_CHANNEL, _MORE))
+    if call.name == "batch_norm":
+        apart = apart and not call.kwargs.get("training", args[4] if len(args) > 4 else False)
+    if plain_name(call.func) in _ARITHMETIC:
+        apart = apart or all(isinstance(x, (int, float)) for x in (*args, *call.kwargs.values()))
+    lone = call.places is not None or isinstance(call.args[0], Slot)
+    if not apart or not lone or not rows or len(before) != len(after) or before[1] != after[1]:
+        raise ValueError(f"{_NO_CHAIN}got {call.name!r}")
+    constants = [_usable(each) for each in args]
+    options = {name: _usable(each) for name, each in call.kwargs.items()}
+
+    def step(x: Tensor) -> Tensor:
+        found: Tensor = call.func(*constants[:at], x, *constants[at:], **options)
+        return found
+
+    return step
+
+
+def _usable(value: Any) -> Any:
+    """A constant as gradients can be taken through it."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.clone() if value.is_inference() else value.detach()
+
+
+def _composed(steps: Sequence[_Step]) -> _Step:
+    return lambda x: reduce(lambda value, step: step(value), steps, x)
 
 
 def _check_apart(layer: Layer, z: Tensor, h: Tensor, senders: Tensor) -> None:
@@ -162,96 +301,6 @@ def _check_apart(layer: Layer, z: Tensor, h: Tensor, senders: Tensor) -> None:
     still = senders % 2 == 1
     if not torch.allclose(layer.after(moved)[:, still], h[:, still], equal_nan=True):
         raise ValueError(f"model must take each unit of {layer.name!r} by itself up to the next")
-
-
-def _parts(model: nn.Module) -> tuple[list[fx.GraphModule], list[tuple[str, Any]]]:
-    """What comes before, between and after the weight layers, and these by name."""
-    attributes = set(model.__dict__)
-    try:
-        graph = fx.Tracer().trace(model)
-    except Exception as error:
-        raise ValueError(f"model must be a chain that torch.fx can trace: {error}") from error
-    finally:
-        for name in set(model.__dict__) - attributes:  # constants that the tracer puts there
-            del model.__dict__[name]
-    placeholders = graph.find_nodes(op="placeholder")
-    if len(placeholders) != 1:
-        raise ValueError(f"model must take one input, got {[n.name for n in placeholders]}")
-    chain, starts = [placeholders[0]], [placeholders[0]]
-    modules: list[tuple[str, Any]] = []
-    while True:
-        users = [user for user in chain[-1].users if not _is_size(user)]
-        if len(users) != 1 or users[0].args[:1] != (chain[-1],):
-            raise ValueError(
-                f"model must be a chain of layers, got {chain[-1].name!r}, which "
-                f"{[user.name for user in users]} take"
-            )
-        (node,) = users
-        if node.op == "output":
-            break
-        chain.append(node)
-        module: Any = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if type(module) in (nn.Linear, *_CONVOLUTIONS) and not is_changed(module):
-            _check_layer(str(node.target), module, [name for name, _ in modules])
-            starts.append(node)
-            modules.append((str(node.target), module))
-        elif not _takes_apart(model, node, module):
-            kind = "" if module is None else f", a {type(module).__name__}"
-            raise ValueError(
-                "model must be a chain of Linear and convolution layers with activations, "
-                f"pooling, batch norm and flatten between them, got {node.name!r}{kind}"
-            )
-    if not modules:
-        raise ValueError("model must have Linear or convolution layers, got none")
-    ends = [*starts[1:], None]
-    parts = [_part(model, graph, chain, s, e) for s, e in zip(starts, ends, strict=True)]
-    return parts, modules
-
-
-def _part(
-    model: nn.Module, graph: fx.Graph, chain: list[fx.Node], start: fx.Node, end: fx.Node | None
-) -> fx.GraphModule:
-    """From what node `start` returns to the input of node `end`, or to the end."""
-    first = chain.index(start)
-    last = len(chain) if end is None else chain.index(end)
-    part = fx.Graph()
-    copies = {start: part.placeholder(start.name)}
-    inside = set(chain[first + 1 : last])
-    for node in graph.nodes:
-        sizes = node not in chain and node.op != "output" and node.all_input_nodes
-        if node in inside or (sizes and all(x in copies for x in node.all_input_nodes)):
-            if not all(x in copies for x in node.all_input_nodes):
-                raise ValueError(f"model must be a chain, got {node.name!r}, which looks back")
-            copies[node] = part.node_copy(node, copies.__getitem__)
-    part.output(copies[chain[last - 1]])
-    return fx.GraphModule(model, part)
-
-
-def _is_size(node: fx.Node) -> bool:
-    method = node.op == "call_method" and node.target in ("size", "dim")
-    return method or (node.op == "call_function" and node.target is getattr)
-
-
-def _takes_apart(model: nn.Module, node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a node may stand between two layers."""
-    pools = module is not None and type(module) in _POOLS and not is_changed(module)
-    return pools or _is_reshape(node, module) or takes_channels_apart(model, node)
-
-
-def _is_reshape(node: fx.Node, module: nn.Module | None) -> bool:
-    if node.op == "call_method":
-        return node.target in _RESHAPES
-    functions = (torch.flatten, torch.reshape)
-    return type(module) is nn.Flatten or (node.op == "call_function" and node.target in functions)
-
-
-def _check_layer(name: str, module: Any, known: list[str]) -> None:
-    if name in known:
-        raise ValueError(f"model must use each layer once, got {name!r} twice")
-    if name == INPUT:
-        raise ValueError(f"model must have no layer called {INPUT!r}, which is the input's name")
-    if getattr(module, "groups", 1) != 1:
-        raise ValueError(f"model must have convolutions of groups=1, got {name!r}")
 
 
 def _nodes(
@@ -289,12 +338,15 @@ def _labels(name: str, groups: Groups | None, n: int) -> Tensor:
     return found
 
 
-def checked_inputs(model: nn.Module, clean: Tensor, corrupted: Tensor) -> None:
-    """Refuses inputs that no network, or not this one, should run on.
+def checked_inputs(
+    model: nn.Module, clean: Tensor, corrupted: Tensor, targets: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same, copied where made in inference mode; refuses what this network should not run on.
 
     Raises:
         TypeError: no tensors, no module.
-        ValueError: different shapes, dtypes or devices; not the model's; empty; not finite.
+        ValueError: different shapes, dtypes or devices; not the model's; integers; empty; not
+            finite.
     """
     checks.module("model", model)
     for argument, x in (("clean", clean), ("corrupted", corrupted)):
@@ -302,6 +354,10 @@ def checked_inputs(model: nn.Module, clean: Tensor, corrupted: Tensor) -> None:
             raise TypeError(f"{argument} must be a tensor, got {type(x).__name__}")
         if x.numel() == 0:
             raise ValueError(f"{argument} must not be empty, got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(
+                f"{argument} must be a floating tensor, whose values edges carry, got {x.dtype}"
+            )
         if x.dim() < 2:
             raise ValueError(f"{argument} must be [n, ...], got shape {tuple(x.shape)}")
     if (clean.shape, *_kind(clean)) != (corrupted.shape, *_kind(corrupted)):
@@ -310,8 +366,11 @@ def checked_inputs(model: nn.Module, clean: Tensor, corrupted: Tensor) -> None:
     if parameter is not None and _kind(clean) != _kind(parameter):
         dtype, device = _kind(parameter)
         raise ValueError(f"clean must be as the model, {dtype} on {device}, got {_told(clean)}")
-    for argument, x in (("clean", clean), ("corrupted", corrupted)):
-        checks.finite(argument, x)
+    if isinstance(targets, str):
+        raise TypeError("targets must be a tensor, got str")
+    (first,) = read_batches(model, clean, targets, argument="clean")
+    (second,) = read_batches(model, corrupted, argument="corrupted")
+    return first.args[0], second.args[0], first.targets
 
 
 def _kind(x: Tensor) -> tuple[torch.dtype, torch.device]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modfast.circuits.metric import Metric
 from modfast.circuits.network import Layer, Network, Pass
@@ -97,7 +97,7 @@ class Removals:
         weight = self.layer.weight[rows]
         n_senders = int(self.columns.max()) + 1
         linear = self.layer.linear
-        if isinstance(self.layer.module, nn.Linear):
+        if self.layer.weight.dim() == 2:
             each = self.change.T[:, :, None] * weight.T[:, None, :]
             changes = each.new_zeros(n_senders, *each.shape[1:]).index_add_(0, self.columns, each)
         else:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from modfast import plots
+from modfast.network.inputs import tensors_in
+from modfast.network.names import modules_of, nearest
+from modfast.network.sites import unwrapped
 from modfast.results import Result
-from modfast.sites import nearest
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -51,14 +53,21 @@ class Circuit(Result):
         return sum(int((margin.abs() < rounding).sum()) for margin in self.margins.values())
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """A copy of the model whose weights outside of the circuit are 0.
+        """A copy of the model, hooks and all, whose weights outside of the circuit are 0.
 
         Raises:
             ValueError: the model has no such parameter (the nearest are listed), or of another
                 shape.
         """
-        pruned = copy.deepcopy(model)
-        parameters = dict(pruned.named_parameters())
+        # What was computed from parameters, as an old weight_norm's weight, has no deep copy.
+        computed = [
+            tensor
+            for module in modules_of(model)
+            for tensor in tensors_in(list(vars(module).values()))
+            if not tensor.is_leaf
+        ]
+        pruned = copy.deepcopy(model, {id(x): x.detach().clone() for x in computed})
+        parameters = dict(unwrapped(pruned).named_parameters(remove_duplicate=False))
         for name, mask in self.mask.items():
             if name not in parameters:
                 raise ValueError(f"no such parameter: {name!r}; {nearest(name, parameters)}")

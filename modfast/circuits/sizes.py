@@ -9,26 +9,31 @@ import torch
 from torch import Tensor, nn
 
 from modfast import checks
-from modfast.ablation.batches import Inputs
+from modfast._renamed import renamed
 from modfast.circuits.pruning import prune_circuit
 from modfast.circuits.result import CircuitSizes
+from modfast.network.inputs import Inputs, Targets
+from modfast.network.logits import Output
+from modfast.network.resume import joined
 from modfast.progress import bar
 
 THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
+@renamed(against="baseline", path="backend")
 def effective_circuit_size(
     model: nn.Module,
     inputs: Inputs,
-    targets: Tensor,
+    targets: Targets = None,
     thresholds: Sequence[float] = THRESHOLDS,
     labels: Literal["all"] | Sequence[int] = "all",
     *,
     layers: str | Sequence[str] | None = None,
     order: str | Tensor | Mapping[str, Tensor] = "row",
-    against: str = "running",
+    baseline: str = "running",
+    output: Output = None,
     progress: bool = True,
-    path: str | None = None,
+    backend: str | None = None,
 ) -> CircuitSizes:
     """How many weights `prune_circuit` keeps for each label, over thresholds.
 
@@ -36,16 +41,17 @@ def effective_circuit_size(
     networks lie over each other in `CircuitSizes.overlay({"plain": ..., "clustered": ...})`.
 
     Args:
-        model: any module that returns logits `[n, c]`; it is left as it was.
-        inputs: its input, as for `prune_circuit`.
-        targets: int64 classes `[n]`.
+        model: as for `prune_circuit`, and so are the others; it is left as it was.
+        inputs: its input, one batch.
+        targets: integer classes.
         thresholds: in nats, at least 0; sorted in the result.
         labels: which; by default all that occur.
-        layers: as for `prune_circuit`, and so are the others.
+        layers: which layers are pruned.
         order: in which weights are visited.
-        against: which loss a rise is counted over.
+        baseline: which loss a rise is counted over.
+        output: picks the logits.
         progress: show a progress bar, where standard error is a terminal.
-        path: how the pruning runs.
+        backend: how the pruning runs.
 
     Raises:
         TypeError, ValueError: as `prune_circuit`; no thresholds, or equal ones.
@@ -74,10 +80,11 @@ def effective_circuit_size(
             layers,
             order,
             threshold,
-            against,
+            baseline,
             labels,
+            output=output,
             progress=progress,
-            path=path,
+            backend=backend,
         )
         for threshold in bar(ascending, "circuit sizes", progress)
     ]
@@ -89,4 +96,5 @@ def effective_circuit_size(
         torch.stack([torch.stack([circuit.loss for circuit in each]) for each in circuits]),
         torch.stack([circuit.original_loss for circuit in circuits[0]]),
         circuits[0][0].total,
+        joined([circuit.backend for each in circuits for circuit in each]),
     )

@@ -1,142 +1,288 @@
-"""Pruning one layer of any network: what comes before the layer runs once, not for each weight."""
+"""Pruning one layer: the quickest way of trying weights that does what the model itself does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.func import functional_call
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from modfast.ablation.batches import Batch
-from modfast.ablation.chain import is_linear, read_steps
-from modfast.ablation.routes import Split, check_calls
-from modfast.ablation.trace import find_route
-from modfast.clusters.weights import input_first
-from modfast.scores import check_targets
+from modfast.network.inputs import Batch, tensors_in
+from modfast.network.logits import Output, Rows, pick, read_rows
+from modfast.network.resume import Start, begin, equal_to_rounding
+from modfast.network.run import Run
+from modfast.network.sites import Site
+from modfast.network.state import place_of
+from modfast.network.visits import Visit, at_sites
+from modfast.network.weights import has_weight, input_first
+from modfast.ops.pruning import PRUNING_DTYPES
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.ConvTranspose1d: functional.conv_transpose1d,
+    nn.ConvTranspose2d: functional.conv_transpose2d,
+    nn.ConvTranspose3d: functional.conv_transpose3d,
+}
 
 
-def input_of(
-    model: nn.Module, name: str, batch: Batch, parameters: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """What the module `name` gets when the model runs with these parameters, and the output.
+class LiveWeight:
+    """A parameter that is written to, in the model itself, and its values at first."""
 
-    Raises:
-        TypeError: the module gets, or the model returns, something other than one tensor.
-        ValueError: it is not called just once, the output is no `[n, c]` logits, or the targets are
-            not among its classes.
-    """
-    found: list[Any] = []
+    def __init__(self, parameter: Tensor) -> None:
+        # Without its count of versions: a graph that is still to be gone back through stays valid.
+        self.values = parameter.data
+        self.whole = self.values.clone(memory_format=torch.preserve_format)
+        self.inference = parameter.is_inference()
 
-    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        found.append(args)
-
-    handle = model.get_submodule(name).register_forward_pre_hook(keep)
-    try:
-        if parameters:
-            output = functional_call(model, parameters, batch.args, batch.kwargs)
+    def put(self, values: Tensor | None = None, at: tuple[int, ...] | None = None) -> None:
+        """Writes all values, or one of them; by default the first ones."""
+        values = self.whole if values is None else values
+        place = self.values if at is None else self.values[at]
+        if self.inference:
+            with torch.inference_mode():
+                place.copy_(values)
         else:
-            output = model(*batch.args, **batch.kwargs)
-    finally:
-        handle.remove()
-    if len(found) != 1:
-        check_calls(name, len(found))
-    if len(found[0]) != 1 or not isinstance(found[0][0], Tensor):
-        raise TypeError(f"layer {name!r} must be called with one tensor alone")
-    if not isinstance(output, Tensor):
-        raise TypeError(f"the model must return logits, got {type(output).__name__}")
-    if output.dim() != 2:
-        raise ValueError(f"the model must return logits [n, c], got shape {tuple(output.shape)}")
-    if batch.targets is not None:
-        check_targets("targets", batch.targets, *output.shape)
-    return found[0][0], output
+            place.copy_(values)
 
 
-def linear_suffix(model: nn.Module, name: str, batch: Batch) -> list[str] | None:
-    """Names of the linear layers after a linear layer, if nothing but ReLU is in between.
+@dataclass(frozen=True)
+class Place:
+    """A layer of a run whose weight acts through the layer's output alone, which is known of it."""
 
-    None where anything else is, so that `modfast.ops.prune_layer` cannot take it.
-    """
-    if not is_linear(model.get_submodule(name)):
-        return None
-    route = find_route(model, name, batch.args, batch.kwargs)
-    if not isinstance(route, Split) or not isinstance(route.suffix, fx.GraphModule):
-        return None
-    steps = read_steps(model, route.suffix.graph)
-    if steps is None or len(steps) % 2 or any(step != "relu" for step in steps[::2]):
-        return None
-    names = {module: each for each, module in model.named_modules()}
-    linears = [step for step in steps[1::2] if isinstance(step, nn.Linear)]
-    return [names[step] for step in linears] if 2 * len(linears) == len(steps) else None
+    module: nn.Module
+    input: Tensor
+    start: Start
+
+    def network(self, weight: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]] | None:
+        """Inputs, weights and biases for `modfast.ops.prune_layer`; None where it cannot be."""
+        tape, chain, rows = self.start.tape, self.start.chain, self.start.rows
+        x, bias = rows.of(self.input), self.module.bias
+        assert tape is not None
+        assert bias is None or isinstance(bias, Tensor)
+        weights: list[Tensor] = [weight]
+        biases: list[Tensor | None] = [bias]
+        if chain is not None and set(chain.activations) == {"relu"}:
+            # Copies, as these may be pruned too, for other samples otherwise.
+            weights += [each.clone() for each in chain.weights]
+            biases += [None if each is None else each.clone() for each in chain.biases]
+        elif tape.calls or tape.out_slot != tape.site_slot:
+            return None
+        plain = weight.dim() == 2 and not input_first(self.module) and len(x) == len(rows.logits)
+        if not plain or any(t.dtype != x.dtype for t in weights) or x.dtype not in PRUNING_DTYPES:
+            return None
+        found = [
+            w.new_zeros(len(w)) if b is None else b.detach()
+            for w, b in zip(weights, biases, strict=True)
+        ]
+        return x, weights, found
 
 
-def prune_module(
+def find_place(
+    run: Run,
     model: nn.Module,
     name: str,
+    weight: LiveWeight,
     batch: Batch,
-    order: Tensor,
-    threshold: float,
-    against: str,
-    original: float | None,
-    shown: Callable[[list[int]], Any],
-) -> tuple[Tensor, Tensor]:
-    """As `modfast.ops.prune_layer` for one group, with any module that has a weight.
+    output: Output,
+) -> Place | str:
+    """Proves that a layer's weight acts through its output alone; or why that cannot be said.
 
-    A weight changes one channel of the module's output. That is computed anew, and then what
-    follows the module runs. `model` is a copy to be changed; `original`, by default the loss at
-    first, is what `against="original"` means. `shown` wraps the loop in a progress bar.
+    In a run of the model the layer's output must be what its class computes from its input and
+    weight, and no other call may take the weight.
     """
-    assert batch.targets is not None
-    module, targets = model.get_submodule(name), batch.targets
-    x, _ = input_of(model, name, batch, {})
-    start = find_route(model, name, batch.args, batch.kwargs).start(batch.args, batch.kwargs)
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    flat, out = weight.detach().view(-1), int(input_first(module))
-    # Channels stand before the positions of a kernel, or last.
-    channels = start.site.dim() - 1 - (weight.dim() - 2)
-    per_output = weight.stride(out)
+    module = model.get_submodule(name)
+    if not _is_plain(module):
+        return f"{name!r} has hooks, or another forward pass than its class"
+    seen: list[Tensor] = []
+    enter = Visit(Site(f"{name}:input", name, of_input=True), seen.append)
+    try:
+        with _Uses(weight.values) as uses, at_sites(model, [enter]):
+            start = begin(run, model, Site(name, name), batch, output=output)
+    except (TypeError, ValueError) as error:
+        return str(error)  # called several times, or not at all; what is wrong shows again
+    if start.tape is None:
+        return f"what follows {name!r} cannot be done again"
+    if start.site.dtype not in (torch.float32, torch.float64):
+        return f"{name!r} gives {start.site.dtype}, which rounds too much"
+    x = seen[0].detach()
+    if not equal_to_rounding(output_of(module, x, weight.values), start.site):
+        return f"{name!r} gives another output than its class"
+    # One call took the weight, the layer's own; else a run with many other weights must prove it.
+    if uses.n != 1 and not _acts_by_output(run, model, weight, batch, output, module, x, start):
+        return f"the weight of {name!r} acts otherwise than by its output"
+    return Place(module, x, start)
 
-    def loss(site: Tensor) -> float:
-        # A copy, as what follows may work in place.
-        logits = start.resume(site.clone())
-        return float(functional.cross_entropy(logits.double(), targets))
 
-    site = start.site.clone()
-    running, margins = loss(site), []
-    losses = [running]
-    original = running if original is None else original
-    for index in shown(order.tolist()):
-        value = flat[index].clone()
-        channel = index // per_output % weight.shape[out]
-        place = site.select(channels, channel)
-        before = place.clone()
-        after = running
-        if value != 0:
-            flat[index] = 0.0
-            place.copy_(_channel(module, x, channel, out).select(channels, 0))
-            after = loss(site)
-        margins.append(after - (running if against == "running" else original) - threshold)
-        if margins[-1] > 0.0:
-            flat[index] = value
-            place.copy_(before)
+def _acts_by_output(
+    run: Run,
+    model: nn.Module,
+    weight: LiveWeight,
+    batch: Batch,
+    output: Output,
+    module: nn.Module,
+    x: Tensor,
+    start: Start,
+) -> bool:
+    """Whether, with every other weight at zero, the model goes on as from the output they give."""
+    kept = torch.arange(weight.whole.numel(), device=x.device).view(weight.whole.shape) % 2
+    thinned = weight.whole * kept
+    weight.put(thinned)
+    try:
+        logits = run(batch, lambda result: run.own(pick(result, output, batch)))
+    finally:
+        weight.put()
+    return equal_to_rounding(start.resume(output_of(module, x, thinned)), logits)
+
+
+class _Uses(TorchFunctionMode):
+    """Counts the calls of torch that take a tensor, or another one in its memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.n, self.place = 0, place_of(tensor)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") not in _HARMLESS:
+            with torch._C.DisableTorchFunction():
+                found = tensors_in((args, kwargs))
+                self.n += any(place_of(tensor) == self.place for tensor in found)
+        return func(*args, **(kwargs or {}))
+
+
+# What is asked most, of any tensor, and takes no value of it.
+_HARMLESS = frozenset({"dim", "size", "is_floating_point", "numel", "data_ptr", "is_inference"})
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a layer is what its class says, with a bias or without, and nothing more."""
+    known = type(module) in (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
+    known = known or (type(module).__name__ == "Conv1D" and has_weight(module))
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return known and not hooks and "forward" not in module.__dict__
+
+
+def output_of(module: Any, x: Tensor, weight: Tensor, channel: int | None = None) -> Tensor:
+    """What a plain layer gives for an input, by another weight; or one channel of that."""
+    bias, out = module.bias, int(input_first(module))
+    if channel is not None:
+        weight = weight.narrow(out, channel, 1)
+        bias = None if bias is None else bias[channel : channel + 1]
+    if weight.dim() == 2:
+        return functional.linear(x, weight.t() if out else weight, bias)
+    if not out:
+        found: Tensor = module._conv_forward(x, weight, bias)
+        return found
+    return _TRANSPOSED[type(module)](
+        x, weight, bias, module.stride, module.padding, module.output_padding, 1, module.dilation
+    )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a weight goes."""
+
+    threshold: float
+    baseline: str
+    backends: tuple[str, ...]
+    """Those that may be taken."""
+
+
+class Trials:
+    """The loss of a network as single weights of a layer are zeroed and put back.
+
+    With a place, one channel of the layer's output is computed anew, and what follows it is done
+    again; else the model itself runs.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        weight: LiveWeight,
+        batch: Batch,
+        output: Output,
+        place: Place | None,
+    ) -> None:
+        self.weight, self.place = weight, place
+        self.rows: Rows | None = None
+        self.before: Tensor | None = None
+        if place is not None:
+            start = place.start
+            self.rows, self.site = start.rows, start.site.clone()
+            # Channels stand before the positions of a kernel, or last.
+            self.dim = self.site.dim() - 1 - (weight.values.dim() - 2)
+            self.out = int(input_first(place.module))
+            self.logits = lambda: start.resume(self.site)
         else:
-            running = after
-        losses.append(running)
-    return torch.tensor(margins, dtype=torch.float64), torch.tensor(losses, dtype=torch.float64)
+            self.logits = lambda: run(batch, lambda result: run.own(pick(result, output, batch)))
+            self.read = lambda logits: read_rows(logits, batch)
 
+    def loss(self) -> float:
+        """The mean cross-entropy as the weights now are."""
+        logits = self.logits()
+        self.rows = self.read(logits) if self.rows is None else self.rows
+        targets = self.rows.targets
+        assert targets is not None
+        return float(functional.cross_entropy(self.rows.of(logits).double(), targets))
 
-def _channel(module: nn.Module, x: Tensor, channel: int, out: int) -> Tensor:
-    """One channel of a module's output, by its part of the weight."""
-    weight, bias = module.weight, module.bias
-    assert isinstance(weight, Tensor)
-    parameters = {"weight": weight.narrow(out, channel, 1)}
-    if isinstance(bias, Tensor):
-        parameters["bias"] = bias[channel : channel + 1]
-    if weight.dim() == 2:  # transformers' Conv1D shapes its output by an attribute
-        matrix = parameters["weight"].t() if out else parameters["weight"]
-        return functional.linear(x, matrix, parameters.get("bias"))
-    found: Tensor = functional_call(module, parameters, (x,))
-    return found
+    def zero(self, at: tuple[int, ...]) -> None:
+        """Zeroes one weight."""
+        self.weight.put(self.weight.values.new_zeros(()), at)
+        if self.place is not None:
+            channel = at[self.out]
+            found = output_of(self.place.module, self.place.input, self.weight.values, channel)
+            self.channel = self.site.select(self.dim, channel)
+            self.before = self.channel.clone()
+            self.channel.copy_(found.select(self.dim, 0))
+
+    def put_back(self, at: tuple[int, ...], value: Tensor) -> None:
+        """Undoes the last `zero`."""
+        self.weight.put(value, at)
+        if self.before is not None:
+            self.channel.copy_(self.before)
+
+    def prune(
+        self,
+        order: Tensor,
+        rule: Rule,
+        original: float | None,
+        shown: Callable[[Sequence[int]], Any],
+    ) -> tuple[Tensor, Tensor]:
+        """As `modfast.ops.prune_layer` for one group, and as there the weight is left whole.
+
+        `original`, by default the loss at first, is what baseline="original" means. `shown` wraps
+        the loop in a progress bar.
+        """
+        running = self.loss()
+        margins: list[float] = []
+        losses = [running]
+        original = running if original is None else original
+        shape = self.weight.values.shape
+        places = torch.stack(torch.unravel_index(order, shape), 1).tolist()
+        try:
+            for place in shown(places if running - running == 0 else []):  # NaN is told later
+                at = tuple(place)
+                value = self.weight.values[at].clone()
+                after = running
+                if value != 0:
+                    self.zero(at)
+                    after = self.loss()
+                margins.append(
+                    after - (running if rule.baseline == "running" else original) - rule.threshold
+                )
+                if margins[-1] <= 0.0:
+                    running = after
+                elif value != 0:
+                    self.put_back(at, value)
+                losses.append(running)
+        finally:
+            self.weight.put()
+        return (
+            torch.tensor(margins, dtype=torch.float64),
+            torch.tensor(losses, dtype=torch.float64),
+        )

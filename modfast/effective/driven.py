@@ -13,9 +13,9 @@ from modfast import checks
 from modfast.effective.layers import run_once
 from modfast.information.binning import Binning
 from modfast.network.inputs import Batch
+from modfast.network.names import resolve_modules
 from modfast.network.run import running
 from modfast.network.sites import unwrapped
-from modfast.sites import resolve_modules
 
 Limits: TypeAlias = tuple[float, float]
 

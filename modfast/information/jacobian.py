@@ -17,7 +17,7 @@ from modfast.information import gaussian
 from modfast.information.partition import Partition, module_names
 from modfast.network.capture import capture
 from modfast.network.inputs import Batch, Inputs, read_batches
-from modfast.network.run import Run, running
+from modfast.network.run import Run, require_differentiable, running
 from modfast.network.sites import Site, resolve_sites
 from modfast.network.units import read_groups
 from modfast.network.visits import Visit, at_sites
@@ -86,6 +86,7 @@ def jacobian_mutual_information(
     found: _Units | None = None
     parts = []
     with running(model) as run, torch.no_grad():
+        require_differentiable(model)
         for batch in read_batches(model, inputs):
             x = _samples(batch)
             found = found or _Units(model, run, x, sites, units, 1 if total else 2)

@@ -16,10 +16,10 @@ from modfast._renamed import renamed
 from modfast.information import notebook, soft
 from modfast.information.binning import Binning, Range, matrix
 from modfast.information.counts import Terms
+from modfast.network.names import nearest
 from modfast.network.units import read_indices
 from modfast.precision import precise, product
 from modfast.results import Result
-from modfast.sites import nearest
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

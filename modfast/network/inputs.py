@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast import checks
-from modfast.sites import nearest
+from modfast.network.names import nearest
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any] | Iterable[Any]
 Targets: TypeAlias = Tensor | str | None

@@ -14,8 +14,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from modfast import checks
 from modfast.network.inputs import Batch
+from modfast.network.names import modules_of
 from modfast.network.state import Guard, Kept, RandomState, place_of
-from modfast.sites import modules_of
 
 _ATTENTION = (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.MultiheadAttention)
 

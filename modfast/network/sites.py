@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from modfast import checks
-from modfast.sites import check_patterns, nearest
+from modfast.network.names import check_patterns, nearest
 
 Key = int | str
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -69,7 +70,10 @@ def may_write(name: str, args: Any, kwargs: Mapping[str, Any]) -> bool:
     if name[-1:] == "_":
         return name[-2:] != "__" or name == "__setitem__" or name[:3] == "__i"
     # inplace may stand among positional arguments: hardtanh(x, 0, 6, True).
-    return "out" in kwargs or bool(kwargs.get("inplace")) or any(x is True for x in args)
+    for x in args:  # quicker than any()
+        if x is True:
+            return True
+    return bool(kwargs) and ("out" in kwargs or bool(kwargs.get("inplace")))
 
 
 def targets_of(args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -94,8 +98,12 @@ class Kept:
         self.generators: list[tuple[torch.Generator, Tensor]] = []
         self.seen: set[int] = set()
         found: list[Tensor] = []
+        # Parameters that processes share are put in place, and taken away, by what shards them.
+        fsdp = sys.modules.get("torch.distributed.fsdp")
+        is_sharded = fsdp is not None and any(isinstance(x, fsdp.FSDPModule) for x in modules)
+        others = _OTHERS | {"_parameters"} if is_sharded else _OTHERS
         for _, before in self.attributes:
-            for name in before.keys() - _OTHERS:
+            for name in before.keys() - others:
                 value = before[name]
                 if value is None or type(value) in _PLAIN or (name in _OWN and not value):
                     continue
@@ -119,6 +127,8 @@ class Kept:
                 for item in list(value.values() if isinstance(value, dict) else value):
                     if type(item) not in _PLAIN and not isinstance(item, nn.Module):
                         self._keep(item, depth - 1, found)
+        elif type(value).__module__.startswith("torch."):
+            return  # what shards a module among processes, say, and does so from then on
         elif id(value) not in self.seen and not isinstance(value, nn.Module | Callable):
             # A configuration or state of the model's own, say.
             self.seen.add(id(value))

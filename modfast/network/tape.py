@@ -8,9 +8,7 @@ depends on the site is kept. Whatever breaks the rules that make doing it again 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from typing import Any
 from weakref import ref
 
@@ -18,6 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from modfast.network.calls import (
+    Call,
+    Slot,
+    autocast,
+    filled,
+    name_of,
+    rebuilt,
+    slots_in,
+    store,
+)
 from modfast.network.dims import UnitDims
 from modfast.network.inputs import tensors_in
 from modfast.network.state import Guard, may_write, place_of, targets_of, version_of
@@ -51,41 +59,6 @@ _DROPOUTS = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout "
     "dropout_ alpha_dropout_ feature_dropout_".split()
 )
-_ATTRIBUTE = re.compile(r"attribute '([^']+)'")
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Stands for a value that depends on the site."""
-
-    number: int
-
-
-@dataclass(eq=False)
-class Call:
-    """One call of torch on values that depend on the site."""
-
-    func: Callable[..., Any]
-    name: str
-    args: Any
-    """With a `Slot` for each such value."""
-    kwargs: Any
-    outs: Any
-    """The slots of what it returned; None where that is no tensor."""
-    places: list[tuple[int, int]] | None
-    """Where slots stand among `args`, if nowhere else."""
-    cast: tuple[bool, torch.dtype]
-    shape: tuple[int, ...] | None
-    """Of what it returned, if that is one tensor."""
-    writes: bool = False
-    last: list[int] = field(default_factory=list)
-    """Slots that no later call takes."""
-
-    def slots(self) -> list[int]:
-        """What it takes."""
-        if self.places is not None:
-            return [slot for _, slot in self.places]
-        return slots_in((self.args, self.kwargs))
 
 
 class Tape(TorchFunctionMode):
@@ -149,7 +122,7 @@ class Tape(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = _name(func)
+        name = name_of(func)
         if not self._on:
             if may_write(name, args, kwargs):
                 self._guarded(name, args, kwargs)
@@ -298,27 +271,19 @@ class Tape(TorchFunctionMode):
     def _call(
         self, func: Any, name: str, args: Any, kwargs: Any, outs: Any, shape: Any, writes: bool
     ) -> Call:
-        places: list[tuple[int, int]] | None = []
-        for i, arg in enumerate(args):
-            if isinstance(arg, Tensor):
-                if (slot := self._slot(arg)) is not None:
-                    assert places is not None
-                    places.append((i, slot))
-            elif isinstance(arg, (tuple, list, Mapping, slice)) and tensors_in(arg):
-                places = None
-                break
-        if places is None or (kwargs and tensors_in(kwargs)):
-            places, args, kwargs = None, self._marked(args), self._marked(kwargs)
-        else:
-            args = [None if any(i == at for at, _ in places) else x for i, x in enumerate(args)]
-        cast = _autocast(self.device_type)
-        return Call(func, name, args, kwargs, outs, places, cast, shape, writes)
+        marked = [self._marked(arg) for arg in args]
+        places = [(i, arg.number) for i, arg in enumerate(marked) if isinstance(arg, Slot)]
+        kwargs = self._marked(kwargs) if kwargs else kwargs
+        all_places = len(slots_in(marked)) + (len(slots_in(kwargs)) if kwargs else 0)
+        cast = autocast(self.device_type)
+        at = places if len(places) == all_places else None
+        return Call(func, name, marked, kwargs, outs, at, cast, shape, writes)
 
     def _marked(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             slot = self._slot(value)
             return value if slot is None else Slot(slot)
-        return _rebuilt(value, self._marked)
+        return rebuilt(value, self._marked)
 
     def _new(self, tensor: Tensor) -> int:
         number, self.n = self.n, self.n + 1
@@ -390,21 +355,21 @@ class Tape(TorchFunctionMode):
             own = [x.clone() for x in self.constants] if constants is None else constants
             for slot, constant in zip(self._written, own, strict=True):
                 values[slot] = constant
-        here = _autocast(self.device_type)
+        here = autocast(self.device_type)
         for call in self.calls[start:stop]:
             if call.places is not None:
                 args, kwargs = call.args.copy(), call.kwargs
                 for at, slot in call.places:
                     args[at] = values[slot]
             else:
-                args, kwargs = _filled(call.args, values), _filled(call.kwargs, values)
+                args, kwargs = filled(call.args, values), filled(call.kwargs, values)
             if call.cast == here:
                 output = call.func(*args, **kwargs)
             else:
                 enabled, dtype = call.cast
                 with torch.autocast(self.device_type, dtype, enabled=enabled):
                     output = call.func(*args, **kwargs)
-            _store(call.outs, output, values)
+            store(call.outs, output, values)
             for slot in call.last:
                 if stop is None:
                     values[slot] = None
@@ -424,63 +389,3 @@ class Tape(TorchFunctionMode):
                 return False
             made.update(slots_in(call.outs))
         return self.out_slot in made
-
-
-def _autocast(device_type: str) -> tuple[bool, torch.dtype]:
-    return torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
-
-
-_names: dict[Any, str] = {}
-
-
-def _name(func: Any) -> str:
-    """A function's name; of a tensor's attribute `__get__:T`."""
-    known = _names.get(func)
-    if known is None:
-        known = str(getattr(func, "__name__", func))
-        if known in ("__get__", "__set__"):
-            attribute = _ATTRIBUTE.search(repr(getattr(func, "__self__", func)))
-            known = f"{known}:{attribute[1] if attribute else '?'}"
-        _names[func] = known
-    return known
-
-
-def slots_in(value: Any) -> list[int]:
-    """All slots in nested containers."""
-    if isinstance(value, Slot):
-        return [value.number]
-    if isinstance(value, (tuple, list)):
-        return [slot for item in value for slot in slots_in(item)]
-    if isinstance(value, Mapping):
-        return [slot for item in value.values() for slot in slots_in(item)]
-    return slots_in((value.start, value.stop, value.step)) if isinstance(value, slice) else []
-
-
-def _rebuilt(value: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(value, tuple):
-        items = [function(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [function(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: function(item) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*map(function, (value.start, value.stop, value.step)))
-    return value
-
-
-def _filled(value: Any, values: list[Any]) -> Any:
-    if isinstance(value, Slot):
-        return values[value.number]
-    return _rebuilt(value, lambda item: _filled(item, values))
-
-
-def _store(outs: Any, output: Any, values: list[Any]) -> None:
-    if isinstance(outs, Slot):
-        values[outs.number] = output
-    elif isinstance(outs, list):
-        for slots, item in zip(outs, output, strict=True):
-            _store(slots, item, values)
-    elif isinstance(outs, dict):
-        for key, slots in outs.items():
-            _store(slots, output[key], values)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from modfast._renamed import warn_renamed
+from modfast.network.names import nearest
 from modfast.network.sites import Key, Site, plain_name, unwrapped
-from modfast.sites import nearest
 
 Do = Callable[[Tensor], Tensor | None]
 

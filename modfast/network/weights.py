@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from modfast import checks
-from modfast.sites import in_mode
+from modfast.network.names import in_mode
 
 __all__ = [
     "current_weight",

@@ -15,7 +15,7 @@ from modfast import checks
 from modfast.network.capture import read_passes
 from modfast.network.inputs import Batch, Inputs
 from modfast.network.logits import Output, check_output, pick
-from modfast.network.run import running
+from modfast.network.run import require_differentiable, running
 from modfast.network.sites import resolve_sites
 from modfast.network.visits import Visit, at_sites, checked
 from modfast.results import Result
@@ -106,6 +106,7 @@ def task_gradients(
     """
     check_output(output)
     places = resolve_sites(model, sites)
+    require_differentiable(model)
     collected = _Collected([site.name for site in places], tasks, pool)
     with running(model) as run, torch.enable_grad():
         for batch in read_passes(model, inputs, None, batch_size, progress):

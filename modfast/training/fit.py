@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from modfast import checks, plots
 from modfast.models import MLP
+from modfast.network.names import in_mode
 from modfast.progress import bar
 from modfast.reference import ratio
 from modfast.results import Result
 from modfast.scores import check_targets, scores
-from modfast.sites import in_mode
 from modfast.training.checkpoint import load_checkpoint, save_checkpoint
 from modfast.training.direct import DirectMLP, covers
 from modfast.training.optimizer import Modularity

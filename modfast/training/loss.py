@@ -12,11 +12,11 @@ from modfast._renamed import renamed, warn_renamed
 from modfast.clusters.fitting import equal_clusters, fit_labels
 from modfast.clusters.labels import Clusters
 from modfast.clusters.sharded import is_sharded, penalty_of, sums_of
+from modfast.network.names import nearest, resolve_modules
 from modfast.network.weights import current_weight, has_weight, input_first, weight_of
 from modfast.ops import cluster_sums
 from modfast.ops.clusterability import penalty
 from modfast.reference import ratio
-from modfast.sites import nearest, resolve_modules
 
 
 class ClusterabilityLoss(nn.Module):

@@ -11,8 +11,8 @@ from modfast import checks
 from modfast.clusters.fitting import equal_clusters, fit_labels
 from modfast.clusters.labels import Clusters
 from modfast.clusters.sharded import is_sharded, sums_of
+from modfast.network.names import check_patterns, match_names, nearest
 from modfast.network.weights import hidden_weights, require_dense, require_matrix
-from modfast.sites import check_patterns, match_names, nearest
 
 
 def choose_labels(

@@ -158,9 +158,9 @@ def test_figure_says_that_it_draws_only_some_edges() -> None:
 
 def test_bad_input() -> None:
     model, _, clean, corrupted = mlp()
-    with pytest.raises(ValueError, match="tau must be finite, got nan"):
+    with pytest.raises(ValueError, match="threshold must be finite, got nan"):
         discover_circuit(model, clean, corrupted, float("nan"))
-    with pytest.raises(TypeError, match="tau must be a number, got '1'"):
+    with pytest.raises(TypeError, match="threshold must be a number, got '1'"):
         discover_circuit(model, clean, corrupted, "1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="corrupted must be as clean"):
         discover_circuit(model, clean, corrupted[1:], 0.1)

@@ -41,7 +41,7 @@ def test_all_decisions(mnist_root: Path, against: str, label: int) -> None:
     model, x, y = trained(mnist_root)
     rows = (y == label).nonzero()[:SAMPLES, 0]
     x, y = x[rows], y[rows]
-    circuit = modfast.prune_circuit(model, x, y, against=against)
+    circuit = modfast.prune_circuit(model, x, y, baseline=against)
     assert 0 < circuit.kept < circuit.total == 54912
     layers = {f"fc{i}": model.get_submodule(f"fc{i}").weight.clone() for i in (1, 2, 3)}
     original = float(circuit.original_loss) if against == "original" else None

