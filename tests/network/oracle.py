@@ -262,16 +262,24 @@ def gradients(model: nn.Module, inputs: Any, site: str, output: Any, of: Change)
 
 
 class Weights(TorchFunctionMode):
-    """Passes the weight that one layer computes with through a function, and keeps what came."""
+    """Passes the weight that one layer computes with through a function, and keeps what came.
+
+    `more`, of the input and the weight, is added to what the layer's linear call gives.
+    """
 
     PLACES: ClassVar = {"linear": 1, "conv1d": 1, "conv2d": 1, "addmm": 2}
 
     def __init__(
-        self, model: nn.Module, layer: str, change: Change = lambda weight: weight
+        self,
+        model: nn.Module,
+        layer: str,
+        change: Change = lambda weight: weight,
+        more: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.owner = getattr(model, "_orig_mod", model).get_submodule(layer)
         self.change, self.inside, self.seen = change, 0, list[Tensor]()
+        self.more, self.given = more, list[Tensor]()
 
     def __enter__(self) -> Weights:
         self.handles = [
@@ -288,7 +296,10 @@ class Weights(TorchFunctionMode):
         at = self.PLACES.get(func.__name__)
         if self.inside and at is not None:
             self.seen.append(args[at])
+            self.given.append(args[at - 1])
             args = (*args[:at], self.change(args[at]), *args[at + 1 :])
+            if self.more is not None:
+                return func(*args, **(kwargs or {})) + self.more(args[at - 1], args[at])
         return func(*args, **(kwargs or {}))
 
     def __exit__(self, *raised: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -10,19 +11,89 @@ import pytest
 import torch
 from network import oracle, zoo
 from network.test_zoo import every_model
-from network.test_zoo_weights import weight_of
+from network.test_zoo_weights import COMPUTED, weight_of
 from network.trying import Truth, attempt, close, is_refused, situation, truth, twice
 from torch import Tensor, nn
 
 import modfast
 
 REFUSED: dict[str, set[str]] = {
-    "prune": set(),
-    "edges": set(),
-    "wiring": set(),
+    # The weight is no parameter, or that of another layer too.
+    "prune": COMPUTED | {"tied layers", "a module registered twice"},
+    # No chain, or calls that depend on values, or inputs that are no floating tensor.
+    "edges": {
+        "**kwargs",
+        "LoRA by peft",
+        "a parametrized layer",
+        "BERT",
+        "GPT-2",
+        "GPT-NeoX",
+        "GRU, two layers, both ways",
+        "LSTM",
+        "Llama, grouped queries",
+        "LoRA by hand",
+        "Mamba",
+        "Mixtral",
+        "Mixtral, experts in one call, float32",
+        "Qwen2",
+        "T5",
+        "TransformerEncoder",
+        "TransformerEncoder with padding",
+        "ViT",
+        "a Function of autograd",
+        "a branch on values",
+        "a cache as argument",
+        "a compiled part",
+        "a layer called again after the site",
+        "a list as attribute",
+        "a log of what was seen",
+        "a loop over one layer",
+        "a pruned layer",
+        "a scripted part",
+        "a static output buffer",
+        "a value in words",
+        "an LSTM cell in a loop",
+        "an optional argument",
+        "attention that returns a tuple and no weights",
+        "attention that returns its weights",
+        "calls of functions",
+        "channels last",
+        "convolutions and a function as a site",
+        "dropout that returns its input in eval mode",
+        "features last in four dimensions",
+        "float32, with autocast inside",
+        "gradients inside",
+        "hooks of a user",
+        "hooks that take keywords and come first or always",
+        "item()",
+        "many tensors written to at once",
+        "mappings as outputs",
+        "numpy",
+        "patched forwards",
+        "residual, through an Identity that returns its input",
+        "rows of a buffer written one by one",
+        "sparse inside, an array as attribute",
+        "spectral_norm",
+        "spectral_norm, by hooks",
+        "tied layers",
+        "vmap inside",
+        "weight_norm",
+        "weight_norm, by hooks",
+        "writing through a view of the site",
+    },
+    # Weights of other layers, and of those that are not called, are named; unsupported="skip".
+    "wiring": {
+        *("LSTM", "GRU, two layers, both ways", "an LSTM cell in a loop", "tied layers"),
+        *("TransformerEncoder", "TransformerEncoder with padding", "calls of functions"),
+        *("attention that returns its weights", "a scripted part", "a Parameter used as h @ w"),
+        *("hooks that take keywords and come first or always", "GPT-2", "GPT-NeoX", "Qwen2"),
+        *("Llama, grouped queries", "BERT", "T5", "ViT", "Mixtral", "Mamba"),
+        "Mixtral, experts in one call, float32",
+    },
     "noise": set(),
 }
 some_situations = pytest.mark.parametrize("kind", ["plain", "changed", "inference", "train"])
+TOGETHER = {"a branch on values", "item()", "a value in words"}
 VISITS = 10
 THRESHOLD = 1e-3
 
@@ -66,12 +137,14 @@ def look_at_circuits(case: zoo.Case, order: Tensor, labels: int | None) -> Any:
 @every_model
 def test_prune_circuit(name: str, kind: str, labels: int | None) -> None:
     known = truth(name, kind)
-    if known.case.random:
+    if known.case.random or known.case.grows:
         pytest.skip("its loss is another in each run")
+    if labels is not None and name in TOGETHER:
+        pytest.skip("its samples depend on one another")
     look = partial(look_at_circuits, order=visited(known), labels=labels)
     with situation(name, kind) as case:
         found = twice(case, kind, look)
-    if is_refused(found, name, REFUSED["prune"]):
+    if is_refused(found, name, REFUSED["prune"], kind):
         return
     rows = oracle.counted(known.case.inputs, known.logits, known.case.targets)
     if labels is not None:
@@ -92,7 +165,7 @@ def look_at_sizes(case: zoo.Case, order: Tensor) -> Any:
 @every_model
 def test_effective_circuit_size(name: str) -> None:
     known = truth(name, "plain")
-    if known.case.random:
+    if known.case.random or known.case.grows or name in TOGETHER:
         pytest.skip("its loss is another in each run")
     with situation(name, "plain") as case:
         found = look_at_sizes(case, visited(known))
@@ -108,31 +181,30 @@ class Edges:
 
     def __init__(self, known: Truth, layers: list[str], corrupted: Any) -> None:
         self.known, self.layers = known, layers
-        case = known.case
-        self.weights = {}
-        for layer in layers:
-            with torch.no_grad(), oracle.Weights(case.model, layer) as seen:
-                oracle.run(case.model, case.inputs, None, case.output)
-            self.weights[layer] = seen.seen[0]
-        self.other = {
-            layer: oracle.activations(case.model, corrupted, f"{layer}:input") for layer in layers
-        }
-        self.removed = {layer: torch.zeros(self.weights[layer].shape) for layer in layers}
+        self.other = {layer: self._call(layer, corrupted) for layer in layers}
+        self.removed = {layer: torch.zeros_like(w) for layer, (_, w) in self.other.items()}
+
+    @torch.no_grad()
+    def _call(self, layer: str, inputs: Any) -> tuple[Tensor, Tensor]:
+        """What the layer's linear call is given."""
+        case = self.known.case
+        with oracle.Weights(case.model, layer) as seen:
+            oracle.run(case.model, inputs, None, case.output)
+        return seen.given[0], seen.seen[0]
 
     @torch.no_grad()
     def loss(self) -> float:
         """The mean cross-entropy with the removed edges."""
-        case, now = self.known.case, dict[str, Tensor]()
-        sites: dict[str, oracle.Change] = {}
-        for layer in self.layers:
-            sites[f"{layer}:input"] = partial(now.setdefault, layer)
+        case = self.known.case
 
-            def carry(z: Tensor, layer: str = layer) -> Tensor:
-                change = self.other[layer] - now[layer]
-                return z + change @ (self.removed[layer] * self.weights[layer]).T
+        def carried(layer: str, x: Tensor, weight: Tensor) -> Tensor:
+            return (self.other[layer][0] - x) @ (self.removed[layer] * weight).T
 
-            sites[layer] = carry
-        logits = oracle.run(case.model, case.inputs, sites, case.output)
+        with ExitStack() as stack:
+            for layer in self.layers:
+                more = partial(carried, layer)
+                stack.enter_context(oracle.Weights(case.model, layer, more=more))
+            logits = oracle.run(case.model, case.inputs, None, case.output)
         return float(oracle.losses(logits, case.targets).mean())
 
 
@@ -153,18 +225,25 @@ def look_at_edges(case: zoo.Case) -> Any:
 @every_model
 def test_edges(name: str, kind: str) -> None:
     known = truth(name, kind)
+    if known.case.random or known.case.grows:
+        pytest.skip("each run is another")
     with situation(name, kind) as case:
         scores, circuit = twice(case, kind, look_at_edges)
-    if is_refused(scores, name, REFUSED["edges"]):
-        assert is_refused(circuit, name, REFUSED["edges"])
+    if is_refused(scores, name, REFUSED["edges"], kind):
+        assert is_refused(circuit, name, REFUSED["edges"], kind)
         return
     layers = [receiver for _, receiver in scores.scores]
+    modules = dict(known.case.model.named_modules())
+    if any(getattr(modules.get(layer), "weight", torch.ones(1)).dim() != 2 for layer in layers):
+        return  # tests/circuits has those of convolutions
+    if known.case.dtype != torch.float64:
+        return  # where edges hardly differ, either may go
     edges = Edges(known, layers, other_inputs(known.case.inputs))
     base = edges.loss()
     for layer, found in zip(layers, scores.scores.values(), strict=True):
         for r, s in [(0, 0), (1, 2), (2, 1)]:
             edges.removed[layer][r, s] = 1
-            assert abs(float(found[s, r]) - (edges.loss() - base)) <= 1e-9, (layer, s, r)
+            assert abs(float(found[s, r]) - (edges.loss() - base)) <= known.slack, (layer, s, r)
             edges.removed[layer][r, s] = 0
     value = base
     for layer in reversed(layers):
@@ -199,7 +278,9 @@ def test_effective_information(name: str, kind: str) -> None:
     known = truth(name, kind)
     with situation(name, kind) as case:
         found = twice(case, kind, look_at_wiring)
-    if is_refused(found, name, REFUSED["wiring"]):
+    # Without its adapters, whose weights then are not called.
+    more = {"LoRA by peft"} if kind == "changed" else set()
+    if is_refused(found, name, REFUSED["wiring"] | more, kind):
         return
     inputs = known.case.inputs
     wide = isinstance(inputs, Tensor) and inputs.dim() > 2
@@ -250,7 +331,7 @@ def test_information_by_perturbation(name: str, kind: str) -> None:
         found = twice(case, kind, partial(look_at_noise, output=case.output))
     expected: Any = None
     for i, each in enumerate(found):
-        if is_refused(each, name, REFUSED["noise"]):
+        if is_refused(each, name, REFUSED["noise"], kind):
             continue
         if expected is None:
             inputs = known.case.inputs

@@ -100,7 +100,7 @@ def test_evaluate_clusters(name: str, kind: str) -> None:
     with situation(name, kind) as mine:
         look = partial(look_at_clusters, targets=targets, shape=(n_out, n_in))
         found = twice(mine, kind, look)
-    if is_refused(found, name, REFUSED["clusters"]):
+    if is_refused(found, name, REFUSED["clusters"], kind):
         return
 
     def without(keep: Callable[[Tensor], Tensor]) -> Tensor:
@@ -132,7 +132,7 @@ def test_clusterability_loss(name: str, kind: str) -> None:
         gradients = torch.autograd.grad(expected, list(parameters.values()), allow_unused=True)
     with situation(name, kind) as case, torch.inference_mode(False):
         regularizer = attempt(case, ClusterabilityLoss, case.layer, n_clusters=2, weight=3.0)
-        if is_refused(regularizer, name, REFUSED["loss"]):
+        if is_refused(regularizer, name, REFUSED["loss"], kind):
             return
         if kind == "changed":
             regularizer()

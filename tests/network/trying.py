@@ -231,10 +231,12 @@ def pieces(name: str, size: int) -> list[Truth]:
     return found
 
 
-def is_refused(found: Any, name: str, names: Collection[str]) -> bool:
-    """Whether a function refused a model; just those named may be."""
+def is_refused(found: Any, name: str, names: Collection[str], kind: str = "") -> bool:
+    """Whether a function refused a model; just those named may be, before they are changed."""
+    if kind == "changed" and not isinstance(found, Refusal):
+        return False
     if isinstance(found, Refusal):
         assert name in names, found
     else:
         assert name not in names, "is not refused"
-    return name in names
+    return isinstance(found, Refusal)
