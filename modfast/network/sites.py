@@ -48,10 +48,10 @@ class Site:
     item: Key | None = None
     call: int | None = None
     """Which call; None where there must be one."""
-    by_pattern: bool = False
-    """Whether it is one of those that a pattern matches, and may be left out."""
     raw: bool = False
     """Of an output: before the user's hooks on the module change it."""
+    by_pattern: bool = False
+    """Whether it is one of those that a pattern matches, and may be left out."""
 
 
 def parse_site(model: nn.Module, site: str, argument: str = "site") -> Site:
