@@ -96,8 +96,13 @@ def resolve_sites(
     order = {name: i for i, name in enumerate(modules)}
     for text in wanted:
         for site in _matches(text, modules, argument, patterns):
+            # One module under two names is one place, unless both are named exactly.
             place = (modules[site.module], *[getattr(site, f.name) for f in fields(site)[2:-1]])
-            if place not in found or not site.by_pattern:
+            exact = (*place, site.name)
+            if not site.by_pattern:
+                found.pop(place, None)
+                found[exact] = order[site.module], site
+            elif not any(key[: len(place)] == place for key in found):
                 found[place] = order[site.module], site
     return [site for _, site in sorted(found.values(), key=lambda each: each[0])]
 
