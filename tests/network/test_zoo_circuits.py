@@ -92,7 +92,7 @@ REFUSED: dict[str, set[str]] = {
     },
     # Noise is one floating tensor of any number of rows.
     "noise": {
-        *("tied layers", "**kwargs", "a cache as argument", "TransformerEncoder with padding"),
+        *("tied layers", "**kwargs", "a cache as argument"),
         *("GPT-2", "GPT-NeoX", "Llama, grouped queries", "Qwen2", "BERT", "T5", "Mixtral", "Mamba"),
         *("Mixtral, experts in one call, float32", "a static output buffer"),
     },
