@@ -90,7 +90,12 @@ REFUSED: dict[str, set[str]] = {
         *("Llama, grouped queries", "BERT", "T5", "ViT", "Mixtral", "Mamba"),
         "Mixtral, experts in one call, float32",
     },
-    "noise": set(),
+    # Noise is one floating tensor of any number of rows.
+    "noise": {
+        *("tied layers", "**kwargs", "a cache as argument"),
+        *("GPT-2", "GPT-NeoX", "Llama, grouped queries", "Qwen2", "BERT", "T5", "Mixtral", "Mamba"),
+        *("Mixtral, experts in one call, float32", "a static output buffer"),
+    },
 }
 some_situations = pytest.mark.parametrize("kind", ["plain", "changed", "inference", "train"])
 TOGETHER = {"a branch on values", "item()", "a value in words"}
@@ -261,7 +266,8 @@ def test_edges(name: str, kind: str) -> None:
 
 
 def shape_of(inputs: Any) -> Any:
-    return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else 5
+    first = inputs[0] if isinstance(inputs, tuple) else inputs
+    return tuple(first.shape[1:]) if isinstance(first, Tensor) else 5
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -327,6 +333,8 @@ def look_at_noise(case: zoo.Case, output: Any) -> Any:
 @every_model
 def test_information_by_perturbation(name: str, kind: str) -> None:
     known = truth(name, kind)
+    if known.case.grows:
+        pytest.skip("each run is another")
     with situation(name, kind) as case:
         found = twice(case, kind, partial(look_at_noise, output=case.output))
     expected: Any = None
