@@ -97,7 +97,7 @@ REFUSED: dict[str, set[str]] = {
         *("Mixtral, experts in one call, float32", "a static output buffer"),
     },
 }
-some_situations = pytest.mark.parametrize("kind", ["plain", "changed", "inference", "train"])
+some_situations = pytest.mark.parametrize("kind", ["plain", "changed", "inference"])
 TOGETHER = {"a branch on values", "item()", "a value in words"}
 VISITS = 10
 THRESHOLD = 1e-3

@@ -15,7 +15,7 @@ from torch import Tensor
 import modfast
 from modfast import compare_tasks, jacobian_mutual_information, task_gradients
 
-some_situations = pytest.mark.parametrize("kind", ["plain", "changed", "inference", "train"])
+some_situations = pytest.mark.parametrize("kind", ["plain", "changed", "inference"])
 
 NO_GRADIENT = {"numpy"}
 """Models through which no gradient flows."""
