@@ -16,6 +16,7 @@ from modfast.clusters.fitting import fit_labels
 from modfast.clusters.labels import Clusters
 from modfast.network.inputs import Batch, mapped
 from modfast.network.logits import Output, check_output, pick, read_rows
+from modfast.network.names import unwrapped
 from modfast.network.resume import begin, equal_to_rounding, joined
 from modfast.network.run import Run, running
 from modfast.network.samples import read_data
@@ -215,7 +216,15 @@ class _Changed:
         with at_sites(self.model, [entry]):
             try:
                 # Nothing is asked about units, so any dimension will do.
-                start = begin(self.run, self.model, self.site, plain, output=self.output, dim=0)
+                start = begin(
+                    self.run,
+                    self.model,
+                    self.site,
+                    plain,
+                    output=self.output,
+                    dim=0,
+                    argument="layer",
+                )
             except ValueError:
                 if entry.n_calls < 2:
                     raise

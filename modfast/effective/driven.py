@@ -16,7 +16,6 @@ from modfast.network.inputs import Batch
 from modfast.network.logits import Output, check_output, pick
 from modfast.network.names import resolve_modules
 from modfast.network.run import running
-from modfast.network.sites import unwrapped
 
 Limits: TypeAlias = tuple[float, float]
 
@@ -95,7 +94,7 @@ def _module_and_input(
     """The module to drive, and what one sample of zeros to the model gives it."""
     module, taken = model, list[Any]()
     if layer is not None and isinstance(model, nn.Module):
-        modules = resolve_modules(unwrapped(model), layer, argument="layer")
+        modules = resolve_modules(model, layer, argument="layer")
         if len(modules) > 1:
             raise ValueError(f"layer={layer!r} must name one module, got {list(modules)}")
         (module,) = modules.values()

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from modfast import checks
-from modfast.network.names import check_patterns, nearest
+from modfast.network.names import WRAPPED, check_patterns, nearest, unwrapped
 
 Key = int | str
 
@@ -107,20 +107,11 @@ def resolve_sites(
     return [site for _, site in sorted(found.values(), key=lambda each: each[0])]
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside of torch.compile's wrapper, whose names people use."""
-    inner = model._modules.get(_WRAPPED.rstrip("."))
-    return model if inner is None else inner
-
-
-_WRAPPED = "_orig_mod."
-
-
 def _matches(
     text: str, modules: Mapping[str, nn.Module], argument: str, patterns: bool
 ) -> Iterator[Site]:
-    if text.startswith(_WRAPPED) and _WRAPPED.rstrip(".") not in modules:
-        text = text.removeprefix(_WRAPPED)  # as named_modules() of the wrapper has it
+    if WRAPPED.rstrip(".") not in modules:
+        text = text.removeprefix(WRAPPED)  # as named_modules() of the wrapper has it
     if text in modules and text:
         yield Site(text, text)
         return
