@@ -12,8 +12,7 @@ from torch.utils.data import Dataset
 
 from modfast import checks, plots
 from modfast._renamed import reordered
-from modfast.clusters.fitting import fit_labels
-from modfast.clusters.labels import Clusters
+from modfast.clusters import Clusters, fit_labels
 from modfast.network.inputs import Batch, mapped
 from modfast.network.logits import Output, check_output, pick, read_rows
 from modfast.network.resume import begin, equal_to_rounding, joined
