@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -138,6 +139,15 @@ def history(seed: int) -> modfast.History:
     return modfast.fit(MLP([8, 6, 3]), (X.float(), Y), 1, seed=seed, progress=False)
 
 
+DATA = (X.float(), Y)
+SMALL = MLP([8, 6, 3])
+
+
+def study(*given: Any, **options: Any) -> modfast.TaskStudy:
+    data = (X[:, :4].float(), X[:, 4:6].float())
+    return modfast.TaskStudy.train(data, (4, 5, 2), 2, 3, *given, **options)
+
+
 def changed(use: Callable[[Any], Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:
     return lambda: use(PAIRWISE), lambda: use(PAIRWISE.mi)
 
@@ -168,6 +178,26 @@ CALLS: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
         lambda: modfast.evaluate_clusters(MODEL, "fc2", CLUSTERS, (X, Y)),
         lambda: modfast.evaluate_clusters(MODEL, (X, Y), "fc2", CLUSTERS),
         "evaluate_clusters(model, data, layer, clusters)",
+    ),
+    "options of fit by position": (
+        lambda: modfast.fit(copy.deepcopy(SMALL), DATA, 1, 10, None, None, DATA, 0, False),
+        lambda: modfast.fit(copy.deepcopy(SMALL), DATA, 1, 10, test=DATA, seed=0, progress=False),
+        "fit(seed=..., progress=...)",
+    ),
+    "seed of a direction by position": (
+        lambda: modfast.max_information_direction(MODEL, X, "act1", 3, 0.01, 2, 5),
+        lambda: modfast.max_information_direction(MODEL, X, "act1", 3, 0.01, 2, seed=5),
+        "max_information_direction(seed=...)",
+    ),
+    "seed of a study by position": (
+        lambda: study(1e-2, 7, False),
+        lambda: study(1e-2, seed=7, progress=False),
+        "TaskStudy.train(seed=..., progress=...)",
+    ),
+    "progress of a study by position": (
+        lambda: study(1e-2, seed=7).compare([X[:, :4].float()] * 2, None, False),
+        lambda: study(1e-2, seed=7).compare([X[:, :4].float()] * 2, None, progress=False),
+        "TaskStudy.compare(progress=...)",
     ),
     "a name of torch.fx": (
         lambda: modfast.ablate_units(Adding(), X, "add"),

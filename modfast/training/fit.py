@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modfast import checks, plots
+from modfast._renamed import named
 from modfast.models import MLP
 from modfast.network.names import in_mode
 from modfast.progress import bar
@@ -67,6 +68,7 @@ class History(Result):
         )
 
 
+@named("seed", "progress", "checkpoint", "output")
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit(
@@ -77,6 +79,7 @@ def fit(
     optimizer: torch.optim.Optimizer | OptimizerMaker | None = None,
     regularizer: Callable[[], Tensor] | None = None,
     test: tuple[Tensor, Tensor] | None = None,
+    *,
     seed: int | None = None,
     progress: bool = True,
     checkpoint: str | Path | None = None,
@@ -184,7 +187,7 @@ class _Run:
             if regularizer is None and output is None and covers(model)
             else self.set_gradients_by_autograd
         )
-        self.generator = torch.Generator("cpu")  # whatever the default device
+        self.generator = torch.Generator("cpu")  # on any default device
         self.losses: list[Tensor] = []
         self.sums: list[Tensor] = []
         self.accuracies: list[Tensor] = []
