@@ -238,7 +238,7 @@ def deep_case(site: str) -> Case:
             [found.entropy_difference, found.kl_ablated_original, found.kl_original_ablated]
         )
 
-    exact = ours(copy.deepcopy(model).double(), x.double(), path="hooks")
+    exact = ours(copy.deepcopy(model).double(), x.double(), backend="model")
     assert_close(ours(), exact, 1e-4)
     peer = fastest([torch.no_grad()(partial(batched, chunk)) for chunk in (1, 4, 16)])
     assert_close(peer(), exact, 1e-2)
@@ -247,7 +247,7 @@ def deep_case(site: str) -> Case:
         {
             "modfast": ours,
             TORCH: peer,
-            "modfast, path='split'": lambda: ours(path="split"),
+            "modfast, backend='replay'": lambda: ours(backend="replay"),
         },
         rounds=5,
     )

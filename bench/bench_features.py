@@ -206,8 +206,8 @@ def exact_case() -> Case:
 def discovery_case() -> Case:
     model, x, other = pairs()
     model, x, other = model.double(), x.double(), other.double()
-    tau, part = 1e-5, UNITS
-    circuit = modfast.discover_circuit(model, x, other, tau, progress=False)
+    threshold, part = 1e-5, UNITS
+    circuit = modfast.discover_circuit(model, x, other, threshold, progress=False)
     run, log_p = masked(model, x, other), model(x).log_softmax(1)
 
     def some(n: int = part) -> Tensor:
@@ -216,7 +216,7 @@ def discovery_case() -> Case:
         for receiver, sender in torch.cartesian_prod(torch.arange(10), torch.arange(UNITS))[:n]:
             masks[2][receiver, sender] = False
             without = divergence(log_p, run(masks))
-            if without - value < tau:
+            if without - value < threshold:
                 value = without
             else:
                 masks[2][receiver, sender] = True
@@ -226,7 +226,7 @@ def discovery_case() -> Case:
     return Case(
         f"circuit of {circuit.n_edges:,} of {circuit.n_total:,} edges, 64-64-64-10, 64 samples",
         {
-            "modfast": lambda: modfast.discover_circuit(model, x, other, tau, progress=False),
+            "modfast": lambda: modfast.discover_circuit(model, x, other, threshold, progress=False),
             EACH: no_grad(some),
         },
         rounds=5,

@@ -91,6 +91,43 @@ def reordered(*old: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return decorate
 
 
+def named(*options: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Lets a function take by position what is now keyword-only, its last arguments until then.
+
+    It gives a DeprecationWarning that says their names.
+
+    Example:
+        >>> import warnings
+        >>> @named("seed")
+        ... def run(steps=1, *, seed=None):
+        ...     return steps, seed
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     run(5, 3)
+        (5, 3)
+        >>> print(caught[0].message)
+        run with seed by position is now run(seed=...)
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        name = function.__qualname__
+        kinds = [each.kind for each in inspect.signature(function).parameters.values()]
+        n = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            late = dict(zip(options, args[n:], strict=False))
+            if not late or len(args) > n + len(options) or not late.keys().isdisjoint(kwargs):
+                return function(*args, **kwargs)  # which refuses what is too much
+            old = f"{name} with {', '.join(late)} by position"
+            warn_renamed(old, f"{name}({', '.join(f'{each}=...' for each in late)})", stacklevel=2)
+            return function(*args[:n], **kwargs, **late)  # type: ignore[arg-type]
+
+        return call
+
+    return decorate
+
+
 def warn_renamed(old: str, new: str, stacklevel: int = 2) -> None:
     """Says that `old` is now `new`, at the place that called the caller."""
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=stacklevel + 1)

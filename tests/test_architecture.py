@@ -37,24 +37,6 @@ RANKS = {part: -rank for rank, parts in enumerate(LAYERS) for part in parts}
 # Figures are drawn of tensors and strings.
 PLOTS_KNOW = {"plots", "checks", "results", "_renamed"}
 
-# What is still to be mended: by module, the ones whose inner names it takes. Whoever mends one,
-# deletes it here.
-INNER_STILL_TAKEN: dict[str, set[str]] = {
-    "ablation.clusters": {"clusters.weights"},
-    "circuits.search_space": {"clusters.fitting"},
-    "effective.dense": {"information.binning"},
-    "effective.driven": {"information.binning"},
-    "effective.information": {"information.binning"},
-    "effective.layers": {"clusters.weights"},
-    "effective.perturbation": {"information.binning", "information.counts"},
-    "features.activating": {"ablation.batches"},
-    "information.partition": {"clusters.labels"},
-    "training.loss": {"clusters.fitting", "clusters.sharded"},
-    "training.optimizer": {"clusters.sharded"},
-    "training.selection": {"clusters.fitting", "clusters.sharded"},
-}
-STILL_TOO_LONG = {"network/resume.py", "network/tape.py"}
-
 
 class Import(NamedTuple):
     """A module, the one that it imports (or imports from), and the name that it takes, if any."""
@@ -150,10 +132,6 @@ def inner_names(imports: list[Import]) -> list[str]:
     for source, target, name, line in imports:
         if part(source) == part(target) or target in ("modfast", f"modfast.{name}"):
             continue
-        if target.removeprefix("modfast.") in INNER_STILL_TAKEN.get(
-            source.removeprefix("modfast."), ()
-        ):
-            continue
         of_rooms = part(source) in ROOMS and part(target) in ROOMS
         if name.startswith("_") or (of_rooms and name not in public_names(part(target))):
             found.append(f"{source}:{line} imports {name or 'all'} of {target}")
@@ -178,24 +156,8 @@ def test_parts_take_public_names_from_each_other() -> None:
 
 
 def test_files_can_be_read_at_one_sitting() -> None:
-    assert [name for name in too_long() if name not in STILL_TOO_LONG] == []
-
-
-def too_long() -> list[str]:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES.values()}
-    return [path.relative_to(ROOT).as_posix() for path, n in lines.items() if n > MOST_LINES]
-
-
-def test_what_is_mended_is_no_exception_any_more() -> None:
-    arrows = arrows_between(IMPORTS)
-    stale = [
-        f"{source} no longer imports {target}: delete it from INNER_STILL_TAKEN"
-        for source, targets in INNER_STILL_TAKEN.items()
-        for target in targets
-        if f"modfast.{target}" not in arrows.get(f"modfast.{source}", ())
-    ]
-    short = [f"{name} is short now: delete it" for name in STILL_TOO_LONG - set(too_long())]
-    assert stale + short == []
+    assert [path.relative_to(ROOT) for path, n in lines.items() if n > MOST_LINES] == []
 
 
 @pytest.mark.parametrize(

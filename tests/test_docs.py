@@ -58,4 +58,8 @@ def test_readme_example(tmp_path: Path) -> None:
     examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert examples
     for example in examples:
-        subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
+        subprocess.run(
+            [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", example],
+            cwd=tmp_path,
+            check=True,
+        )

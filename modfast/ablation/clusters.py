@@ -12,15 +12,14 @@ from torch.utils.data import Dataset
 
 from modfast import checks, plots
 from modfast._renamed import reordered
-from modfast.clusters.fitting import fit_labels
-from modfast.clusters.labels import Clusters
+from modfast.clusters import Clusters, fit_labels
 from modfast.network.inputs import Batch, mapped
 from modfast.network.logits import Output, check_output, pick, read_rows
 from modfast.network.names import unwrapped
 from modfast.network.resume import begin, equal_to_rounding, joined
 from modfast.network.run import Run, running
 from modfast.network.samples import read_data
-from modfast.network.sites import Site, resolve_sites, unwrapped
+from modfast.network.sites import Site, resolve_sites
 from modfast.network.state import Guard, place_of, targets_of
 from modfast.network.visits import EachVisit, Visit, at_sites
 from modfast.network.weights import has_weight, input_first, is_plain, plain_layer, weight_of

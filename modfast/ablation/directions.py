@@ -1,4 +1,4 @@
-"""The direction in a site's activations that the class probabilities hang on most."""
+"""The direction in a site's activations that the class probabilities depend on most."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast import checks
-from modfast._renamed import renamed
+from modfast._renamed import named, renamed
 from modfast.ablation.changes import Directions
 from modfast.ablation.result import DirectionResult
 from modfast.ablation.sweep import NOT_FUSED, starts
@@ -24,6 +24,7 @@ Objective = Callable[[Tensor], Tensor]
 
 
 @renamed(path="backend")
+@named("seed")
 def max_information_direction(
     model: nn.Module,
     inputs: Inputs,
@@ -31,8 +32,8 @@ def max_information_direction(
     steps: int = 1000,
     lr: float = 1e-2,
     restarts: int = 8,
-    seed: int | None = None,
     *,
+    seed: int | None = None,
     output: Output = None,
     dim: int | None = None,
     backend: str | None = None,

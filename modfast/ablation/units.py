@@ -47,13 +47,14 @@ def ablate_units(
             gradients, and is left as it was.
         inputs: its input, a tuple of positional inputs or a mapping of keyword inputs, on its
             device; or a DataLoader of such, or of pairs (input, targets), which is streamed.
-        site: name of a submodule, or of a node of the model's torch.fx graph. The units are the
-            last dimension of its output `[n, ..., d]`; of one with four dimensions or more, and of
-            a Conv1d's, dimension 1, the channels.
+        site: a place by name: a module's output, its input (`"fc2:input"`), an item of an output
+            (`"attn[0]"`), one of several calls (`"relu#1"`), or a torch function called in a
+            module's forward (`"layer1/add#0"`). The units are the last dimension of what is there
+            `[n, ..., d]`; of convolutions, their pools and norms dimension 1, the channels.
         units: their indices, all by default.
         value: a number, a tensor `[d]` with one for each unit, or `"mean"`, each unit's mean over
             the samples and positions (a DataLoader is then read twice).
-        targets: int64 classes, one for each row of logits.
+        targets: int64 classes, one for each row of logits; -100 for rows that count nowhere.
         output: picks the logits out of what the model returns.
         dim: the dimension of the units, where the above is wrong.
         per_sample: keep the sums' samples apart.

@@ -12,7 +12,7 @@ from modfast import checks
 from modfast.circuits.edges import EdgeScores
 from modfast.circuits.metric import Metric, MetricLike, make_metric
 from modfast.circuits.network import BACKEND, Groups, Network, Pass, checked_inputs, read_network
-from modfast.circuits.removal import MAX_MEMORY, Removals, Step
+from modfast.circuits.removal import Removals, Step, memory_limit
 from modfast.network.logits import Output
 from modfast.network.run import running
 from modfast.precision import full_precision
@@ -33,7 +33,7 @@ def attribute_edges(
     nodes: Mapping[str, Groups] | None = None,
     steps: int = 5,
     output: Output = None,
-    max_memory: int = MAX_MEMORY,
+    max_memory: int | None = None,
     progress: bool = True,
 ) -> EdgeScores:
     """How far the metric rises when one edge carries what it carries on corrupted inputs.
@@ -75,8 +75,8 @@ def attribute_edges(
             rows count, or "one" for all in one node. Units in no list are nodes of their own.
         steps: of "eap-ig".
         output: picks the logits out of what the model returns: a function or a key.
-        max_memory: bytes that one batch of "exact" may take, one run being the least; besides, all
-            that the edges into one node carry lies in memory.
+        max_memory: bytes that one batch of "exact" may take, 64 MiB by default and one
+            run at least; besides, all that the edges into one node carry lies in memory.
         progress: show a progress bar for "exact", where standard error is a terminal.
 
     Raises:
@@ -99,7 +99,7 @@ def attribute_edges(
         {('input', 'fc1'): (8, 6), ('fc1', 'fc2'): (6, 3)}
     """
     checks.choice("method", method, get_args(Method))
-    steps, max_memory = checks.count("steps", steps), checks.count("max_memory", max_memory)
+    steps, max_memory = checks.count("steps", steps), memory_limit(max_memory)
     clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
     with full_precision(), running(model, argument="clean") as run:
         network, whole, other = read_network(run, model, clean, corrupted, nodes, output)

@@ -12,7 +12,7 @@ from modfast._renamed import renamed
 from modfast.circuits.edges import EdgeCircuit
 from modfast.circuits.metric import MetricLike, make_metric
 from modfast.circuits.network import BACKEND, Groups, checked_inputs, read_network
-from modfast.circuits.removal import MAX_MEMORY, Receiver, Removals, Step
+from modfast.circuits.removal import Receiver, Removals, Step, memory_limit
 from modfast.network.logits import Output
 from modfast.network.run import running
 from modfast.precision import full_precision
@@ -33,7 +33,7 @@ def discover_circuit(
     metric: MetricLike = None,
     nodes: Mapping[str, Groups] | None = None,
     output: Output = None,
-    max_memory: int = MAX_MEMORY,
+    max_memory: int | None = None,
     progress: bool = True,
 ) -> EdgeCircuit:
     """Removes each edge that the metric does not miss, from the logits back to the input (ACDC).
@@ -60,8 +60,8 @@ def discover_circuit(
             function of logits `[n, c]` that gives one number.
         nodes: by layer, or "input": lists of units, a `Clusters`, or "one".
         output: picks the logits out of what the model returns: a function or a key.
-        max_memory: bytes that one batch may take, one run being the least; besides, all that the
-            edges into one node carry lies in memory.
+        max_memory: bytes that one batch may take, 64 MiB by default and one run at least;
+            besides, all that the edges into one node carry lies in memory.
         progress: show a progress bar, where standard error is a terminal.
 
     Raises:
@@ -79,7 +79,7 @@ def discover_circuit(
         True
     """
     threshold = checks.finite_number("threshold", threshold)
-    max_memory = checks.count("max_memory", max_memory)
+    max_memory = memory_limit(max_memory)
     clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
     with full_precision(), running(model, argument="clean") as run:
         network, whole, other = read_network(run, model, clean, corrupted, nodes, output)

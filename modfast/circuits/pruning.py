@@ -93,7 +93,7 @@ def prune_circuit(
     other plain layer by computing one channel and doing the model's recorded calls again. Layers
     with hooks, subclasses such as LoRA's, layers that are called several times, and outputs of
     less than float32, as under autocast, are tried by running the model. In float32 a decision
-    whose margin is less than about 1e-6 may be another than in exact arithmetic
+    whose margin is less than about 1e-6 may differ from that in exact arithmetic
     (`Circuit.close_calls`).
 
     Args:
@@ -106,7 +106,7 @@ def prune_circuit(
         layers: names or patterns of the layers to prune, in turn: Linear, convolutions or
             transformers' Conv1D. What one pattern matches is pruned last layer first, and so are by
             default all layers, as the model registers them.
-        order: in which the weights of a layer are visited, as they lie in the parameter: `"row"`
+        order: in which the weights of a layer are visited, with the parameter's dimensions: `"row"`
             by row, `"column"` by column (a kernel's entries are of their input's), `"magnitude"`
             smallest first; or int64 indices into the flattened weight, by layer name or, for a
             single layer, alone. Weights that are not visited are kept.

@@ -13,10 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modfast import checks
 from modfast.circuits.metric import Metric
 from modfast.circuits.network import Layer, Network, Pass
 
 MAX_MEMORY = 2**26
+
+
+def memory_limit(max_memory: int | None) -> int:
+    """The bytes that one batch may take, 64 MiB by default."""
+    return MAX_MEMORY if max_memory is None else checks.count("max_memory", max_memory)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from modfast import checks
-from modfast.clusters.fitting import fit_labels
-from modfast.clusters.labels import Clusters
+from modfast.clusters import Clusters, fit_labels
 from modfast.network.names import match_names, resolve_modules
 from modfast.network.weights import current_weight, has_weight, input_first, weight_of
 

@@ -1,6 +1,17 @@
 """Into which clusters does a network fall, and how strongly?"""
 
+from modfast.clusters.fitting import equal_clusters, fit_labels
 from modfast.clusters.labels import Clusters
 from modfast.clusters.measure import clusterability
+from modfast.clusters.sharded import gradient_of, is_sharded, penalty_of, sums_of
 
-__all__ = ["Clusters", "clusterability"]
+__all__ = [
+    "Clusters",
+    "clusterability",
+    "equal_clusters",
+    "fit_labels",
+    "gradient_of",
+    "is_sharded",
+    "penalty_of",
+    "sums_of",
+]

@@ -1,4 +1,4 @@
-"""Labels of clusters, as they lie in a weight."""
+"""Labels of clusters, in the order of a weight's rows and columns."""
 
 from __future__ import annotations
 

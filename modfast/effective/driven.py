@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modfast import checks
 from modfast.effective.layers import run_once
-from modfast.information.binning import Binning
+from modfast.information import Binning
 from modfast.network.inputs import Batch
 from modfast.network.logits import Output, check_output, pick
 from modfast.network.names import resolve_modules

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from modfast import checks, plots
 from modfast.effective.driven import Driven, Limits
-from modfast.information.binning import Binning
-from modfast.information.counts import entropies
+from modfast.information import Binning, entropies_of_counts
 from modfast.network.logits import Output
 from modfast.ops import information as ops
 from modfast.progress import bar
@@ -269,7 +268,7 @@ class _Together(_Estimate):
     def _of_whole(self, x_codes: Tensor, y_codes: Tensor) -> float:
         x, y = _cells(x_codes), _cells(y_codes)
         counts = [each.bincount() for each in (x, y, _cells(torch.stack([x, y], 1)))]
-        one, other, both = (entropies(each) for each in counts)
+        one, other, both = (entropies_of_counts(each) for each in counts)
         found = one + other - both
         if self.correction is not None:
             one, other, both = (each.count_nonzero() for each in counts)

@@ -44,8 +44,8 @@ def max_activating(
     Args:
         model: runs in eval mode, without gradients, and is left as it was.
         data: samples: a tensor `[n, ...]`, a mapping of keyword inputs, a pair of such inputs and
-            targets `[n]`, a Dataset or a DataLoader of such. Whatever the order in which a
-            DataLoader draws, samples are read in the order of their indices in its data set, in
+            targets `[n]`, a Dataset or a DataLoader of such. In what order a DataLoader
+            draws does not count: samples are read by their indices in its data set, in
             batches of its size and by as many workers: those that its sampler draws in one pass,
             each once, and those too that it would drop from an incomplete batch. Samples of an
             IterableDataset are numbered as they come. Targets are the samples' labels; integers

@@ -1,8 +1,9 @@
 """How much does one group of units tell about another?"""
 
-from modfast.information.binning import digitize
+from modfast.information.binning import Binning, digitize
 from modfast.information.calibration import Calibration, calibrate
 from modfast.information.copula import copula_mutual_information
+from modfast.information.counts import entropies_of_counts
 from modfast.information.entropies import (
     conditional_entropy,
     entropy,
@@ -21,6 +22,7 @@ from modfast.information.streaming import JointHistogram, JointInformation
 from modfast.information.total import total_correlation
 
 __all__ = [
+    "Binning",
     "Calibration",
     "JointHistogram",
     "JointInformation",
@@ -30,6 +32,7 @@ __all__ = [
     "conditional_entropy",
     "copula_mutual_information",
     "digitize",
+    "entropies_of_counts",
     "entropy",
     "gaussian_mutual_information",
     "jacobian_mutual_information",

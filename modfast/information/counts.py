@@ -34,9 +34,9 @@ class Terms:
     def of_counts(cls, counts: Tensor) -> Terms:
         """Plug-in values of joint counts `[..., bins_x, bins_y]`."""
         counts = counts.double()
-        x, y = entropies(counts.sum(-1)), entropies(counts.sum(-2))
+        x, y = entropies_of_counts(counts.sum(-1)), entropies_of_counts(counts.sum(-2))
         # No table of counts has less than no information, but a rounded difference may.
-        mutual = (x + y - entropies(counts.flatten(-2))).clamp_(min=0)
+        mutual = (x + y - entropies_of_counts(counts.flatten(-2))).clamp_(min=0)
         return cls(mutual, lambda: (x, y))
 
     @classmethod
@@ -66,7 +66,7 @@ class Terms:
         return cls(mutual if correction is None else mutual - bias, both)
 
 
-def entropies(counts: Tensor) -> Tensor:
+def entropies_of_counts(counts: Tensor) -> Tensor:
     """Plug-in entropies in nats of counts `[..., bins]`: log N - (1/N) sum c log c, in float64."""
     counts = counts.double()
     total = counts.sum(-1)
@@ -79,7 +79,7 @@ def corrected_entropies(counts: Tensor, correction: Correction) -> Tensor:
 
     R is the number of occupied bins ("miller-madow") or of relevant ones ("panzeri-treves").
     """
-    found = entropies(counts)
+    found = entropies_of_counts(counts)
     if correction is None:
         return found
     if correction == "miller-madow":

@@ -46,7 +46,7 @@ def jacobian_mutual_information(
         -1/2 (log|J J^T of a and b| - log|J J^T of a| - log|J J^T of b|)
 
     nats, of which the mean over the samples is taken. For a linear network it is that of
-    `gaussian_mutual_information` with the covariance W W^T, whatever the samples.
+    `gaussian_mutual_information` with the covariance W W^T, for any samples.
 
     Args:
         model: any module that torch.func can differentiate. It runs in eval mode and is left as it

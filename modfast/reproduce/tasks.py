@@ -14,7 +14,7 @@ A, B = 0, 1
 def study(networks: Networks) -> Section:
     """Losses, the tasks' gradients and how far each direction belongs to one task."""
     models = networks.tasks(N_MODELS)
-    found = models.compare(physics_grids(N_GRID), list(SITES), networks.progress)
+    found = models.compare(physics_grids(N_GRID), list(SITES), progress=networks.progress)
     loss = models.validate(networks.physics.test)
     lowest, highest = found.capture.aminmax()
     rows = [

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modfast import checks, plots
+from modfast._renamed import named
 from modfast.models import MLP
 from modfast.ops import train_mlps_
 from modfast.progress import bar
@@ -69,6 +70,7 @@ class TaskStudy(Result):
     """The mean squared error before each epoch: float64 `[m, epochs]`."""
 
     @classmethod
+    @named("seed", "progress")
     def train(
         cls,
         data: tuple[Tensor, Tensor],
@@ -76,6 +78,7 @@ class TaskStudy(Result):
         n_models: int = 100,
         epochs: int = 1000,
         lr: float = 1e-2,
+        *,
         seed: int = 0,
         progress: bool = True,
     ) -> TaskStudy:
@@ -177,10 +180,12 @@ class TaskStudy(Result):
         if values.device != self.parameters.device:
             raise ValueError(f"{argument} must be on {self.parameters.device}, got {values.device}")
 
+    @named("progress")
     def compare(
         self,
         inputs_by_task: Sequence[Tensor] | Tensor,
         sites: str | Sequence[str] | None = None,
+        *,
         progress: bool = True,
     ) -> TaskComparisons:
         """How far each network's sites keep the tasks apart.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modfast import checks, plots
+from modfast._renamed import named
 from modfast.models import MLP
 from modfast.network.inputs import Batch
 from modfast.network.logits import Output, check_classes, check_output, pick, read_rows
@@ -71,6 +72,7 @@ class History(Result):
         )
 
 
+@named("seed", "progress", "checkpoint", "output")
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit(
@@ -81,6 +83,7 @@ def fit(
     optimizer: torch.optim.Optimizer | OptimizerMaker | None = None,
     regularizer: Callable[[], Tensor] | None = None,
     test: Data | None = None,
+    *,
     seed: int | None = None,
     progress: bool = True,
     checkpoint: str | Path | None = None,
@@ -188,7 +191,7 @@ class _Run:
         self.plain = feed.plain
         direct = regularizer is None and output is None and self.plain and covers(model)
         self.direct = DirectMLP(cast(MLP, model)) if direct else None
-        self.generator = torch.Generator("cpu")  # whatever the default device
+        self.generator = torch.Generator("cpu")  # on any default device
         self.losses: list[Tensor] = []
         self.sums: list[Tensor] = []
         self.accuracies: list[Tensor] = []

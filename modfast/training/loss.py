@@ -9,9 +9,14 @@ from torch import Tensor, nn
 
 from modfast import checks
 from modfast._renamed import renamed, warn_renamed
-from modfast.clusters.fitting import equal_clusters, fit_labels
-from modfast.clusters.labels import Clusters
-from modfast.clusters.sharded import is_sharded, penalty_of, sums_of
+from modfast.clusters import (
+    Clusters,
+    equal_clusters,
+    fit_labels,
+    is_sharded,
+    penalty_of,
+    sums_of,
+)
 from modfast.network.names import WRAPPED, nearest, resolve_modules
 from modfast.network.weights import current_weight, has_weight, input_first, weight_of
 from modfast.ops import cluster_sums

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from modfast import checks
 from modfast._renamed import warn_renamed
-from modfast.clusters.labels import Clusters
-from modfast.clusters.sharded import gradient_of, sums_of
+from modfast.clusters import Clusters, gradient_of, sums_of
 from modfast.reference import ratio
 from modfast.training.fused import FusedStep, fusable
 from modfast.training.selection import choose_labels

@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from modfast import checks
-from modfast.clusters.fitting import equal_clusters, fit_labels
-from modfast.clusters.labels import Clusters
-from modfast.clusters.sharded import is_sharded, sums_of
+from modfast.clusters import Clusters, equal_clusters, fit_labels, is_sharded, sums_of
 from modfast.network.names import WRAPPED, check_patterns, match_names, nearest
 from modfast.network.weights import hidden_weights, require_dense, require_matrix
 

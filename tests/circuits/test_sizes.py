@@ -97,7 +97,7 @@ def test_effective_circuit_size() -> None:
             assert sizes.loss[i, j] == circuit.loss
             assert sizes.original_loss[j] == circuit.original_loss
     assert torch.equal(sizes.share, sizes.kept.double() / 56)
-    only = effective_circuit_size(model, x, y, labels=[2], path="modules")
+    only = effective_circuit_size(model, x, y, labels=[2], backend="replay")
     assert (only.labels, only.kept.shape) == ((2,), (5, 1))
     for bad in ([], [1e-3, 1e-3]):
         with pytest.raises(ValueError, match="thresholds must be different numbers"):
