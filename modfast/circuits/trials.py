@@ -112,14 +112,13 @@ def find_place(
     if not equal_to_rounding(output_of(module, x, weight.values), start.site):
         return f"{name!r} gives another output than its class"
     # One call took the weight, the layer's own; else a run with many other weights must prove it.
-    if uses.n != 1 and not _acts_by_output(run, model, weight, batch, output, module, x, start):
+    if uses.n != 1 and not _acts_by_output(run, weight, batch, output, module, x, start):
         return f"the weight of {name!r} acts otherwise than by its output"
     return Place(module, x, start)
 
 
 def _acts_by_output(
     run: Run,
-    model: nn.Module,
     weight: LiveWeight,
     batch: Batch,
     output: Output,

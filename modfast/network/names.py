@@ -24,13 +24,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def nearest(name: str, names: Iterable[str]) -> str:
     """Words for an error message: the names nearest to a wrong one.
 
-    Args:
-        name: The name that was not found.
-        names: The names that there are.
-
-    Returns:
-        ``"did you mean: ..."`` with up to three names, nearest first; the first five names where
-        none is near.
+    Up to three of `names`, nearest first; the first five where none is near.
 
     Example:
         >>> from modfast.network.names import nearest
@@ -54,22 +48,15 @@ def match_names(
     argument: str = "layers",
     kind: str = "module",
 ) -> list[str]:
-    """Picks names, of modules or parameters, by exact names and glob patterns.
+    """Those of `names`, of modules or parameters, that any pattern matches, in their order.
 
-    Args:
-        names: The names to pick from; those of torch.compile's wrapper with or without
-            ``"_orig_mod."``.
-        patterns: One or several, each an exact name or a pattern of :mod:`fnmatch` for the whole
-            name, case-sensitive, whose ``*`` matches dots too.
-        argument: The caller's name for ``patterns``, for error messages.
-        kind: What the names are names of, for error messages.
-
-    Returns:
-        The names that match any pattern, each once, in the order of ``names``.
+    A pattern is an exact name or one of :mod:`fnmatch` for the whole name, case-sensitive, whose
+    ``*`` matches dots too. What torch.compile's wrapper adds to names need not be in it. Messages
+    say `argument` of the patterns and `kind` of what has the names.
 
     Raises:
-        TypeError: ``patterns`` is no string or sequence of strings.
-        ValueError: ``patterns`` is empty, or one of them matches nothing.
+        TypeError: patterns that are no string or sequence of strings.
+        ValueError: no patterns, or one that matches nothing.
 
     Example:
         >>> from modfast.network.names import match_names
@@ -101,23 +88,15 @@ def resolve_modules(
     argument: str = "layers",
     predicate: Callable[[nn.Module], bool] | None = None,
 ) -> dict[str, nn.Module]:
-    """Picks submodules of a model by exact names and glob patterns.
+    """A model's submodules that `match_names` picks, by name, in the order of registration.
 
-    Args:
-        model: The model.
-        patterns: One or several, each an exact submodule name (``"fc2"``) or a pattern for the
-            whole name (``"h.*.mlp.c_fc"``); see :func:`match_names`.
-        argument: The caller's name for ``patterns``, for error messages.
-        predicate: Says of a module whether it can be picked at all; any can by default.
-
-    Returns:
-        The modules by name, in the order in which the model registers them. A module known by
-        several of the picked names is given once, under the first.
+    Of a compiled model they have the names of the module inside. A `predicate` says whether a
+    module can be picked at all. One known by several of the picked names is given once, under the
+    first.
 
     Raises:
-        TypeError: ``model`` is no module, ``patterns`` is no string or sequence of strings.
-        ValueError: ``patterns`` is empty, or one of them matches no module that can be picked; the
-            message lists the nearest names.
+        TypeError: no module; as `match_names`.
+        ValueError: as `match_names`; the nearest names are listed.
 
     Example:
         >>> from modfast.models import MLP
@@ -193,8 +172,7 @@ def check_patterns(patterns: object, argument: str) -> None:
     """Refuses what is no sequence of at least one name.
 
     Raises:
-        TypeError: It is none of strings.
-        ValueError: It is empty.
+        TypeError, ValueError: it is none of strings; it is empty.
     """
     if not isinstance(patterns, Sequence) or not all(isinstance(name, str) for name in patterns):
         raise TypeError(f"{argument}={patterns!r}: must be a name or a sequence of names")

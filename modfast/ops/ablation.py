@@ -9,6 +9,7 @@ samples times ablations times width lies in memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,16 +33,8 @@ def _fake_sweep(
     )
 
 
-def _fake_sweep_hidden(
-    logits: Tensor,
-    hidden: Tensor,
-    scales: Tensor,
-    updates: Tensor,
-    activation: str,
-    weight: Tensor,
-    targets: Tensor | None,
-    per_sample: bool,
-) -> tuple[Tensor, Tensor]:
+def _fake_sweep_hidden(logits: Tensor, hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    scales, updates, _, _, targets, per_sample = rest
     return _fake_sweep(logits, scales, updates, targets, per_sample)
 
 

@@ -7,7 +7,7 @@ the same for any number of threads. Nothing here is differentiable.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -44,28 +44,17 @@ def _fake_joint(x_codes: Tensor, y_codes: Tensor, bins_x: int, bins_y: int, pair
     return x_codes.new_empty((*pairs, bins_x, bins_y), dtype=torch.int64)
 
 
-def _fake_binned(
-    x: Tensor, y: Tensor, bins: int, range_x: Tensor | None, range_y: Tensor | None, rule: str
-) -> tuple[Tensor, Tensor]:
+def _fake_binned(x: Tensor, y: Tensor, bins: int, *_: Any) -> tuple[Tensor, Tensor]:
     counts = x.new_empty((bins, bins), dtype=torch.int64)
     return counts, x.new_empty((2,), dtype=torch.int64)
 
 
-def _fake_pairwise(
-    x_codes: Tensor, y_codes: Tensor, bins_x: int, bins_y: int, correction: str | None
-) -> tuple[Tensor, Tensor]:
+def _fake_pairwise(x_codes: Tensor, y_codes: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     pairs = x_codes.new_empty((x_codes.shape[1], y_codes.shape[1]), dtype=torch.float64)
     return pairs, torch.empty_like(pairs)
 
 
-def _fake_permuted(
-    x_codes: Tensor,
-    y_codes: Tensor,
-    bins_x: int,
-    bins_y: int,
-    permutations: Tensor,
-    observed: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_permuted(x_codes: Tensor, y_codes: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     shape = x_codes.shape[1], y_codes.shape[1]
     mean = x_codes.new_empty(shape, dtype=torch.float64)
     return x_codes.new_empty(shape, dtype=torch.int64), mean, torch.empty_like(mean)

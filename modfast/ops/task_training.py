@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,20 +20,8 @@ from modfast._extension import operator
 TRAINING_DTYPES = (torch.float32, torch.float64)
 
 
-def _fake(
-    x: Tensor,
-    y: Tensor,
-    sizes: Sequence[int],
-    parameters: Tensor,
-    exp_avgs: Tensor,
-    exp_avg_sqs: Tensor,
-    step: int,
-    epochs: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-) -> Tensor:
+def _fake(x: Tensor, y: Tensor, *rest: Any) -> Tensor:
+    _, parameters, _, _, _, epochs, *_ = rest
     return x.new_empty((parameters.shape[0], epochs), dtype=torch.float64)
 
 
