@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,12 @@ from modfast._renamed import reordered
 from modfast.clusters import Clusters, fit_labels
 from modfast.network.inputs import Batch, mapped
 from modfast.network.logits import Output, check_output, pick, read_rows
+from modfast.network.names import unwrapped
 from modfast.network.resume import begin, equal_to_rounding, joined
 from modfast.network.run import Run, running
 from modfast.network.samples import read_data
-from modfast.network.sites import Site, resolve_sites, unwrapped
-from modfast.network.state import Guard
+from modfast.network.sites import Site, resolve_sites
+from modfast.network.state import Guard, place_of, targets_of
 from modfast.network.visits import EachVisit, Visit, at_sites
 from modfast.network.weights import has_weight, input_first, is_plain, plain_layer, weight_of
 from modfast.results import Result
@@ -214,7 +215,15 @@ class _Changed:
         with at_sites(self.model, [entry]):
             try:
                 # Nothing is asked about units, so any dimension will do.
-                start = begin(self.run, self.model, self.site, plain, output=self.output, dim=0)
+                start = begin(
+                    self.run,
+                    self.model,
+                    self.site,
+                    plain,
+                    output=self.output,
+                    dim=0,
+                    argument="layer",
+                )
             except ValueError:
                 if entry.n_calls < 2:
                     raise
@@ -257,7 +266,7 @@ class _Changed:
 
     def _with_weight(self, batch: Batch, weight: Tensor) -> Tensor:
         """The logits of the model itself, while its layer finds another weight than its own."""
-        mode = _Swapped(self.run.guard(batch).tensors, weight)
+        mode = _Swapped(self.run.guard(batch).tensors, self.weight, weight)
         parametrizations = self.module._modules.get("parametrizations")
         if isinstance(parametrizations, nn.ModuleDict) and "weight" in parametrizations:
             place = f"{self.site.module}.parametrizations.weight"
@@ -280,11 +289,21 @@ class _Changed:
 class _Swapped(Guard):
     """Puts another weight in a layer's place while that layer runs."""
 
-    def __init__(self, tensors: Sequence[Tensor], weight: Tensor) -> None:
+    def __init__(self, tensors: Sequence[Tensor], own: Tensor, weight: Tensor) -> None:
         super().__init__(tensors)
-        self.weight = weight
+        self.own, self.weight = own, weight
         self.old: Any = None
         self.n_uses = 0
+
+    def before(self, name: str, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """As `Guard.before`; ValueError for the weight itself, of which another stands in."""
+        places = [place_of(x) for x in targets_of(args, kwargs)]
+        if place_of(self.own) in places:
+            raise ValueError(
+                "layer must have a weight that the model's forward pass does not write to, got "
+                f"one written to by {name}"
+            )
+        super().before(name, args, kwargs)
 
     def begin(self, old: Any) -> None:
         """From now on `old` is what is replaced; None, nothing is."""

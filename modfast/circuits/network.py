@@ -24,10 +24,10 @@ from modfast.network.calls import Call, Slot
 from modfast.network.chain import BY_CHANNEL, RESHAPES, linear_of
 from modfast.network.inputs import Batch, read_batches
 from modfast.network.logits import Output, check_output, pick
-from modfast.network.names import nearest
+from modfast.network.names import nearest, unwrapped
 from modfast.network.resume import equal_to_rounding
 from modfast.network.run import Run
-from modfast.network.sites import Site, plain_name, unwrapped
+from modfast.network.sites import Site, plain_name
 from modfast.network.tape import Tape
 from modfast.network.visits import Visit, at_sites
 

@@ -20,7 +20,7 @@ def layers_to_prune(model: nn.Module, layers: str | Sequence[str] | None) -> dic
     check_patterns(patterns, "layers")
     modules: dict[str, nn.Module] = {}
     for pattern in patterns:
-        found = resolve_modules(model, pattern.removeprefix("_orig_mod."), "layers", has_weight)
+        found = resolve_modules(model, pattern, "layers", has_weight)
         modules |= {name: found[name] for name in reversed(found) if name not in modules}
     parameters = list(model.named_parameters(remove_duplicate=False))
     weights = {}

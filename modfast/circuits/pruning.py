@@ -18,10 +18,9 @@ from modfast.circuits.result import Circuit
 from modfast.circuits.trials import LiveWeight, Place, Rule, Trials, find_place
 from modfast.network.inputs import Batch, Inputs, Targets, one_batch
 from modfast.network.logits import IGNORED, Output, check_output
-from modfast.network.names import nearest
+from modfast.network.names import WRAPPED, nearest, unwrapped
 from modfast.network.resume import joined
 from modfast.network.run import Run, running
-from modfast.network.sites import unwrapped
 from modfast.ops import prune_layer
 from modfast.precision import full_precision
 from modfast.progress import bar
@@ -157,6 +156,8 @@ def prune_circuit(
         raise ValueError(f"threshold must be at least 0, got {threshold}")
     inner = unwrapped(model) if isinstance(model, nn.Module) else model
     weights = layers_to_prune(inner, layers)
+    if isinstance(order, Mapping):
+        order = {name.removeprefix(WRAPPED): each for name, each in order.items()}
     if isinstance(order, Mapping) and not order.keys() <= weights.keys():
         unknown = next(name for name in order if name not in weights)
         raise ValueError(

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from modfast import plots
 from modfast.network.inputs import tensors_in
-from modfast.network.names import modules_of, nearest
-from modfast.network.sites import unwrapped
+from modfast.network.names import modules_of, nearest, unwrapped
 from modfast.results import Result
 
 if TYPE_CHECKING:

@@ -98,10 +98,10 @@ def find_place(
     if not _is_plain(module):
         return f"{name!r} has hooks, or another forward pass than its class"
     seen: list[Tensor] = []
-    enter = Visit(Site(f"{name}:input", name, of_input=True), seen.append)
+    enter = Visit(Site(f"{name}:input", name, of_input=True), seen.append, "layers")
     try:
         with _Uses(weight.values) as uses, at_sites(model, [enter]):
-            start = begin(run, model, Site(name, name), batch, output=output)
+            start = begin(run, model, Site(name, name), batch, output=output, argument="layers")
     except (TypeError, ValueError) as error:
         return str(error)  # called several times, or not at all; what is wrong shows again
     if start.tape is None:

@@ -13,9 +13,9 @@ from modfast import checks
 from modfast.effective.layers import run_once
 from modfast.information import Binning
 from modfast.network.inputs import Batch
+from modfast.network.logits import Output, check_output, pick
 from modfast.network.names import resolve_modules
 from modfast.network.run import running
-from modfast.network.sites import unwrapped
 
 Limits: TypeAlias = tuple[float, float]
 
@@ -35,7 +35,10 @@ class Driven:
         activation: Callable[[Tensor], Tensor] | None,
         bins: int,
         seed: int | None,
+        output: Output = None,
     ) -> None:
+        check_output(output)
+        self.output = output if layer is None else None
         self.module, one = _module_and_input(model, input_shape, layer)
         self.shape = one.shape[1:]
         self.like: dict[str, Any] = {"device": one.device, "dtype": one.dtype}
@@ -67,7 +70,8 @@ class Driven:
     def outputs(self, x: Tensor) -> Tensor:
         """The layer's outputs `[n, n_out]` for inputs `[n, n_in]`."""
         with running(self.module) as run, torch.no_grad():
-            y = run(Batch((x.unflatten(1, self.shape),), {}))
+            batch = Batch((x.unflatten(1, self.shape),), {})
+            y = run(batch, lambda found: pick(found, self.output, batch))
             if self.activation is not None:
                 y = self.activation(y)
         if not isinstance(y, Tensor) or not y.is_floating_point() or y.shape[:1] != (len(x),):
@@ -90,7 +94,7 @@ def _module_and_input(
     """The module to drive, and what one sample of zeros to the model gives it."""
     module, taken = model, list[Any]()
     if layer is not None and isinstance(model, nn.Module):
-        modules = resolve_modules(unwrapped(model), layer, argument="layer")
+        modules = resolve_modules(model, layer, argument="layer")
         if len(modules) > 1:
             raise ValueError(f"layer={layer!r} must name one module, got {list(modules)}")
         (module,) = modules.values()

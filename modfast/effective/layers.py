@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from modfast import checks
 from modfast.effective.wiring import Axis, Wiring, convolution_axis, pooling_axis
 from modfast.network.inputs import Batch, Inputs, mapped, one_batch
+from modfast.network.names import unwrapped
 from modfast.network.run import running
-from modfast.network.sites import Site, unwrapped
+from modfast.network.sites import Site
 from modfast.network.visits import EachVisit, Visit, at_sites
 from modfast.network.weights import current_weight, has_weight, input_first
 

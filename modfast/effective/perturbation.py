@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from modfast import checks, plots
 from modfast.effective.driven import Driven, Limits
 from modfast.information import Binning, entropies_of_counts
+from modfast.network.logits import Output
 from modfast.ops import information as ops
 from modfast.progress import bar
 from modfast.results import Result
@@ -70,6 +71,7 @@ def perturbational_ei(
     *,
     in_range: Limits = (0.0, 1.0),
     out_range: Limits | None = None,
+    output: Output = None,
     activation: Callable[[Tensor], Tensor] | None = None,
     bins: int = 16,
     correction: Correction = "miller-madow",
@@ -102,6 +104,8 @@ def perturbational_ei(
         in_range: lowest and highest input.
         out_range: what the bins of all outputs span; values outside fall into the outer bins. By
             default each output has the range of its first `samples` values.
+        output: what the model's outputs are in what it returns: a function or a key; see
+            `ablate_units`. Not for a `layer`.
         activation: applied to the outputs.
         bins: of each input and of each output, equally wide.
         correction: of the bias, as in `mutual_information`; "whole" takes None or "miller-madow".
@@ -133,7 +137,7 @@ def perturbational_ei(
         raise ValueError(
             f"correction must be None or 'miller-madow' with mode='whole', got {correction!r}"
         )
-    driven = Driven(model, input_shape, layer, in_range, out_range, activation, bins, seed)
+    driven = Driven(model, input_shape, layer, in_range, out_range, activation, bins, seed, output)
     rule = _Rule(samples, tolerance, max_samples)
     if mode == "whole" and driven.n_in * math.log(driven.bins) > math.log(rule.most):
         raise ValueError(
@@ -151,6 +155,7 @@ def sensitivity(
     silent: float = 0.0,
     in_range: Limits = (0.0, 1.0),
     out_range: Limits | None = None,
+    output: Output = None,
     activation: Callable[[Tensor], Tensor] | None = None,
     bins: int = 16,
     correction: Correction = "miller-madow",
@@ -176,6 +181,8 @@ def sensitivity(
         silent: the value of the inputs that are not driven.
         in_range: lowest and highest value of the one that is.
         out_range: as in `perturbational_ei`; by default each output has, for each input, its own.
+        output: what the model's outputs are in what it returns: a function or a key; see
+            `ablate_units`. Not for a `layer`.
         activation: applied to the outputs.
         bins: of each input and of each output.
         correction: of the bias.
@@ -198,7 +205,7 @@ def sensitivity(
         >>> [round(bits, 1) for bits in found.pairs.flatten().tolist()]
         [3.0, 3.0]
     """
-    driven = Driven(model, input_shape, layer, in_range, out_range, activation, bins, seed)
+    driven = Driven(model, input_shape, layer, in_range, out_range, activation, bins, seed, output)
     estimate = _OneByOne(driven, correction, checks.finite_number("silent", silent))
     return _Rule(samples, tolerance, max_samples).follow(estimate, "sensitivity", progress)
 

@@ -14,8 +14,9 @@ from modfast.features.result import TopActivations, joined
 from modfast.network.capture import check_batch_first, watching
 from modfast.network.dims import NotingUnits, unit_dim
 from modfast.network.inputs import Batch, read_batches
+from modfast.network.names import unwrapped
 from modfast.network.samples import Data, in_order
-from modfast.network.sites import Site, resolve_sites, unwrapped
+from modfast.network.sites import Site, resolve_sites
 from modfast.ops.top import TOP_DTYPES
 from modfast.progress import bar
 

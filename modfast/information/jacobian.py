@@ -147,6 +147,10 @@ class _Units:
         self.members = [each.to(x.device) for each in groups]
         # Under autocast some are computed with fewer digits than the inputs have.
         self.eps = max(torch.finfo(value.dtype).eps for value in (x, *captured.values()))
+        guard = run.guard(batch := Batch((x[:1],), {}))
+        run(batch, mode=guard)
+        self.writes = guard.has_written
+        """Whether passes change inputs or weights, which torch.func does not bear."""
         self.transform = jacrev if self.d <= x[0].numel() else jacfwd
 
     def __call__(self, sample: Tensor) -> Tensor:
@@ -157,13 +161,35 @@ class _Units:
 
         visits = [Visit(site, partial(keep, site), "sites") for site in self.sites]
         with at_sites(self.model, visits):
-            self.run(Batch((sample[None],), {}), mode=nullcontext())
+            mode = None if self.writes else nullcontext()
+            self.run(Batch((sample[None],), {}), mode=mode)
         return torch.cat([values[site.name].flatten() for site in self.sites])
 
     def jacobians(self, x: Tensor) -> Tensor:
         """`[n, d, inputs]` in float64."""
-        found: Tensor = vmap(self.transform(self))(x)
+        if self.writes:
+            return torch.stack([self._rows(sample) for sample in x]).flatten(2).double()
+        try:
+            found: Tensor = vmap(self.transform(self))(x)
+        except (RuntimeError, ValueError, NotImplementedError, TypeError):
+            # torch.func knows nothing of a branch, an LSTM, a buffer that is written to, ...
+            found = torch.stack([self._rows(sample) for sample in x])
         return found.flatten(2).double()
+
+    def _rows(self, sample: Tensor) -> Tensor:
+        """One sample's, by a backward pass for each unit: `[d, ...]`."""
+        with torch.enable_grad():
+            x = sample.detach().clone().requires_grad_()
+            units = self(x)
+            if not units.requires_grad:
+                raise ValueError("model must be differentiable from its inputs to the sites")
+            rows = [
+                torch.autograd.grad(
+                    unit, x, retain_graph=True, allow_unused=True, materialize_grads=True
+                )[0]
+                for unit in units
+            ]
+        return torch.stack(rows)
 
     def information(self, jacobian: Tensor, total: bool, start: int) -> Tensor:
         """Of each sample; `start` is the first one's number."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from modfast import checks
 from modfast.network.inputs import Batch, Inputs, Targets, is_stream, read_batches
+from modfast.network.names import modules_of
 from modfast.network.run import running
 from modfast.network.sites import Site, resolve_sites
 from modfast.network.visits import Visit, at_sites, checked
@@ -124,6 +125,11 @@ def watching(
             raise _AllSeenError
 
     with running(model, argument=argument) as run, torch.no_grad():
+        hooks = [
+            (own, own.copy())
+            for module in modules_of(model)
+            for own in (module._forward_hooks, module._forward_pre_hooks)
+        ]
 
         def once(batch: Batch) -> Sequence[Site]:
             nonlocal sites, each_once
@@ -132,6 +138,10 @@ def watching(
                 with around or nullcontext(), at_sites(model, visits):
                     run(batch)
             except _AllSeenError:
+                for own, before in hooks:  # those that the rest of the pass would have taken off
+                    if own != before:
+                        own.clear()
+                        own.update(before)
                 return sites
             sites = [each.site for each in checked(visits)]
             each_once = not to_the_end and all(site.call is None for site in sites)

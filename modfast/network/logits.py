@@ -116,10 +116,11 @@ class Rows:
         return rows if self.kept is None else rows[self.kept]
 
 
-def read_rows(logits: Tensor, batch: Batch) -> Rows:
+def read_rows(logits: Tensor, batch: Batch, argument: str | None = None) -> Rows:
     """The rows of logits `[n, ..., c]` that count, with their targets.
 
-    Positions that the attention mask leaves out do not, nor do targets of -100.
+    Positions that the attention mask leaves out do not, nor do targets of -100. Of data, `argument`
+    is the caller's name for them.
 
     Raises:
         TypeError: targets that are no integers.
@@ -131,7 +132,7 @@ def read_rows(logits: Tensor, batch: Batch) -> Rows:
         wide = mask.reshape(*mask.shape, *[1] * (logits.dim() - 3)).expand(logits.shape[:-1])
         kept = wide.reshape(-1)
     if y is not None:
-        y = check_classes("targets", y, len(flat), flat.shape[1])
+        y = check_classes(argument or "targets", y, len(flat), flat.shape[1])
         if bool((y == IGNORED).any()):
             kept = y != IGNORED if kept is None else kept & (y != IGNORED)
     if kept is not None:
@@ -139,7 +140,9 @@ def read_rows(logits: Tensor, batch: Batch) -> Rows:
     if kept is None:
         return Rows(flat, None, y)
     if len(kept) == 0:
-        raise ValueError("inputs must have positions that count, got none in a batch")
+        raise ValueError(
+            f"{argument or 'inputs'} must have positions that count, got none in a batch"
+        )
     return Rows(flat[kept], kept, None if y is None else y[kept])
 
 

@@ -11,6 +11,15 @@ from torch import nn
 
 from modfast import checks
 
+WRAPPED = "_orig_mod."
+"""What names begin with in torch.compile's wrapper; people use them with it and without."""
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside of torch.compile's wrapper."""
+    inner = model._modules.get(WRAPPED.rstrip("."))
+    return model if inner is None else inner
+
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Words for an error message: the names nearest to a wrong one.
@@ -48,7 +57,8 @@ def match_names(
     """Picks names, of modules or parameters, by exact names and glob patterns.
 
     Args:
-        names: The names to pick from.
+        names: The names to pick from; those of torch.compile's wrapper with or without
+            ``"_orig_mod."``.
         patterns: One or several, each an exact name or a pattern of :mod:`fnmatch` for the whole
             name, case-sensitive, whose ``*`` matches dots too.
         argument: The caller's name for ``patterns``, for error messages.
@@ -72,10 +82,15 @@ def match_names(
     picked: set[str] = set()
     for pattern in wanted:
         # An exact name first: a name may itself hold a sign that a pattern reads otherwise.
-        exact = [pattern] if pattern in known else []
-        found = exact or [name for name in known if fnmatchcase(name, pattern)]
+        found = [pattern] if pattern in known else []
         if not found:
-            raise ValueError(f"{argument}={pattern!r}: no such {kind}; {nearest(pattern, known)}")
+            bare = pattern.removeprefix(WRAPPED)
+            short = {name: name.removeprefix(WRAPPED) for name in known}
+            found = [name for name in known if short[name] == bare]
+            found = found or [name for name in known if fnmatchcase(short[name], bare)]
+        if not found:
+            hint = nearest(bare, short.values())
+            raise ValueError(f"{argument}={pattern!r}: no such {kind}; {hint}")
         picked.update(found)
     return [name for name in dict.fromkeys(known) if name in picked]
 
@@ -114,7 +129,7 @@ def resolve_modules(
     # Without remove_duplicate=False a shared module's other names would be called unknown.
     modules = {
         name: module
-        for name, module in model.named_modules(remove_duplicate=False)
+        for name, module in unwrapped(model).named_modules(remove_duplicate=False)
         if name and (predicate is None or predicate(module))
     }
     kind = "module" if predicate is None else "suitable module"

@@ -17,8 +17,9 @@ from modfast.network.chain import Chain, chain_of, keeps_rows, linear_of
 from modfast.network.dims import unit_dim
 from modfast.network.inputs import Batch
 from modfast.network.logits import Output, Rows, pick, read_rows
+from modfast.network.names import unwrapped
 from modfast.network.run import Run
-from modfast.network.sites import Site, unwrapped
+from modfast.network.sites import Site
 from modfast.network.tape import Tape
 from modfast.network.visits import Visit, at_sites
 
@@ -79,8 +80,9 @@ def begin(
     output: Output = None,
     dim: int | None = None,
     backend: str | None = None,
+    argument: str = "site",
 ) -> Start:
-    """Runs a model on a batch, and finds how to resume it from a site.
+    """Runs a model on a batch, and finds how to resume it from a site, the caller's `argument`.
 
     Raises:
         TypeError: a site or model that gives no floating tensor.
@@ -96,7 +98,7 @@ def begin(
         with torch._C.DisableTorchFunction():
             if not value.is_floating_point() or value.dim() < 2:
                 raise TypeError(
-                    f"site={site.name!r}: must be a floating tensor [n, ..., features], got "
+                    f"{argument}={site.name!r}: must be a floating tensor [n, ..., features], got "
                     f"{value.dtype} of shape {tuple(value.shape)}"
                 )
             own = run.own(value)
@@ -107,14 +109,14 @@ def begin(
         tape.finish(logits)
         return run.own(logits)
 
-    visit = Visit(site, take)
+    visit = Visit(site, take, argument)
     with at_sites(model, [visit]):
         logits = run(batch, read, tape)
     visit.check()
     random = run.random
     assert tape.site is not None
     value = tape.site.detach()
-    checks.dense(f"site={site.name!r}", value)
+    checks.dense(f"{argument}={site.name!r}", value)
     if not logits.is_floating_point() or logits.dim() < 2:
         raise ValueError(
             "the model's logits must be floating and of shape [n, ..., classes], "

@@ -107,7 +107,7 @@ class Run:
     @property
     def tensors(self) -> list[Tensor]:
         """What lies in the model and is no parameter."""
-        return [tensor for tensor, _, _ in self.kept.tensors]
+        return [tensor for tensor, *_ in self.kept.tensors]
 
 
 _REFUSALS = (RuntimeError, IndexError, TypeError, ValueError, AssertionError)

@@ -61,9 +61,12 @@ def read_data(
     for batch in read_batches(model, stream, argument=argument):
         if batch.targets is None:
             raise ValueError(f"{argument} must be samples with targets, got a batch without")
-        if batch.targets.dim() == 0 or batch.n_samples != len(batch.targets):
+        n = next((len(x) for x in batch.tensors() if x.dim()), 0)
+        if n == 0:
+            raise ValueError(f"{argument} must not be empty, got no tensor with a row per sample")
+        if batch.targets.dim() == 0 or n != len(batch.targets):
             raise ValueError(
-                f"{argument} must be as many samples as targets, got {batch.n_samples} and "
+                f"{argument} must be as many samples as targets, got {n} and "
                 f"{tuple(batch.targets.shape)}"
             )
         yield batch

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from modfast import checks
-from modfast.network.names import check_patterns, nearest
+from modfast.network.names import WRAPPED, check_patterns, nearest, unwrapped
 
 Key = int | str
 
@@ -96,26 +96,22 @@ def resolve_sites(
     order = {name: i for i, name in enumerate(modules)}
     for text in wanted:
         for site in _matches(text, modules, argument, patterns):
+            # One module under two names is one place, unless both are named exactly.
             place = (modules[site.module], *[getattr(site, f.name) for f in fields(site)[2:-1]])
-            if place not in found or not site.by_pattern:
+            exact = (*place, site.name)
+            if not site.by_pattern:
+                found.pop(place, None)
+                found[exact] = order[site.module], site
+            elif not any(key[: len(place)] == place for key in found):
                 found[place] = order[site.module], site
     return [site for _, site in sorted(found.values(), key=lambda each: each[0])]
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside of torch.compile's wrapper, whose names people use."""
-    inner = model._modules.get(_WRAPPED.rstrip("."))
-    return model if inner is None else inner
-
-
-_WRAPPED = "_orig_mod."
 
 
 def _matches(
     text: str, modules: Mapping[str, nn.Module], argument: str, patterns: bool
 ) -> Iterator[Site]:
-    if text.startswith(_WRAPPED) and _WRAPPED.rstrip(".") not in modules:
-        text = text.removeprefix(_WRAPPED)  # as named_modules() of the wrapper has it
+    if WRAPPED.rstrip(".") not in modules:
+        text = text.removeprefix(WRAPPED)  # as named_modules() of the wrapper has it
     if text in modules and text:
         yield Site(text, text)
         return

@@ -28,6 +28,8 @@ class Guard(TorchFunctionMode):
         self.tensors = tensors
         self.places: set[int] | None = None
         self.copies: list[tuple[Tensor, Tensor]] = []
+        self.has_written = False
+        """Whether the forward pass changed any."""
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
@@ -46,6 +48,7 @@ class Guard(TorchFunctionMode):
             if self.places is None:
                 self.places = {place_of(x) for x in self.tensors}
             if place_of(tensor) in self.places:
+                self.has_written = True
                 self.copies.append((tensor.detach(), tensor.detach().clone()))
 
     def __torch_function__(
@@ -111,7 +114,9 @@ class Kept:
         self.parameters = [x for x in found if isinstance(x, nn.Parameter)]
         self.data = [parameter.data for parameter in self.parameters]
         self.tensors = [
-            (x, version_of(x), x.detach().clone()) for x in found if not isinstance(x, nn.Parameter)
+            (x, version_of(x), x.detach().clone(), x.grad_fn is not None)
+            for x in found
+            if not isinstance(x, nn.Parameter)
         ]
         self.random = RandomState()
 
@@ -145,10 +150,12 @@ class Kept:
         for container, contents in self.containers:
             _refill(container, contents)
         with torch.no_grad():
-            for i, (tensor, version, value) in enumerate(self.tensors):
+            for i, (tensor, version, value, graph) in enumerate(self.tensors):
+                if tensor.grad_fn is not None and not graph:
+                    tensor.detach_()  # written to with gradients on
                 if version < 0 or tensor._version != version:
                     tensor.detach().copy_(value)
-                    self.tensors[i] = tensor, version_of(tensor), value
+                    self.tensors[i] = tensor, version_of(tensor), value, graph
             for parameter, data in zip(self.parameters, self.data, strict=True):
                 if parameter.data_ptr() != data.data_ptr():
                     parameter.data = data

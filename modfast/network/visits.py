@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from modfast._renamed import warn_renamed
-from modfast.network.names import nearest
-from modfast.network.sites import Key, Site, plain_name, unwrapped
+from modfast.network.inputs import tensors_in
+from modfast.network.names import nearest, unwrapped
+from modfast.network.sites import Key, Site, plain_name
 
 Do = Callable[[Tensor], Tensor | None]
 
@@ -195,7 +196,8 @@ class _Functions(TorchFunctionMode):
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         name = plain_name(func)
-        self.seen[f"{self.running[-1]}/{name}#0"] = None
+        if tensors_in(output):
+            self.seen[f"{self.running[-1]}/{name}#0"] = None
         for visit in self.visits:
             site = visit.site
             if site.function == name and (site.key == -1 or site.module == self.running[-1]):

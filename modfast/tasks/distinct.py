@@ -103,6 +103,14 @@ def check_rows(argument: str, rows: Tensor, least: int = 1) -> None:
     checks.finite(argument, rows)
 
 
+def holds_equal(gradients: Tensor, regions: Tensor) -> bool:
+    """Whether rows of one region `[n]` are equal, but for the default tolerance."""
+    labels = regions.unique(return_inverse=True)[1]
+    apart = _lengths(gradients - gradients[_first_of_each(labels)[labels]])
+    allowed = torch.finfo(gradients.dtype).eps ** 0.75 * _lengths(gradients).max()
+    return bool(apart.max() <= allowed)
+
+
 def _check_regions(gradients: Tensor, regions: Tensor, allowed: float) -> Tensor:
     """The regions numbered from 0."""
     if not isinstance(regions, Tensor) or regions.is_floating_point() or regions.is_complex():

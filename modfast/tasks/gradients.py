@@ -19,7 +19,7 @@ from modfast.network.run import require_differentiable, running
 from modfast.network.sites import resolve_sites
 from modfast.network.visits import Visit, at_sites, checked
 from modfast.results import Result
-from modfast.tasks.distinct import DistinctGradients, distinct_gradients
+from modfast.tasks.distinct import DistinctGradients, distinct_gradients, holds_equal
 from modfast.tasks.regions import branches, number_rows
 
 
@@ -175,13 +175,18 @@ class _Collected:
                 result[:, task].sum(),
                 list(outputs.values()),
                 retain_graph=True,
-                materialize_grads=True,
+                allow_unused=True,
             )
             for task in self.numbers
         ]
         for (site, output), gradients in zip(outputs.items(), zip(*each, strict=True), strict=True):
+            if all(gradient is None for gradient in gradients):
+                raise ValueError(
+                    f"sites={site!r}: the model's outputs must depend on it through autograd"
+                )
             positions = list(range(2, output.dim()))
-            kept, gradient = output.detach(), torch.stack(gradients)
+            kept = output.detach()
+            gradient = torch.stack([torch.zeros_like(kept) if g is None else g for g in gradients])
             if self.pool:
                 kept, gradient = kept.mean(positions), gradient.sum([p + 1 for p in positions])
             self.activations[site].append(kept.flatten(1))
@@ -205,6 +210,9 @@ class _Collected:
             regions = None
             if parts is not None:
                 regions = number_rows(np.concatenate(parts)).to(gradients.device)
+                # A forward pass that takes gradients itself may be no linear piece.
+                if not all(holds_equal(each, regions) for each in gradients):
+                    regions = None
             activations = torch.cat(self.activations[site])
             found[site] = TaskGradients(self.numbers, gradients, activations, regions, "model")
         return found

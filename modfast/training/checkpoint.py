@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast.files import load_values, save_values
+from modfast.training.feed import Feed
 
 _KIND = "checkpoint of a training run"
 
@@ -19,10 +20,8 @@ class Run(Protocol):
     """What a checkpoint holds of a training run."""
 
     model: nn.Module
-    x: Tensor
-    y: Tensor
+    feed: Feed
     seed: int | None
-    batch_size: int
     optimizer: torch.optim.Optimizer
     regularizer: Any
     generator: torch.Generator
@@ -102,14 +101,15 @@ def load_checkpoint(path: Path, run: Run, epochs: int) -> None:
 
 def _identity(run: Run) -> dict[str, Any]:
     """What must be equal for a checkpoint to continue a run."""
+    tensors = run.feed.tensors
     return {
-        "samples": list(run.x.shape),
-        "batch size": run.batch_size,
+        "samples": list(tensors[0].shape) if tensors else [run.feed.n],
+        "batch size": run.feed.size,
         "optimizer": type(run.optimizer).__name__,
         "regularizer": type(run.regularizer).__name__,
         "parameters": [[name, list(p.shape)] for name, p in run.model.named_parameters()],
         "seed": run.seed,
-        "data": _digest(run.x, run.y),
+        "data": _digest(*tensors),
     }
 
 

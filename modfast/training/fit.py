@@ -1,12 +1,13 @@
-"""A training loop over tensors in memory, which can be killed and resumed."""
+"""A training loop, which can be killed and resumed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +16,23 @@ from torch.nn import functional
 from modfast import checks, plots
 from modfast._renamed import named
 from modfast.models import MLP
+from modfast.network.inputs import Batch
+from modfast.network.logits import Output, check_classes, check_output, pick, read_rows
 from modfast.network.names import in_mode
+from modfast.network.samples import Data
 from modfast.progress import bar
 from modfast.reference import ratio
 from modfast.results import Result
-from modfast.scores import check_targets, scores
+from modfast.scores import class_scores, scores
 from modfast.training.checkpoint import load_checkpoint, save_checkpoint
 from modfast.training.direct import DirectMLP, covers
+from modfast.training.feed import Feed
 from modfast.training.optimizer import Modularity
 from modfast.training.random import OwnRandom
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-Output = Callable[[Any], Tensor] | str | int
 OptimizerMaker = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 
 
@@ -73,32 +77,37 @@ class History(Result):
 @torch.enable_grad()
 def fit(
     model: nn.Module,
-    train: tuple[Tensor, Tensor],
+    train: Data,
     epochs: int,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     optimizer: torch.optim.Optimizer | OptimizerMaker | None = None,
     regularizer: Callable[[], Tensor] | None = None,
-    test: tuple[Tensor, Tensor] | None = None,
+    test: Data | None = None,
     *,
     seed: int | None = None,
     progress: bool = True,
     checkpoint: str | Path | None = None,
-    output: Output | None = None,
+    output: Output = None,
 ) -> History:
-    """Trains a model on tensors in memory: shuffled batches, no per-sample Python.
+    """Trains a model on tensors in memory, without per-sample Python, or on a data set or loader.
 
-    The loss is cross-entropy for int64 targets and the mean squared error for real ones, plus
-    `regularizer()` if given. The data moves to the model's device once.
+    The loss is cross-entropy for classes and the mean squared error for real targets, plus
+    `regularizer()` if given. Tensors move to the model's device once, other data batch by batch.
 
     Args:
-        model: maps `[n, ...]` samples to `[n, n_outputs]`; trained in place.
-        train: samples `[n, ...]`, and targets `[n]` (int64 classes) or `[n, n_outputs]` (real).
+        model: maps samples to `[n, n_outputs]`, or `[n, ..., n_outputs]` with as many targets;
+            trained in place.
+        train: samples with targets, read by the same rules everywhere: a pair (inputs, targets) or
+            a mapping of inputs with `labels`, a Dataset, or a DataLoader. Targets are integer
+            classes `[n, ...]` or real values `[n, ..., n_outputs]`. Classes of -100, and positions
+            that an `attention_mask` leaves out, count nowhere.
         epochs: passes over the data in all, those before a resumed checkpoint included.
-        batch_size: samples per step; the last batch of an epoch may be smaller.
+        batch_size: samples per step, by default 64; the last batch of an epoch may be smaller. A
+            DataLoader has its own size, and its own order, drawn anew in each epoch.
         optimizer: a torch optimizer, or a callable that makes one from
             `model.named_parameters()` such as `modfast.Modularity`; by default Adam at 1e-3.
         regularizer: called at each step for a term to add, such as `modfast.ClusterabilityLoss`.
-        test: samples and targets to evaluate on before training and after each epoch.
+        test: such data to evaluate on before training and after each epoch.
         seed: fixes batch order and the model's own randomness (dropout), whatever other threads
             draw; torch's global random state is left as it was. Layers draw from the global
             generators, so steps of seeded runs in several threads take turns. None draws from the
@@ -116,7 +125,8 @@ def fit(
         TypeError: arguments of the wrong kind.
         ValueError: empty or mismatched data, samples that the model refuses, values that are not
             finite, classes out of range, nothing to train, a last batch of one sample that
-            BatchNorm cannot train on, a checkpoint of another run; nothing has been trained then.
+            BatchNorm cannot train on, a checkpoint of another run. Nothing has been trained then,
+            unless by the batches before it of a data set or loader.
         FloatingPointError: the loss became NaN or infinite.
 
     Example:
@@ -128,32 +138,30 @@ def fit(
         torch.Size([3])
     """
     checks.module("model", model)
-    epochs, batch_size = checks.count("epochs", epochs), checks.count("batch_size", batch_size)
+    epochs = checks.count("epochs", epochs)
+    batch_size = None if batch_size is None else checks.count("batch_size", batch_size)
     seed = None if seed is None else checks.seed("seed", seed)
+    check_output(output)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model must have parameters that require gradients, got none to train")
-    device = next(model.parameters()).device
-    x, y = _on_device("train", train, device)
-    held_out = None if test is None else _on_device("test", test, device)
     for name, value in (("optimizer", optimizer), ("regularizer", regularizer)):
         if not (value is None or callable(value) or isinstance(value, torch.optim.Optimizer)):
             raise TypeError(f"{name} must be callable, got {value!r}")
-    random = nullcontext if seed is None else OwnRandom(seed, device)
+    feed = Feed(model, train, "train", batch_size)
+    held_out = None if test is None else Feed(model, test, "test")
+    device = next(model.parameters()).device
     # Random numbers that these passes draw are not among the run's.
-    with (nullcontext if seed is None else OwnRandom(seed, device))():
-        n_outputs = _n_outputs(model, "train", x, output)
-        if held_out is not None:
-            _n_outputs(model, "test", held_out[0], output)
-        if (len(x) % batch_size or min(batch_size, len(x))) == 1:
-            _refuse_batch_norm(model, x[:1], f"{batch_size} for {len(x)} samples")
-    check_targets("train", y, len(x), n_outputs)
-    if held_out is not None:
-        check_targets("test", held_out[1], len(held_out[0]), n_outputs)
+    aside = nullcontext if seed is None else OwnRandom(seed, device)
+    for each in (feed, held_out):
+        if each is not None and each.whole is not None:
+            with aside():
+                _try_out(model, each, each.whole, output)
+    random = nullcontext if seed is None else OwnRandom(seed, device)
     if optimizer is None:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     elif not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer(model.named_parameters())
-    run = _Run(model, x, y, batch_size, optimizer, regularizer, held_out, output, seed, random)
+    run = _Run(model, feed, optimizer, regularizer, held_out, output, seed, random, aside)
     run.train(epochs, progress, None if checkpoint is None else Path(checkpoint))
     return run.history()
 
@@ -164,29 +172,25 @@ class _Run:
     def __init__(
         self,
         model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        batch_size: int,
+        feed: Feed,
         optimizer: torch.optim.Optimizer,
         regularizer: Callable[[], Tensor] | None,
-        test: tuple[Tensor, Tensor] | None,
-        output: Output | None,
+        test: Feed | None,
+        output: Output,
         seed: int | None,
         random: Callable[[], AbstractContextManager[None]],
+        aside: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self.output, self.seed, self.random = output, seed, random
-        self.model, self.x, self.y, self.batch_size = model, x, y, batch_size
-        self.optimizer, self.regularizer, self.test = optimizer, regularizer, test
-        self.criterion = functional.mse_loss if y.is_floating_point() else functional.cross_entropy
+        self.output, self.seed, self.random, self.aside = output, seed, random, aside
+        self.model, self.feed, self.test = model, feed, test
+        self.optimizer, self.regularizer = optimizer, regularizer
         # The optimizer has its sums at hand; the loss reads its weights once more for them.
         knows_sums = optimizer if isinstance(optimizer, Modularity) else regularizer
         self.clustered = knows_sums if hasattr(knows_sums, "sums") else None
         # The regularizer's gradient adds to what autograd leaves, not to what is set directly.
-        self.set_gradients: Callable[[Tensor, Tensor], Tensor] = (
-            DirectMLP(cast(MLP, model))
-            if regularizer is None and output is None and covers(model)
-            else self.set_gradients_by_autograd
-        )
+        self.plain = feed.plain
+        direct = regularizer is None and output is None and self.plain and covers(model)
+        self.direct = DirectMLP(cast(MLP, model)) if direct else None
         self.generator = torch.Generator("cpu")  # on any default device
         self.losses: list[Tensor] = []
         self.sums: list[Tensor] = []
@@ -215,17 +219,14 @@ class _Run:
                     save_checkpoint(checkpoint, self)
 
     def one_epoch(self) -> None:
-        order = torch.randperm(len(self.x), generator=self.generator, device="cpu")
-        order = order.to(self.x.device)
         losses, sums = [], []
         # Nothing in it is random, and the smallest networks' steps take little longer than a block.
-        direct = isinstance(self.set_gradients, DirectMLP)
-        for index in order.split(self.batch_size):
+        random = nullcontext if self.direct else self.random
+        for batch in self.batches():
             if self.clustered is not None:
                 sums.append(self.clustered.sums.clone())
-            x, y = self.x.index_select(0, index), self.y.index_select(0, index)
-            with nullcontext() if direct else self.random():
-                losses.append(self.set_gradients(x, y))
+            with random():
+                losses.append(self.set_gradients(batch))
                 self.optimizer.step()
         found = torch.stack(losses).cpu()
         if not torch.isfinite(found).all():
@@ -238,8 +239,34 @@ class _Run:
         if sums:
             self.sums.append(torch.stack(sums).cpu())
 
-    def set_gradients_by_autograd(self, x: Tensor, y: Tensor) -> Tensor:
-        loss = self.criterion(_pick(self.model(x), self.output), y)
+    def batches(self) -> Iterator[Batch]:
+        """Those of an epoch."""
+        drawn = self.feed.epoch(self.generator)
+        if self.feed.whole is not None:
+            yield from drawn
+            return
+        first = not self.losses
+        while True:
+            with self.random():  # which a loader draws its order from
+                batch = next(drawn, None)
+            if batch is None:
+                return
+            if first:
+                with self.aside():
+                    _try_out(self.model, self.feed, batch, self.output)
+            first = False
+            yield batch
+
+    def set_gradients(self, batch: Batch) -> Tensor:
+        """The loss of a batch, whose gradients the parameters have then."""
+        if self.direct is not None:
+            return self.direct(batch.args[0], cast(Tensor, batch.targets))
+        args, kwargs = batch.arguments()
+        logits = pick(self.model(*args, **kwargs), self.output, batch)
+        y = cast(Tensor, batch.targets)
+        if not self.plain or logits.dim() > 2:  # tensors in memory have been looked at
+            logits, y = _counted(logits, batch, "train")
+        loss: Tensor = (functional.mse_loss if _real(y) else functional.cross_entropy)(logits, y)
         total = loss if self.regularizer is None else loss + self.regularizer()
         self.optimizer.zero_grad()
         total.backward()
@@ -248,9 +275,17 @@ class _Run:
     @torch.no_grad()
     def evaluate(self) -> None:
         assert self.test is not None
+        outputs, targets = [], []
         with in_mode(self.model, training=False), self.random():
-            outputs = _pick(self.model(self.test[0]), self.output)
-        self.accuracies.append(scores(outputs, self.test[1])[0].cpu())
+            for batch in self.test:
+                args, kwargs = batch.arguments()
+                found = pick(self.model(*args, **kwargs), self.output, batch)
+                logits, y = _counted(found, batch, "test")
+                outputs.append(logits if _real(y) else logits.argmax(1))
+                targets.append(y)
+        x, y = torch.cat(outputs), torch.cat(targets)
+        score, _ = scores(x, y) if _real(y) else class_scores(x, y, logits.shape[1])
+        self.accuracies.append(score.cpu())
         self.accuracy_steps.append(sum(map(len, self.losses)))
 
     def history(self) -> History:
@@ -265,56 +300,66 @@ class _Run:
         )
 
 
-def _on_device(argument: str, data: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    x, y = checks.pair(argument, data)
-    if x.dim() == 0 or len(x) == 0:
-        raise ValueError(f"{argument} must not be empty, got 0 samples")
-    checks.finite(argument, x)
-    # What was made in inference mode cannot be trained on, a copy of it can.
-    x, y = (each.clone() if each.is_inference() else each for each in (x, y))
-    return x.to(device), y.to(device)
+def _real(targets: Tensor) -> bool:
+    return targets.is_floating_point()
 
 
-def _pick(outputs: Any, chosen: Output | None) -> Any:
-    """The tensor of a model's outputs; see `fit`."""
-    if chosen is None:
-        return outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", outputs)
-    return chosen(outputs) if callable(chosen) else outputs[chosen]
+def _counted(logits: Tensor, batch: Batch, argument: str) -> tuple[Tensor, Tensor]:
+    """Rows of logits that count, with their targets."""
+    y = cast(Tensor, batch.targets)
+    if not _real(y):
+        rows = read_rows(logits, batch, argument)
+        return rows.logits, cast(Tensor, rows.targets)
+    _check_real(argument, y, logits.shape)
+    rows = read_rows(logits, replace(batch, targets=None), argument)
+    return rows.logits, rows.of(y)
+
+
+def _check_real(argument: str, y: Tensor, shape: Sequence[int]) -> None:
+    if tuple(y.shape) != tuple(shape):
+        raise ValueError(
+            f"{argument} must have real targets of shape {tuple(shape)}, as the model's outputs, "
+            f"got {tuple(y.shape)}"
+        )
+    checks.finite(argument, y)
 
 
 @torch.no_grad()
-def _n_outputs(model: nn.Module, argument: str, x: Tensor, output: Output | None) -> int:
-    """How many outputs a model has, by what it makes of the first sample.
+def _try_out(model: nn.Module, feed: Feed, batch: Batch, output: Output) -> None:
+    """Refuses samples that a model does not take, by the first, and targets that do not fit.
 
     Raises:
-        ValueError: it does not take the samples, or gives outputs of another shape.
+        TypeError, ValueError: such; outputs of another shape; an epoch's last batch of one sample
+            that BatchNorm cannot train on.
     """
+    one, n = batch.rows(slice(0, 1)) if feed.whole is not None else batch, batch.n_samples
+    args, kwargs = one.arguments()
     with in_mode(model, training=False):
         try:
-            found = model(x[:1])
-        except (RuntimeError, ValueError, IndexError) as error:
+            found = model(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            kinds = ", ".join(f"{x.dtype} of shape {tuple(x.shape)}" for x in batch.tensors())
             raise ValueError(
-                f"{argument} must hold samples that the model takes, got {x.dtype} of shape "
-                f"{tuple(x.shape)}: {error}"
+                f"{feed.argument} must hold samples that the model takes, got {kinds}: {error}"
             ) from error
-        try:
-            outputs = _pick(found, output)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"output must be a key or index of what the model returns, or take it, got "
-                f"{output!r} for a {type(found).__name__}: {error!r}"
-            ) from error
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        way_out = "" if isinstance(outputs, Tensor) else "; output= says which part it is"
+        outputs = pick(found, output, one)
+    if outputs.dim() < 2:
         raise ValueError(
-            f"model must return [n, n_outputs] for n samples, got {shape} for one{way_out}"
+            f"model must return [n, ..., n_outputs] for n samples, got {tuple(outputs.shape)}"
         )
-    return outputs.shape[1]
+    y = cast(Tensor, batch.targets)
+    if _real(y):
+        _check_real(feed.argument, y, (n, *outputs.shape[1:]))
+    else:
+        n_rows = n * math.prod(outputs.shape[1:-1])
+        check_classes(feed.argument, y, n_rows, outputs.shape[-1])
+    if feed.argument == "train" and feed.leaves_one:
+        one = batch.rows(slice(0, 1))
+        _refuse_batch_norm(model, one, f"{feed.size} for {feed.n} samples")
 
 
 @torch.no_grad()
-def _refuse_batch_norm(model: nn.Module, x: Tensor, got: str) -> None:
+def _refuse_batch_norm(model: nn.Module, one: Batch, got: str) -> None:
     """Refuses a batch of one sample where BatchNorm will train on one value a channel.
 
     Raises:
@@ -338,7 +383,8 @@ def _refuse_batch_norm(model: nn.Module, x: Tensor, got: str) -> None:
     ]
     try:
         with in_mode(model, training=False):
-            model(x)
+            args, kwargs = one.arguments()
+            model(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()

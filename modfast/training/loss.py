@@ -17,7 +17,7 @@ from modfast.clusters import (
     penalty_of,
     sums_of,
 )
-from modfast.network.names import nearest, resolve_modules
+from modfast.network.names import WRAPPED, nearest, resolve_modules
 from modfast.network.weights import current_weight, has_weight, input_first, weight_of
 from modfast.ops import cluster_sums
 from modfast.ops.clusterability import penalty
@@ -82,6 +82,8 @@ class ClusterabilityLoss(nn.Module):
         self.alpha = checks.finite_number("alpha", alpha)
         # A plain list: the layers stay the model's, and are no submodules of this one.
         self._targets = list(targets.items())
+        if isinstance(clusters, Mapping):
+            clusters = {name.removeprefix(WRAPPED): each for name, each in clusters.items()}
         for name in clusters if isinstance(clusters, Mapping) else ():
             if name not in targets:
                 raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modfast import checks
 from modfast.clusters import Clusters, equal_clusters, fit_labels, is_sharded, sums_of
-from modfast.network.names import check_patterns, match_names, nearest
+from modfast.network.names import WRAPPED, check_patterns, match_names, nearest
 from modfast.network.weights import hidden_weights, require_dense, require_matrix
 
 
@@ -77,5 +77,5 @@ def _require_finite(what: str, weight: Tensor, labels: Tensor) -> None:
 
 
 def _short(name: str) -> str:
-    """A layer's name for its weight: "fc2" for "fc2.weight"."""
-    return name.removesuffix(".weight")
+    """A layer's name for its weight: "fc2" for "fc2.weight", and for "_orig_mod.fc2.weight"."""
+    return name.removesuffix(".weight").removeprefix(WRAPPED)

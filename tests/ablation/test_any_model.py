@@ -100,6 +100,16 @@ def test_functions_are_sites() -> None:
         ablate_units(model, x, "add_")
 
 
+def test_functions_that_give_no_tensor_are_no_sites() -> None:
+    class Sized(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.dim() == x.ndim
+            return super().forward(x).view(x.size(0), -1)
+
+    with pytest.raises(ValueError, match="no such module or function; there are: '/linear#0', '/v"):
+        ablate_units(Sized(4, 3), torch.randn(5, 4), "/size_of#0")
+
+
 @pytest.mark.parametrize("path", ["replay", "model"])
 @pytest.mark.parametrize("site", ["act", "up", "norm", "embed"])
 def test_tokens_and_keyword_inputs(path: str, site: str) -> None:

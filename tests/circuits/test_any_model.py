@@ -272,6 +272,14 @@ def test_the_layer_itself_must_have_free_weights() -> None:
             prune_circuit(model, x, y)
 
 
+def test_what_is_wrong_with_a_layer_is_said_of_layers() -> None:
+    x, y = data()
+    model = nn.Sequential(nn.Linear(x.shape[1], 4)).double()
+    model[0].spare = nn.Linear(2, 2).double()
+    with pytest.raises(ValueError, match="cannot be taken: layers='0.spare': not reached"):
+        prune_circuit(model, x, y, layers="0.spare", backend="replay")
+
+
 def test_a_model_changed_between_calls() -> None:
     torch.manual_seed(0)
     x, y = data()
