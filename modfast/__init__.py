@@ -29,7 +29,7 @@ Networks, data, activations     models, data, capture
 What functions return           Result: shown in short, saved, loaded, drawn
 Attention heads, last tokens    heads, last_token
 The compiled library            has_ops, and `python -m modfast info`
-... and the plain way without    reference_mode
+... and the plain way without   reference_mode
 """
 
 from modfast import data, models
