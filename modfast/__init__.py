@@ -27,9 +27,9 @@ Directions that tasks use       task_gradients, distinct_gradients, principal_co
 ... in many networks            TaskStudy
 Networks, data, activations     models, data, capture
 What functions return           Result: shown in short, saved, loaded, drawn
-... where they lie              heads, last_token
+Attention heads, last tokens    heads, last_token
 The compiled library            has_ops, and `python -m modfast info`
-... and the plain way round it  reference_mode
+... and the plain way without   reference_mode
 """
 
 from modfast import data, models
