@@ -267,7 +267,8 @@ def test_old_arguments(name: str, old: str) -> None:
 
 
 def test_every_old_argument_has_a_call() -> None:
-    assert {(name, old) for name, olds in RENAMED.items() for old in olds} == ARGUMENTS.keys()
+    public = {name: olds for name, olds in RENAMED.items() if hasattr(modfast, name.split(".")[0])}
+    assert {(name, old) for name, olds in public.items() for old in olds} == ARGUMENTS.keys()
 
 
 @pytest.mark.parametrize("name", CALLS)
