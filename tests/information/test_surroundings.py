@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,7 +71,10 @@ MEASURES: dict[str, Callable[[], Any]] = {
     "total": lambda: modfast.total_correlation(X, HALVES),
     "modularity": lambda: modfast.modularity_measures(SITES, PART).c2,
     "soft modularity": soft_modularity,
-    "jacobian": lambda: modfast.jacobian_mutual_information(MODEL, X[:8], "0", HALVES_OF_FOUR),
+    # Of float64, as the model itself runs under the caller's autocast.
+    "jacobian": lambda: modfast.jacobian_mutual_information(
+        copy.deepcopy(MODEL).double(), X[:8].double(), "0", HALVES_OF_FOUR
+    ),
     "calibrate": lambda: modfast.calibrate(dims=[1], samples=[400], seeds=1, progress=False).bias,
     "clusterability": lambda: modfast.clusterability(X[:6], modfast.Clusters.equal(6, 6, 2)),
     "components": lambda: modfast.principal_components(X)[1],
