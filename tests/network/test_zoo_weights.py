@@ -32,12 +32,7 @@ REFUSED: dict[str, set[str]] = {
     "loss": set(),
     # A tied weight has its first name among the parameters.
     "optimizer": COMPUTED | FROZEN | {"tied layers"},
-    # Its samples are one tensor, and its model returns one row for each.
-    "fit": {
-        *("tied layers", "**kwargs", "an optional argument", "a cache as argument", "Mamba"),
-        *("GPT-NeoX", "Llama, grouped queries", "Qwen2", "Mixtral"),
-        "Mixtral, experts in one call, float32",
-    },
+    "fit": set(),
     # The layers before and after it, as registered, are no neighbors of it.
     "reduction": {"attention that returns a tuple and no weights", "Qwen2", "Mamba"},
 }
@@ -132,7 +127,7 @@ def test_clusterability_loss(name: str, kind: str) -> None:
     if expected.requires_grad:  # not of a frozen layer
         gradients = torch.autograd.grad(expected, list(parameters.values()), allow_unused=True)
     with situation(name, kind) as case, torch.inference_mode(False):
-        regularizer = attempt(case, ClusterabilityLoss, case.layer, n_clusters=2, weight=3.0)
+        regularizer = attempt(case, ClusterabilityLoss, case.layer, n_clusters=2, alpha=3.0)
         if is_refused(regularizer, name, REFUSED["loss"], kind):
             return
         if kind == "changed":
@@ -161,7 +156,9 @@ def classes_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def step(case: zoo.Case, optimizer: torch.optim.Optimizer, extra: Callable[[], Tensor]) -> None:
     """One step on all samples."""
     found = oracle.call(case.model, copy.deepcopy(case.inputs))
-    loss = classes_loss(oracle.logits_of(found, case.output), case.targets)
+    logits = oracle.logits_of(found, case.output)
+    rows = oracle.counted(case.inputs, logits, case.targets).flatten()
+    loss = classes_loss(logits.flatten(0, -2)[rows], case.targets.flatten()[rows])
     optimizer.zero_grad()
     (loss + extra()).backward()
     optimizer.step()
