@@ -39,8 +39,6 @@ class Start:
     """Of its units."""
     rows: Rows
     """Of the model's own logits."""
-    shape: torch.Size
-    """Of all logits."""
     backend: str
     """"fused", "replay" or "model"."""
     resume: Callable[[Tensor], Tensor]
@@ -145,7 +143,6 @@ def begin(
         value,
         units,
         rows,
-        logits.shape,
         kind,
         resume,
         mask,

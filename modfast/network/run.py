@@ -67,10 +67,9 @@ class Run:
     ) -> Any:
         """What `read` makes of the model's output, while modes and hooks are still in force.
 
-        A batch that is run `again` gets the `random` numbers of its first run.
+        A batch that is run again is given the `random` state of its first run.
         """
         args, kwargs = batch.arguments()
-        # Data may be drawn at random, too, batch after batch.
         self.kept.random = RandomState() if random is None else random
         if random is not None:
             random.restore()

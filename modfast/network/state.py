@@ -95,6 +95,9 @@ def place_of(tensor: Tensor) -> int:
 class Kept:
     """Modules' attributes, containers in them, tensors that are no parameters, random states."""
 
+    random: RandomState
+    """Before a run, which sets it: data may be drawn at random between two."""
+
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.attributes = [(module.__dict__, module.__dict__.copy()) for module in modules]
         self.containers: list[tuple[Any, Any]] = []
@@ -118,7 +121,6 @@ class Kept:
             for x in found
             if not isinstance(x, nn.Parameter)
         ]
-        self.random = RandomState()
 
     def _keep(self, value: Any, depth: int, found: list[Tensor]) -> None:
         """Takes up an attribute, and what is in it."""
