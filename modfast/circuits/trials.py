@@ -100,8 +100,9 @@ def find_place(
     seen: list[Tensor] = []
     enter = Visit(Site(f"{name}:input", name, of_input=True), seen.append, "layers")
     try:
-        with _Uses(weight.values) as uses, at_sites(model, [enter]):
-            start = begin(run, model, Site(name, name), batch, output=output, argument="layers")
+        uses, site = _Uses(weight.values), Site(name, name)
+        with at_sites(model, [enter]):
+            start = begin(run, model, site, batch, output=output, argument="layers", around=uses)
     except (TypeError, ValueError) as error:
         return str(error)  # called several times, or not at all; what is wrong shows again
     if start.tape is None:

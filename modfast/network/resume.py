@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +80,11 @@ def begin(
     dim: int | None = None,
     backend: str | None = None,
     argument: str = "site",
+    around: AbstractContextManager[object] | None = None,
 ) -> Start:
     """Runs a model on a batch, and finds how to resume it from a site, the caller's `argument`.
+
+    `around` is entered around the recorded run alone.
 
     Raises:
         TypeError: a site or model that gives no floating tensor.
@@ -108,7 +112,7 @@ def begin(
         return run.own(logits)
 
     visit = Visit(site, take, argument)
-    with at_sites(model, [visit]):
+    with at_sites(model, [visit]), around or nullcontext():
         logits = run(batch, read, tape)
     visit.check()
     random = run.random

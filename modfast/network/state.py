@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import random
 import sys
 from collections import deque
@@ -201,14 +202,24 @@ class RandomState:
     def __init__(self) -> None:
         self.torch, self.python = torch.get_rng_state(), random.getstate()
         self.numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+        self.numpy_words = _numpy_words()
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
     def restore(self) -> None:
         """Puts them back."""
-        if not torch.equal(torch.get_rng_state(), self.torch):
-            torch.set_rng_state(self.torch)
-        if random.getstate() != self.python:
-            random.setstate(self.python)
-        np.random.set_state(self.numpy)  # noqa: NPY002
+        torch.set_rng_state(self.torch)
+        random.setstate(self.python)
+        # Numpy's is slow to set. Without a normal number in store, each draw takes from the words.
+        words = self.numpy_words
+        if not words or self.numpy["has_gauss"] or _numpy_words() != words:
+            np.random.set_state(self.numpy)  # noqa: NPY002
         for i, state in enumerate(self.cuda):
             torch.cuda.set_rng_state(state, i)
+
+
+def _numpy_words() -> bytes:
+    """The words of numpy's global generator and its place among them; none where it is another."""
+    generator = np.random.mtrand._rand._bit_generator
+    if type(generator) is not np.random.MT19937:
+        return b""
+    return ctypes.string_at(generator.ctypes.state_address, 625 * 4)
