@@ -154,7 +154,7 @@ def main() -> None:
     pythons = [each.partition("=")[::2] for each in given.pythons]
     if missing := [python for python, _ in pythons if shutil.which(python) is None]:
         sys.exit(f"not found: {', '.join(missing)}")
-    pythons = [(str(shutil.which(python)), torch) for python, torch in pythons]
+    pythons = [(os.path.abspath(shutil.which(python) or ""), torch) for python, torch in pythons]
     cuda, out = not given.only_cpu, given.out.resolve()
     made, sdist, wheel = build(pythons[0][0], cuda)
     wheel = repair(made, wheel)
