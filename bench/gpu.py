@@ -7,7 +7,7 @@ next one runs. DIR (bench/results) gets gpu.json and gpu.md after every stage. W
 earlier run found for the same sources on the same machine is kept. --device cpu rehearses it all,
 in small sizes. The exit status is 1 if a stage failed, 2 if only targets were missed.
 
-Needs nvcc, torch with CUDA, pybind11, ninja, pytest, and no network. Nothing is installed: the
+Needs nvcc, torch with CUDA, ninja, pytest, and no network. Nothing is installed: the
 build and all logs go to build/gpu (in a rehearsal to DIR/gpu).
 """
 

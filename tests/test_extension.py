@@ -31,6 +31,8 @@ def test_unknown_simd_levels_are_refused() -> None:
     assert _extension.library is not None
     with pytest.raises(ValueError, match=r"level must be one of \['baseline'.*got 'mmx'"):
         _extension.library.set_simd_level("mmx")
+    with pytest.raises(TypeError, match=r"level must be a string, got 2"):
+        _extension.library.set_simd_level(2)
 
 
 @pytest.mark.skipif(not _extension.cuda_loaded, reason="modfast's CUDA library is not loaded")
