@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pybind11
 import torch
-from setuptools import setup
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 # The oldest torch that the libraries run on: 2.11.0 (bytes: major, minor, patch, ...).
@@ -142,4 +143,19 @@ for extension in extensions:
     # Operators use torch's stable ABI only: nothing of its Python bindings is linked.
     extension.libraries.remove("torch_python")
 
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtension})
+
+class BuildPython(build_py):
+    """Of bench/ only the suite is shipped, and not the programs beside it."""
+
+    def find_package_modules(self, package: str, folder: str) -> list[tuple[str, str, str]]:
+        programs = ("edge_scores", "gpu", "mnist_seeds", "ptxas")
+        found = super().find_package_modules(package, folder)
+        return [m for m in found if package != "modfast.bench" or not m[1].startswith(programs)]
+
+
+setup(
+    packages=[*find_packages(include=["modfast*"]), "modfast.bench"],
+    package_dir={"modfast.bench": "bench"},
+    ext_modules=extensions,
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
+)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
-from compare import Case
+from timing import Compare
 from torch import nn
 
 import modfast
@@ -17,32 +17,29 @@ from modfast import reference
 # A step with the penalty may cost 1.15 times torch's step without any.
 TARGET = 1 / 1.15
 # name, torch's class, options, and how many arrays of the weights' size a step reads or writes
-BASES: list[tuple[str, Any, dict[str, Any], int]] = [
+Base = tuple[str, Any, dict[str, Any], int]
+BASES: list[Base] = [
     ("sgd", torch.optim.SGD, {}, 3),
     ("sgd", torch.optim.SGD, {"momentum": 0.9}, 5),
     ("adam", torch.optim.Adam, {}, 7),
 ]
 
 
-def cases() -> Iterator[Case]:
-    mlp, large = models(4096)
-    for base in BASES:
-        yield step_case("784-64-64-10 MLP", mlp, "fc2", *base)
-    for base in BASES:
-        yield step_case("one 4096 x 4096 weight", large, "0", *base)
+def each_step(test: Callable[..., None]) -> Callable[..., None]:
+    """For each base, on small weights and on a large one."""
+    bases = pytest.mark.parametrize("base", BASES, ids=["sgd", "momentum", "adam"])
+    return bases(pytest.mark.parametrize("large", [False, True], ids=["mlp", "large"])(test))
 
 
-def gpu_cases(device: str) -> Iterator[partial[Case]]:
-    n = 4096 if device == "cuda" else 256
-    mlp, large = (model.to(device) for model in models(n))
-    for base in BASES:
-        yield partial(step_case, "784-64-64-10 MLP", mlp, "fc2", *base)
-        yield partial(step_case, f"one {n} x {n} weight", large, "0", *base)
+@pytest.mark.short
+@each_step
+def test_step(compare: Compare, base: Base, large: bool) -> None:
+    step(compare, 4096, large, "cpu", *base)
 
 
-def models(n: int) -> tuple[nn.Module, nn.Module]:
-    mlp = modfast.models.MLP([784, 64, 64, 10], bias=False)
-    return mlp, nn.Sequential(nn.Linear(n, n, bias=False))
+@each_step
+def test_step_gpu(compare: Compare, gpu: str, base: Base, large: bool) -> None:
+    step(compare, 4096 if gpu == "cuda" else 256, large, gpu, *base)
 
 
 def with_gradients(model: nn.Module) -> nn.Module:
@@ -54,15 +51,22 @@ def with_gradients(model: nn.Module) -> nn.Module:
     return model
 
 
-def step_case(
-    title: str,
-    model: nn.Module,
-    layer: str,
+def step(
+    compare: Compare,
+    n: int,
+    large: bool,
+    device: str,
     base: str,
     torch_class: Any,
     options: dict[str, Any],
     arrays: int,
-) -> Case:
+) -> None:
+    if large:
+        title, layer, model = f"one {n} x {n} weight", "0", nn.Sequential(nn.Linear(n, n, False))
+    else:
+        title, layer = "784-64-64-10 MLP", "fc2"
+        model = modfast.models.MLP([784, 64, 64, 10], bias=False)
+    model.to(device)
     check_step(model, layer, base, torch_class, options)
     ours, theirs = with_gradients(model), with_gradients(model)
     optimizer = modfast.Modularity(
@@ -81,12 +85,12 @@ def step_case(
     for group in optimizer.param_groups:
         group["alpha"] = alpha
     words = " ".join(f"{key}={value}" for key, value in options.items())
-    return Case(
+    compare(
         f"step of {base} {words}".strip() + f", {title}",
         {"modfast, with penalty": optimizer.step, "torch fused, without": plain.step},
         {"torch fused, without": TARGET},
         rounds=21,
-        device=next(ours.parameters()).device.type,
+        device=device,
         bytes=arrays * sum(p.nbytes for p in ours.parameters()),
     )
 

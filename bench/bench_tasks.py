@@ -6,10 +6,11 @@ them; their times are scaled to all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
+import pytest
 import torch
-from compare import Case
+from timing import Compare
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,8 +24,12 @@ N_MODELS, N_EPOCHS = 100, 1000
 EPOCHS = 100
 
 
-def cases() -> Iterator[Case]:
-    data = modfast.data.load("physics")
+@pytest.fixture(scope="module")
+def data() -> modfast.data.Dataset:
+    return modfast.data.load("physics")
+
+
+def test_training(compare: Compare, data: modfast.data.Dataset) -> None:
     check_training(data.train)
     check_study(data)
 
@@ -42,7 +47,7 @@ def cases() -> Iterator[Case]:
         "torch, stacked, autograd": (lambda: stacked(4, data.train, 5), 20),
         "torch, stacked, by hand": (lambda: by_hand(4, data.train, 5), 20),
     }
-    yield Case(
+    compare(
         f"training of {N_MODELS} networks 4-16-16-2 on 8,000 samples, {EPOCHS} epochs",
         {"modfast.TaskStudy": ours, **{name: call for name, (call, _) in peers.items()}},
         {"torch, one by one": 20.0, "... on one thread": 20.0},
@@ -50,10 +55,14 @@ def cases() -> Iterator[Case]:
         block=0.2,
         parts={name: n / (N_MODELS * EPOCHS) for name, (_, n) in peers.items()},
     )
+
+
+@pytest.mark.short
+def test_distinct(compare: Compare, data: modfast.data.Dataset) -> None:
     grids = modfast.data.physics_grids()
     model = modfast.TaskStudy.train(data.train, SIZES, 1, 300, progress=False).model(0)
     check_distinct(model, grids)
-    yield Case(
+    compare(
         "distinct gradients of one network at its input, two grids of 100 x 100",
         {
             "modfast.compare_tasks": lambda: modfast.compare_tasks(model, grids, "input"),
