@@ -60,7 +60,7 @@ def product_information(
 @pytest.mark.parametrize("bins", PAIR_TARGETS)
 def test_pairs(compare: Compare, bins: int) -> None:
     mutual_info_score = pytest.importorskip("sklearn.metrics").mutual_info_score
-    torchmetrics = pytest.importorskip("torchmetrics.functional.clustering")
+    clustering = pytest.importorskip("torchmetrics.functional.clustering")
     n, d, some = 10_000, 128, 2  # the loops take the first `some` columns of x and of y
     x, y = codes(n, d, bins, 0), codes(n, d, bins, 1)
     x_columns, y_columns = x.t().contiguous(), y.t().contiguous()
@@ -87,7 +87,7 @@ def test_pairs(compare: Compare, bins: int) -> None:
         ),
         "torchmetrics loop": loop(
             lambda i, j: float(
-                torchmetrics.mutual_info_score(x_columns[i].long(), y_columns[j].long())
+                clustering.mutual_info_score(x_columns[i].long(), y_columns[j].long())
             )
         ),
         "numpy loop": loop(by_numpy),
