@@ -31,7 +31,6 @@ TARGETS = {
     (64, "act1"): {NOTEBOOK: 350.0},
 }
 UNITS = 128
-SITES = pytest.mark.parametrize(("n", "site"), TARGETS)
 
 
 @torch.enable_grad()
@@ -124,7 +123,10 @@ def captum_ways(
     ]
 
 
-@SITES
+@pytest.mark.parametrize(
+    ("n", "site"),
+    [pytest.param(*each, marks=[pytest.mark.short] * (each[0] == 64)) for each in TARGETS],
+)
 @torch.no_grad()
 def test_units(compare: Compare, n: int, site: str) -> None:
     pytest.importorskip("captum")
@@ -179,7 +181,7 @@ def assert_close(found: Any, exact: Tensor, tolerance: float) -> None:
 
 
 @pytest.mark.short
-@SITES
+@pytest.mark.parametrize(("n", "site"), TARGETS)
 @torch.no_grad()
 def test_alone(compare: Compare, n: int, site: str) -> None:
     """The operators with the prefix given, beside one forward pass."""

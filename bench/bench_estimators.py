@@ -41,7 +41,6 @@ def fitted(x: Tensor, k: int, init: np.ndarray | str) -> KMeans:
         return model.fit(x.numpy())
 
 
-@pytest.mark.short
 def test_kmeans(compare: Compare) -> None:
     torch.manual_seed(0)
     x, k = torch.randn(10_000, 64), 32

@@ -57,7 +57,7 @@ def product_information(
     return information_of(counts.view(x.shape[1], bins, y.shape[1], bins).transpose(1, 2))
 
 
-@pytest.mark.parametrize("bins", PAIR_TARGETS)
+@pytest.mark.parametrize("bins", [pytest.param(10, marks=pytest.mark.short), 32])
 def test_pairs(compare: Compare, bins: int) -> None:
     mutual_info_score = pytest.importorskip("sklearn.metrics").mutual_info_score
     clustering = pytest.importorskip("torchmetrics.functional.clustering")
