@@ -31,6 +31,7 @@ TARGETS = {
     (64, "act1"): {NOTEBOOK: 350.0},
 }
 UNITS = 128
+no_grad = torch.no_grad()
 
 
 @torch.enable_grad()
@@ -138,9 +139,6 @@ def test_units(compare: Compare, n: int, site: str) -> None:
     exact = notebook(copy.deepcopy(model).double(), x.double(), site)
     assert_close(measured, exact, 1e-5)
 
-    def no_grad(call: Callable[[], object]) -> Callable[[], object]:
-        return torch.no_grad()(call)
-
     chunks = [4, 16, 128] if n == 64 else ([16, 128] if site == "act2" else [2, 8])
     batched = [
         no_grad(lambda chunk=chunk: sweep(model, prefix(model, x, site), site, chunk))
@@ -201,7 +199,7 @@ def test_alone(compare: Compare, n: int, site: str) -> None:
     target = 1 / 0.2 if site == "act2" else 1 / 1.2
     compare(
         f"ablation sweep alone, {site}, {n} samples",
-        {"modfast": ours, "one forward": torch.no_grad()(lambda: model(x))},
+        {"modfast": ours, "one forward": no_grad(lambda: model(x))},
         {"one forward": target},
     )
 
@@ -255,12 +253,9 @@ class LeNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.act1, self.pool1 = (
-            nn.Conv2d(1, 6, 5, padding=2),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        )
-        self.conv2, self.act2, self.pool2 = nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)
+        self.conv1, self.act1 = nn.Conv2d(1, 6, 5, padding=2), nn.ReLU()
+        self.pool1, self.pool2 = nn.MaxPool2d(2), nn.MaxPool2d(2)
+        self.conv2, self.act2 = nn.Conv2d(6, 16, 5), nn.ReLU()
         self.fc1, self.act3 = nn.Linear(400, 120), nn.ReLU()
         self.fc2, self.act4, self.fc3 = nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)
 

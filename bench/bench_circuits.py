@@ -56,25 +56,20 @@ def trained(data: modfast.data.Dataset, alpha: float) -> MLP:
     return model.requires_grad_(False)
 
 
-def visit(model: MLP, layer: str, index: int, x: Tensor, y: Tensor) -> float:
-    """The rise of the loss if a weight is 0; the weight is put back."""
-    weight = model.get_submodule(layer).weight.view(-1)
+def loss_without(model: MLP, weight: Tensor, index: int, x: Tensor, y: Tensor) -> float:
+    """The loss if one of a layer's weights is 0; it is put back."""
     before = weight[index].item()
-    running = float(functional.cross_entropy(model(x), y))
     weight[index] = 0
-    rise = float(functional.cross_entropy(model(x), y)) - running
+    found = float(functional.cross_entropy(model(x), y))
     weight[index] = before
-    return rise
+    return found
 
 
 def brute(model: MLP, layer: str, indices: list[int], x: Tensor, y: Tensor) -> None:
     """Trials of weights: one forward pass each, as the loss before is known."""
     weight = model.get_submodule(layer).weight.view(-1)
     for index in indices:
-        before = weight[index].item()
-        weight[index] = 0
-        float(functional.cross_entropy(model(x), y))
-        weight[index] = before
+        loss_without(model, weight, index, x, y)
 
 
 @pytest.mark.short
@@ -101,7 +96,9 @@ def test_layer(
     for index in some.tolist():
         weight.copy_(whole)
         weight[:index][gone[:index]] = 0
-        margin = visit(exact, layer, index, x.double(), y) - found.threshold
+        running = float(functional.cross_entropy(exact(x.double()), y))
+        rise = loss_without(exact, weight, index, x.double(), y) - running
+        margin = rise - found.threshold
         assert abs(margin - float(margins[index])) < 1e-6
         assert abs(margin) < 1e-6 or (margin > 0) != bool(gone[index])
     place = f"after {', '.join(before)}" if before else "of the dense network"

@@ -22,6 +22,7 @@ from modfast.models import MLP
 FORWARD, NOTEBOOK = "forward passes alone", "notebook, a loader pass per unit"
 TOPK, EACH = "forward + torch.topk", "a masked forward pass per edge"
 UNITS, K = 64, 50
+no_grad = torch.no_grad()
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,6 @@ def images() -> tuple[Tensor, Tensor]:
 def network() -> MLP:
     torch.manual_seed(0)
     return MLP([784, UNITS, UNITS, 10], bias=False).eval()
-
-
-def no_grad(call: Callable[[], object]) -> Callable[[], object]:
-    return torch.no_grad()(call)
 
 
 def check(top: modfast.TopActivations, activations: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,23 +24,6 @@ BASES: list[Base] = [
 ]
 
 
-def each_step(test: Callable[..., None]) -> Callable[..., None]:
-    """For each base, on small weights and on a large one."""
-    bases = pytest.mark.parametrize("base", BASES, ids=["sgd", "momentum", "adam"])
-    return bases(pytest.mark.parametrize("large", [False, True], ids=["mlp", "large"])(test))
-
-
-@pytest.mark.short
-@each_step
-def test_step(compare: Compare, base: Base, large: bool) -> None:
-    step(compare, 4096, large, "cpu", *base)
-
-
-@each_step
-def test_step_gpu(compare: Compare, gpu: str, base: Base, large: bool) -> None:
-    step(compare, 4096 if gpu == "cuda" else 256, large, gpu, *base)
-
-
 def with_gradients(model: nn.Module) -> nn.Module:
     """A copy, with the same random gradients each time."""
     model = copy.deepcopy(model)
@@ -51,26 +33,20 @@ def with_gradients(model: nn.Module) -> nn.Module:
     return model
 
 
-def step(
-    compare: Compare,
-    n: int,
-    large: bool,
-    device: str,
-    base: str,
-    torch_class: Any,
-    options: dict[str, Any],
-    arrays: int,
-) -> None:
-    if large:
-        title, layer, model = f"one {n} x {n} weight", "0", nn.Sequential(nn.Linear(n, n, False))
-    else:
+@pytest.mark.short
+@pytest.mark.parametrize("base", BASES, ids=["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("n", [64, 4096])
+def test_step(compare: Compare, device: str, base: Base, n: int) -> None:
+    name, torch_class, options, arrays = base
+    title, layer, model = f"one {n} x {n} weight", "0", nn.Sequential(nn.Linear(n, n, False))
+    if n == 64:
         title, layer = "784-64-64-10 MLP", "fc2"
-        model = modfast.models.MLP([784, 64, 64, 10], bias=False)
+        model = modfast.models.MLP([784, n, n, 10], bias=False)
     model.to(device)
-    check_step(model, layer, base, torch_class, options)
+    check_step(model, layer, name, torch_class, options)
     ours, theirs = with_gradients(model), with_gradients(model)
     optimizer = modfast.Modularity(
-        ours.named_parameters(), lr=1e-3, layers=layer, base=base, **options
+        ours.named_parameters(), lr=1e-3, layers=layer, base=name, **options
     )
     plain = torch_class(theirs.parameters(), lr=1e-3, fused=True, **options)
 
@@ -86,7 +62,7 @@ def step(
         group["alpha"] = alpha
     words = " ".join(f"{key}={value}" for key, value in options.items())
     compare(
-        f"step of {base} {words}".strip() + f", {title}",
+        f"step of {name} {words}".strip() + f", {title}",
         {"modfast, with penalty": optimizer.step, "torch fused, without": plain.step},
         {"torch fused, without": TARGET},
         rounds=21,

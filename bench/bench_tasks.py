@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from timing import Compare
+from timing import Compare, Peers
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,24 +36,22 @@ def test_training(compare: Compare, data: modfast.data.Dataset) -> None:
     def ours() -> object:
         return modfast.TaskStudy.train(data.train, SIZES, N_MODELS, EPOCHS, seed=0, progress=False)
 
-    # Each: what it runs, and for how many networks times epochs.
-    peers = {
-        "torch, one by one": (lambda: single(0, data.train, 20), 20),
-        "... on one thread": (lambda: on_one_thread(single, 0, data.train, 20), 20),
-        "... on one thread, fused Adam": (
-            lambda: on_one_thread(single, 0, data.train, 20, True),
-            20,
-        ),
-        "torch, stacked, autograd": (lambda: stacked(4, data.train, 5), 20),
-        "torch, stacked, by hand": (lambda: by_hand(4, data.train, 5), 20),
+    # Each for as many networks times epochs.
+    some = 20
+    peers: Peers = {
+        "torch, one by one": lambda: single(0, data.train, some),
+        "... on one thread": lambda: on_one_thread(single, 0, data.train, some),
+        "... on one thread, fused Adam": lambda: on_one_thread(single, 0, data.train, some, True),
+        "torch, stacked, autograd": lambda: stacked(4, data.train, some // 4),
+        "torch, stacked, by hand": lambda: by_hand(4, data.train, some // 4),
     }
     compare(
         f"training of {N_MODELS} networks 4-16-16-2 on 8,000 samples, {EPOCHS} epochs",
-        {"modfast.TaskStudy": ours, **{name: call for name, (call, _) in peers.items()}},
+        {"modfast.TaskStudy": ours, **peers},
         {"torch, one by one": 20.0, "... on one thread": 20.0},
         rounds=7,
         block=0.2,
-        parts={name: n / (N_MODELS * EPOCHS) for name, (_, n) in peers.items()},
+        parts=dict.fromkeys(peers, some / (N_MODELS * EPOCHS)),
     )
 
 

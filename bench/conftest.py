@@ -115,6 +115,11 @@ def gpu(pytestconfig: pytest.Config) -> Iterator[str]:
         torch.cuda.empty_cache()
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def device(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue("gpu") if request.param == "gpu" else "cpu"
+
+
 @pytest.fixture(scope="session")
 def mnist_root() -> str:
     root = os.environ.get("MODFAST_MNIST_ROOT")

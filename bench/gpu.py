@@ -43,14 +43,7 @@ MODULES = (
 )
 # Seconds; for `bench` each module, for `sanitizer` each tool. Together more than a run has, but no
 # two stages should need all of theirs.
-LIMITS = {
-    "build": 180,
-    "kernels": 120,
-    "ceilings": 45,
-    "bench": 90,
-    "sanitizer": 90,
-    "tests": 300,
-}
+LIMITS = {"build": 180, "kernels": 120, "ceilings": 45, "bench": 90, "sanitizer": 90, "tests": 300}
 SOURCE = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "csrc", "modfast", "bench")
 AWAY = ("pyproject.toml", "README.md", "csrc", "tests")  # some tests compile the kernels
 # Tests skip where these are missing.
@@ -123,12 +116,8 @@ def bench(run: Run) -> Outcome:
         wrong, found = run.suite(module, [f"{module}.py"], LIMITS["bench"])
         errors += [wrong] if wrong else []
         cases += [case for case in found if case["case"] not in known]
-        told = "\n".join([*errors, f"nothing after {module} was run"])
-        run.report["stages"]["bench"] = {
-            "seconds": time.monotonic() - begun,
-            "error": told,
-            "cases": cases,
-        }
+        so_far = {"error": f"ended after {module}", "cases": cases}
+        run.report["stages"]["bench"] = {"seconds": time.monotonic() - begun, **so_far}
         save(run.report, run.out)
     return {"error": "\n".join(errors), "cases": cases}
 

@@ -63,10 +63,6 @@ def table(cases: list[dict[str, Any]]) -> str:
 
 
 def _rows(case: dict[str, Any]) -> Iterator[str]:
-    if "peers" not in case:
-        yield f"| {case['case']} | failed | | | | | | |"
-        return
-
     def target(name: str) -> str:
         if (least := case["targets"].get(name)) is None:
             return ""

@@ -78,15 +78,15 @@ class Compare:
                 device,
                 parts or {},
             )
-        case = {"case": name, "targets": targets or {}, "bytes": bytes, "ops": ops}
-        case["peers"] = timings
-        missed = _judge(case, self.config.stash[RATES])
+        sizes = {"bytes": bytes, "ops": ops}
+        case = {"case": name, "targets": targets or {}, **sizes, "peers": timings}
+        _judge(case, self.config.stash[RATES])
         self.benchmark.extra_info.update(case)
         self.config.stash[CASES].append(case)
         if option.lines:
             with option.lines.open("a") as lines:
                 lines.write(json.dumps(case) + "\n")
-        assert not (option.targets and missed), "targets missed:\n" + "\n".join(missed)
+        assert not (option.targets and case["missed"]), "\n".join(case["missed"])
 
     def ceiling(self, unit: str) -> None:
         """What was just timed is as fast as the machine can be."""
@@ -139,8 +139,8 @@ def _rounds(
     return timings
 
 
-def _judge(case: dict[str, Any], rates: dict[str, float]) -> list[str]:
-    """Adds floor, share of the ceiling and what was found for each target; says what was missed.
+def _judge(case: dict[str, Any], rates: dict[str, float]) -> None:
+    """Adds floor, share of the ceiling, and what was found for each target and missed.
 
     A share that could not be measured counts as 0.
     """
@@ -151,7 +151,7 @@ def _judge(case: dict[str, Any], rates: dict[str, float]) -> list[str]:
             case["floor"] = case[unit] / rates[unit]
             case["share"] = found["ceiling"] = case["floor"] / ours["seconds"]
     case["found"] = {name: found.get(name, 0.0) for name in case["targets"]}
-    return [
+    case["missed"] = [
         f"{case['case']}: {name}: {case['found'][name]:.2f}, wanted {least:.2f}"
         for name, least in case["targets"].items()
         if case["found"][name] < least

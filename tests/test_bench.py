@@ -21,7 +21,9 @@ def bench(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_answers_alone(tmp_path: Path) -> None:
-    done = bench(tmp_path, "--benchmark-disable", "-k", "test_kernels[64] or test_step[mlp-adam]")
+    done = bench(
+        tmp_path, "--benchmark-disable", "-k", "test_kernels[64] or test_step[cpu-64-adam]"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
 
