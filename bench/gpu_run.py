@@ -111,7 +111,8 @@ class Run:
         path.unlink(missing_ok=True)
         # A rehearsal finds out whether all runs, not how fast.
         block, rounds = ("0.05", []) if self.device == "cuda" else ("0.002", ["--rounds=3"])
-        options = ["-v", "--benchmark-quiet", "--no-targets", "-k", "gpu or ceilings"]
+        options = ["-v", "-o", "faulthandler_timeout=60", "--benchmark-quiet", "--no-targets"]
+        options += ["-k", "gpu or ceilings"]
         options += [f"--gpu={self.device}", f"--lines={path}", f"--block={block}", *rounds]
         paths = [str(folder / file) for file in ("bench_ceilings.py", *files)]
         command = [sys.executable, "-X", "faulthandler", "-m", "pytest", *options, *paths]
