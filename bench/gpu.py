@@ -88,7 +88,7 @@ def kernels(run: Run) -> Outcome:
 
 def tests(run: Run) -> Outcome:
     """All that a GPU may change: not the tests that run its kernels on the host."""
-    spread = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    spread = ["-n", "8", "-p", "no:benchmark"] if importlib.util.find_spec("xdist") else []
     outcome = run.pytest("tests", ["-m", "not simt", *spread], LIMITS["tests"])
     outcome["not installed"] = [x for x in OPTIONAL if importlib.util.find_spec(x) is None]
     say(f"  not installed, so tests of it are skipped: {outcome['not installed'] or 'nothing'}")

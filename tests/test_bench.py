@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installe
 def bench(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """As a user calls it, in a process of its own, from any folder."""
     command = [sys.executable, "-m", "modfast", "bench", "--all", *options]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    # Under pytest-xdist the plugin would time nothing.
+    env = {name: x for name, x in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
 
 
 def test_answers_alone(tmp_path: Path) -> None:
@@ -28,6 +31,7 @@ def test_answers_alone(tmp_path: Path) -> None:
     assert "2 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_ratios_and_machine(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     tiny = ("--rounds=3", "--block=0.001", "--threads=1", f"--benchmark-json={path}")
@@ -51,6 +55,7 @@ def test_ratios_and_machine(tmp_path: Path) -> None:
     assert sum(line.startswith(f"| {case['case']} | ") for line in table.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_missed_targets(tmp_path: Path) -> None:
     """A rehearsal is nowhere near a GPU's: what is missed is said, and fails where asked to."""
     tiny = ("-k", "test_digitize[False-float32] or ceilings", "--gpu=cpu", "--block=0.001")

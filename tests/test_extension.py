@@ -73,6 +73,7 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_without_the_library_everything_works_with_one_warning(bare_package: Path) -> None:
     # Neither beside the copy nor in an installation elsewhere on the path.
     blocked = (
@@ -96,6 +97,7 @@ def test_without_the_library_everything_works_with_one_warning(bare_package: Pat
 
 
 @needs_library
+@pytest.mark.slow
 def test_a_clone_finds_the_installed_library(bare_package: Path) -> None:
     # `python -m modfast` in a clone imports the clone; its library lies with the installation.
     installed = str(Path(modfast.__file__).parents[1])

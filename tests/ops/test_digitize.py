@@ -41,7 +41,7 @@ def same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("per_column", [False, True])
-@pytest.mark.parametrize("bins", [2, 10, 256, 257, 3000])
+@pytest.mark.parametrize("bins", [2, 10, 256, 257, pytest.param(3000, marks=pytest.mark.slow)])
 def test_matches_reference(
     bins: int, per_column: bool, rule: Rule, dtype: torch.dtype, device: torch.device, small: bool
 ) -> None:

@@ -142,6 +142,7 @@ def test_opcheck(scaled: bool) -> None:
     torch.library.opcheck(torch.ops.modfast.wiring_sums.default, arguments)
 
 
+@pytest.mark.slow
 def test_compiles_without_graph_breaks() -> None:
     weight, *kinds = example((3, 5, 4, 6, 2, 7), torch.float32)
 
