@@ -21,7 +21,8 @@ import sysconfig
 from pathlib import Path
 
 import torch
-from setuptools import setup
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 # The oldest torch that the libraries run on: 2.11.0 (bytes: major, minor, patch, ...).
@@ -183,8 +184,20 @@ for extension in extensions:
     # Operators use torch's stable ABI only: nothing of its Python bindings is linked.
     extension.libraries = [name for name in extension.libraries if name != "torch_python"]
 
+
+class BuildPython(build_py):
+    """Of bench/ only the suite is shipped, and not the programs beside it."""
+
+    def find_package_modules(self, package: str, folder: str) -> list[tuple[str, str, str]]:
+        programs = ("edge_scores", "gpu", "mnist_seeds", "ptxas")
+        found = super().find_package_modules(package, folder)
+        return [m for m in found if package != "modfast.bench" or not m[1].startswith(programs)]
+
+
 setup(
+    packages=[*find_packages(include=["modfast*"]), "modfast.bench"],
+    package_dir={"modfast.bench": "bench"},
     ext_modules=extensions,
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED else {},
 )
