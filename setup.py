@@ -6,6 +6,8 @@ modfast._cuda  CUDA operators: built where torch has CUDA and a whole toolkit of
 
 Environment: FORCE_CUDA=1 makes a missing toolkit an error, FORCE_ONLY_CPU=1 skips CUDA,
 TORCH_CUDA_ARCH_LIST chooses architectures, DEBUG=1 builds without optimization.
+MODFAST_SANITIZE=address,undefined (or thread) builds the CPU operators under these sanitizers of
+the compiler, whose libraries must then be preloaded: .ci/sanitize does.
 """
 
 import os
@@ -89,7 +91,13 @@ MACROS = [
     ("MODFAST_CUDA_ARCHITECTURES", text_macro(architectures)),
     ("MODFAST_CUDA_TOOLKIT", text_macro(cuda_version)),
 ]
+SANITIZE = os.environ.get("MODFAST_SANITIZE", "")
 OPTIMIZE = ["-O0", "-g"] if flag("DEBUG") else ["-O3", "-g0"]
+if SANITIZE:
+    OPTIMIZE = [
+        *("-O1", "-g1", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"),
+        *("-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"),
+    ]
 CXX = [
     *OPTIMIZE,
     "-fvisibility=hidden",
@@ -125,6 +133,7 @@ extensions = [
         include_dirs=[pybind11.get_include()],
         define_macros=MACROS,
         extra_compile_args={"cxx": CXX},
+        extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
         depends=headers,
     )
 ]
