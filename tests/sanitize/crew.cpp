@@ -104,7 +104,7 @@ void failing() {
 int main() {
   // A crew ends early where threads share a processor, so all is done again until members have worked.
   int round = 0;
-  for (; round < 5 || (n_parts_of_members < 10000 && round < 300); ++round) {
+  for (; round < 3 || (n_parts_of_members < 2000 && round < 100); ++round) {
     for (const int64_t n : {1, 2, 3, 64}) {
       one_crew(0, 0, n, 50);
       one_crew(1, 1, n, 300);
