@@ -10,6 +10,8 @@ and every torch from 2.11 on.
 Environment: FORCE_CUDA=1 builds CUDA operators without a GPU too, for all architectures that wheels
 serve, and makes a missing toolkit an error; TORCH_CUDA_ARCH_LIST chooses architectures, which also
 asks for CUDA; FORCE_ONLY_CPU=1 skips it; DEBUG=1 builds without optimization.
+MODFAST_SANITIZE=address,undefined (or thread) builds the CPU operators under these sanitizers of
+the compiler, whose libraries must then be preloaded: .ci/sanitize does.
 """
 
 import os
@@ -127,7 +129,13 @@ MACROS = [
     ("MODFAST_CUDA_ARCHITECTURES", text_macro(architectures)),
     ("MODFAST_CUDA_TOOLKIT", text_macro(cuda_version)),
 ]
+SANITIZE = os.environ.get("MODFAST_SANITIZE", "")
 OPTIMIZE = ["-O0", "-g"] if flag("DEBUG") else ["-O3", "-g0"]
+if SANITIZE:
+    OPTIMIZE = [
+        *("-O1", "-g1", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"),
+        *("-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"),
+    ]
 CXX = [
     *OPTIMIZE,
     "-fvisibility=hidden",
@@ -165,6 +173,7 @@ extensions = [
         sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
         define_macros=MACROS,
         extra_compile_args={"cxx": CXX},
+        extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
         depends=headers,
         py_limited_api=LIMITED,
     )
