@@ -125,26 +125,16 @@ def watching(
             raise _AllSeenError
 
     with running(model, argument=argument) as run, torch.no_grad():
-        hooks = [
-            (own, own.copy())
-            for module in modules_of(model)
-            for own in (module._forward_hooks, module._forward_pre_hooks)
-        ]
+        hooks = _Early(modules_of(model))
 
         def once(batch: Batch) -> Sequence[Site]:
             nonlocal sites, each_once
             visits[:] = [Visit(site, partial(do, site), "sites") for site in sites]
-            try:
-                with around or nullcontext(), at_sites(model, visits):
-                    run(batch)
-            except _AllSeenError:
-                for own, before in hooks:  # those that the rest of the pass would have taken off
-                    if own != before:
-                        own.clear()
-                        own.update(before)
-                return sites
-            sites = [each.site for each in checked(visits)]
-            each_once = not to_the_end and all(site.call is None for site in sites)
+            with hooks, around or nullcontext(), at_sites(model, visits):
+                run(batch)
+            if not hooks.early:
+                sites = [each.site for each in checked(visits)]
+                each_once = not to_the_end and all(site.call is None for site in sites)
             return sites
 
         yield once
@@ -152,6 +142,31 @@ def watching(
 
 class _AllSeenError(BaseException):
     """Ends a forward pass; no error to a model that goes on after an Exception of a submodule."""
+
+
+class _Early:
+    """Lets a pass end early, and puts back hooks that the rest of it would have taken off."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.hooks = [
+            (own, own.copy())
+            for module in modules
+            for own in (module._forward_hooks, module._forward_pre_hooks)
+        ]
+        self.early = False
+        """Whether the last pass did."""
+
+    def __enter__(self) -> None:
+        self.early = False
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        if kind is not None:
+            for own, before in self.hooks:
+                if own != before:
+                    own.clear()
+                    own.update(before)
+        self.early = kind is _AllSeenError
+        return self.early
 
 
 def read_passes(

@@ -7,7 +7,8 @@ import ctypes
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,17 @@ class Kept:
             attributes = getattr(value, "__dict__", None)
             if isinstance(attributes, dict):
                 self.containers.append((attributes, attributes.copy()))
+
+    @contextmanager
+    def since(self, random: RandomState | None) -> Iterator[None]:
+        """Puts everything back at the end of a block, at whose start a random state is set."""
+        self.random = RandomState() if random is None else random
+        try:
+            if random is not None:
+                random.restore()
+            yield
+        finally:
+            self.restore()
 
     def restore(self) -> None:
         """Puts everything back that a run has changed."""
