@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,41 @@ from simt import harness
 from modfast import _extension
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of pytest-xdist share the cores, so each takes one."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells a process of pytest-xdist what the session is, which it cannot see."""
+    node.workerinput["whole"] = _is_whole(node.config) and node.config.option.dist == "loadgroup"
+
+
+def _is_whole(config: pytest.Config) -> bool:
+    if hasattr(config, "workerinput"):
+        return bool(config.workerinput["whole"])
+    option = config.option
+    chosen = option.keyword or option.markexpr or config.getoption("lf", False)
+    return not chosen and config.args_source is pytest.Config.ArgsSource.TESTPATHS
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of what a whole session has shown come last, and only after a whole session."""
+    """Marks tests by what they need; those of what a session has shown of the kernels come last."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        fixtures = getattr(item, "fixturenames", ())
+        if params.get("device") == "simt" or "simt" in fixtures or item.path.parent.name == "simt":
+            item.add_marker("simt")
+            if config.pluginmanager.hasplugin("xdist"):
+                item.add_marker(pytest.mark.xdist_group("simt"))  # one process has seen it all
+        if "mnist_root" in fixtures:
+            item.add_marker("mnist")
     last = [item for item in items if item.get_closest_marker("whole_session")]
     items[:] = [item for item in items if item not in last] + last
-    chosen = config.option.keyword or config.option.markexpr or config.getoption("lf", False)
-    if chosen or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+    if not _is_whole(config):
         for item in last:
             item.add_marker(pytest.mark.skip(reason="needs the session of all tests"))
 
@@ -38,13 +68,20 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def simt(pytestconfig: pytest.Config) -> harness.Machine:
+def kept(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what takes long to build, kept between sessions where pytest keeps a cache."""
+    cache = getattr(pytestconfig, "cache", None)  # none with -p no:cacheprovider
+    return cache.mkdir("simt") if cache is not None else tmp_path_factory.mktemp("simt")
+
+
+@pytest.fixture(scope="session")
+def simt(kept: Path) -> harness.Machine:
     """The CUDA kernels, built for the host under the checker of tests/simt."""
     if why := harness.missing():
         pytest.skip(why)
     if _extension.library is None:
         pytest.skip("modfast's library is not built")
-    return harness.Machine(harness.build_operators(pytestconfig.cache.mkdir("simt")))
+    return harness.Machine(harness.build_operators(kept))
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])

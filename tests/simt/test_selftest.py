@@ -28,12 +28,12 @@ CORRECT = kernels("correct.cu")
 
 
 @pytest.fixture(scope="module")
-def cases(pytestconfig: pytest.Config) -> ctypes.CDLL:
+def cases(kept: Path) -> ctypes.CDLL:
     if why := harness.missing():
         pytest.skip(why)
     flags = [*harness.HOOKED, f"-I{harness.CSRC}"]
     units = dict.fromkeys(sorted(SELFTEST.glob("*.c*")), flags)
-    library = harness.load(harness.build("selftest", units, pytestconfig.cache.mkdir("simt")))
+    library = harness.load(harness.build("selftest", units, kept))
     library.run_case.restype = ctypes.c_char_p
     return library
 
