@@ -102,12 +102,16 @@ def deliver() -> None:
 
 
 def _is_settling(frame: FrameType | None) -> bool:
-    """Whether a context manager is being entered or left, somewhere below this package."""
+    """Whether a context manager is being entered or left, somewhere below this package.
+
+    Or something done at an object's end, where exceptions are lost.
+    """
     found = False
     while frame is not None:
-        if frame.f_code.co_name in ("__enter__", "__exit__"):
+        module = frame.f_globals.get("__name__", "")
+        if frame.f_code.co_name in ("__enter__", "__exit__", "__del__") or module == "weakref":
             found = True
-        if found and frame.f_globals.get("__name__", "").startswith("modfast."):
+        if found and module.startswith("modfast."):
             return True
         frame = frame.f_back
     return False
