@@ -80,7 +80,7 @@ class EdgeScores(Result):
         Source: Syed, Rager and Conmy, 2023.
         """
         flat, _ = self._flat()
-        kept = torch.zeros(len(flat), dtype=torch.bool)
+        kept = torch.zeros(len(flat), dtype=torch.bool, device="cpu")
         kept[self._largest("n_edges", n_edges)] = True
         parts = kept.split([each.numel() for each in self.scores.values()])
         return EdgeCircuit(

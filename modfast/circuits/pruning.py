@@ -212,7 +212,7 @@ class _Group:
         margins, losses = (tensor.cpu() for tensor in found)
         of = "" if self.label is None else f" of label {self.label}"
         checks.finite(f"pruning {name!r}, the loss on the samples{of}", losses)
-        by_weight = torch.full((weight.numel(),), torch.nan, dtype=torch.float64)
+        by_weight = torch.full((weight.numel(),), torch.nan, dtype=torch.float64, device="cpu")
         by_weight[order] = margins
         self.margins[f"{name}.weight"] = by_weight.view(weight.shape)
         self.masks[f"{name}.weight"] = ~(by_weight <= 0.0).view(weight.shape)

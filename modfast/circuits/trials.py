@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -269,7 +270,7 @@ class Trials:
         losses = [running]
         original = running if original is None else original
         shape = self.weight.values.shape
-        places = torch.stack(torch.unravel_index(order, shape), 1).tolist()
+        places = np.stack(np.unravel_index(order.cpu().numpy(), shape), 1).tolist()
         with self.weight:
             for place in shown(places if running - running == 0 else []):  # NaN is told later
                 at = tuple(place)
@@ -287,6 +288,6 @@ class Trials:
                     self.put_back(at, value)
                 losses.append(running)
         return (
-            torch.tensor(margins, dtype=torch.float64),
-            torch.tensor(losses, dtype=torch.float64),
+            torch.tensor(margins, dtype=torch.float64, device="cpu"),
+            torch.tensor(losses, dtype=torch.float64, device="cpu"),
         )

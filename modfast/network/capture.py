@@ -14,6 +14,7 @@ from modfast.network.inputs import Batch, Inputs, Targets, is_stream, read_batch
 from modfast.network.names import modules_of
 from modfast.network.run import running
 from modfast.network.sites import Site, resolve_sites
+from modfast.network.state import AllSeenError
 from modfast.network.visits import Visit, at_sites, checked
 from modfast.progress import bar
 
@@ -122,7 +123,7 @@ def watching(
         with torch._C.DisableTorchFunction():  # what is seen is no part of the run
             see(site, value)
         if each_once and all(each.n_calls for each in visits):
-            raise _AllSeenError
+            raise AllSeenError
 
     with running(model, argument=argument) as run, torch.no_grad():
         hooks = _Early(modules_of(model))
@@ -138,10 +139,6 @@ def watching(
             return sites
 
         yield once
-
-
-class _AllSeenError(BaseException):
-    """Ends a forward pass; no error to a model that goes on after an Exception of a submodule."""
 
 
 class _Early:
@@ -165,7 +162,7 @@ class _Early:
                 if own != before:
                     own.clear()
                     own.update(before)
-        self.early = kind is _AllSeenError
+        self.early = kind is AllSeenError
         return self.early
 
 

@@ -17,6 +17,7 @@ T = TypeVar("T")
 _get: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 _set: Callable[[int, Any], Any] = getattr(signal.signal, "__wrapped__", signal.signal)
 _NUMBER = int(signal.SIGINT)
+_SETTLING = frozenset({"__enter__", "__exit__", "enter_context", "__del__"})
 
 
 class Decorator(Protocol):
@@ -109,7 +110,7 @@ def _is_settling(frame: FrameType | None) -> bool:
     found = False
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if frame.f_code.co_name in ("__enter__", "__exit__", "__del__") or module == "weakref":
+        if frame.f_code.co_name in _SETTLING or module == "weakref":
             found = True
         if found and module.startswith("modfast."):
             return True

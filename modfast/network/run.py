@@ -50,6 +50,8 @@ def running(model: nn.Module, training: bool = False, argument: str = "inputs") 
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())  # which leaving inference mode turns off
+        # What sets it within, as torch's optimizers do, may not put it back where interrupted.
+        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
         flags = [(module, module.training) for module in modules if module.training != training]
         stack.callback(_set_flags, flags)
         _set_flags([(module, training) for module, _ in flags])

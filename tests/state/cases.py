@@ -128,9 +128,7 @@ CHAIN_CALLS: dict[str, Callable[[nn.Module], Any]] = {
     "attribute_edges, exact": lambda m: modfast.attribute_edges(
         m, X, OTHER, method="exact", **QUIET
     ),
-    "discover_circuit": lambda m: modfast.discover_circuit(
-        m, X, OTHER, 1e-3, targets=Y, **QUIET
-    ),
+    "discover_circuit": lambda m: modfast.discover_circuit(m, X, OTHER, 1e-3, targets=Y, **QUIET),
     "EdgeCircuit.evaluate": lambda m: _CIRCUIT.evaluate(m, X, OTHER, Y),
     "EdgeCircuit.logits": lambda m: _CIRCUIT.logits(m, X, OTHER),
 }
@@ -174,7 +172,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "calibrate": lambda: modfast.calibrate(dims=[1], samples=[50], seeds=2, **QUIET),
     "clusterability": lambda: modfast.clusterability(VECTORS, Clusters.equal(2, H, 2)),
     "normalize_rows": lambda: modfast.normalize_rows(VECTORS),
-    "entropy_bits": lambda: modfast.entropy_bits(VECTORS.abs()),
+    "entropy_bits": lambda: modfast.entropy_bits(VECTORS.softmax(0)),
     "principal_components": lambda: modfast.principal_components(LONG),
     "distinct_gradients": lambda: modfast.distinct_gradients(LONG.sign()),
     "label_purity": lambda: modfast.label_purity(Y.view(4, 3), C),
@@ -208,7 +206,9 @@ def differences(a: Any, b: Any, path: str = "result") -> list[str]:
     if isinstance(a, Mapping):
         same = list(a) == list(b)
         found = [] if same else [f"{path}: {list(a)}, {list(b)}"]
-        return found + [x for key in a if same for x in differences(a[key], b[key], f"{path}.{key}")]
+        return found + [
+            x for key in a if same for x in differences(a[key], b[key], f"{path}.{key}")
+        ]
     if isinstance(a, (tuple, list)):
         pairs = enumerate(zip(a, b, strict=True))
         return [x for i, (one, two) in pairs for x in differences(one, two, f"{path}[{i}]")]

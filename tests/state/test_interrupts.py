@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from inspect import CO_GENERATOR
 from types import FrameType
 from typing import Any
 
@@ -19,20 +20,23 @@ from modfast.network import run, turns
 from modfast.network.interrupts import Interrupts
 
 INPUTS = (X, OTHER, WIDE, Y)
-# Where Python runs the handlers of signals: as a function begins, and after one of C's.
-STEPS = ("call", "c_return")
 
 
 class Steps:
-    """Counts steps of Python, and sends SIGINT at one of them."""
+    """Counts steps of Python, and sends SIGINT at one of them.
+
+    They are where Python runs the handlers of signals: as a function begins, and after one of C's.
+    """
 
     def __init__(self, at: int = -1) -> None:
         self.at, self.n = at, 0
         self.where = ""
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
-        # One that is closed before its end is called, too, but runs no handler then.
-        if event in STEPS and frame.f_code.co_name != "<genexpr>":
+        # A generator that is closed is called, too, but runs no handler then; and what is raised
+        # where numpy asks for a type's kind, it drops.
+        is_one = event == "call" and not frame.f_code.co_flags & CO_GENERATOR
+        if event == "c_return" or (is_one and frame.f_code.co_name != "npy_ctypes_check"):
             self.n += 1
             if self.n == self.at:
                 sys.setprofile(None)
