@@ -169,7 +169,12 @@ def read_network(
     whole, other = network.run(clean), network.run(corrupted)
     pairs = [(whole.logits, logits), (other.logits, own(corrupted))]
     if tape.doubts:
-        noise = torch.randn(clean.shape, generator=torch.Generator("cpu").manual_seed(0))
+        noise = torch.randn(
+            clean.shape,
+            generator=torch.Generator("cpu").manual_seed(0),
+            device="cpu",
+            dtype=torch.float32,
+        )
         moved = clean + (0.1 + clean.abs().mean()) * noise.to(clean)
         pairs.append((network.run(moved).logits, own(moved)))
     if h.dim() != 2 or not all(equal_to_rounding(found, wanted) for found, wanted in pairs):
@@ -317,11 +322,11 @@ def _nodes(
 def _labels(name: str, groups: Groups | None, n: int) -> Tensor:
     """The node of each unit: the groups, then each unit that is in none."""
     if groups is None:
-        return torch.arange(n)
+        return torch.arange(n, device="cpu")
     if isinstance(groups, str):
         if groups != "one":
             raise ValueError(f"nodes[{name!r}] must be groups, Clusters or 'one', got {groups!r}")
-        return torch.zeros(n, dtype=torch.int64)
+        return torch.zeros(n, dtype=torch.int64, device="cpu")
     if isinstance(groups, Clusters):
         labels = groups.rows.long().cpu()
         if len(labels) != n:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import comb
 from operator import index
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import nn
@@ -107,13 +107,14 @@ def _require_multiple(name: str, what: str, large: int, small: int) -> None:
 def _shares(clusters: Clusters, keep: int | Sequence[int]) -> tuple[float, float, float]:
     """Shares that are left of the rows, of the columns and of the entries."""
     k = clusters.n_clusters
+    kind: Any = {"dtype": torch.float64, "device": "cpu"}
     # Chances that one cluster, and that two different ones, are kept.
     if isinstance(keep, SupportsIndex):
         n = checks.count("keep", keep)
         if n > k:
             raise ValueError(f"keep must be at most {k}, the clusters, got {n}")
-        one = torch.full((k,), n / k, dtype=torch.float64)
-        two = torch.full((k, k), comb(n, 2) / max(comb(k, 2), 1), dtype=torch.float64)
+        one = torch.full((k,), n / k, **kind)
+        two = torch.full((k, k), comb(n, 2) / max(comb(k, 2), 1), **kind)
         two.fill_diagonal_(n / k)
     else:
         try:
@@ -122,7 +123,7 @@ def _shares(clusters: Clusters, keep: int | Sequence[int]) -> tuple[float, float
             raise TypeError(f"keep must be how many clusters, or which, got {keep!r}") from error
         if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(k)):
             raise ValueError(f"keep must be different clusters from 0 to {k - 1}, got {keep!r}")
-        one = torch.zeros(k, dtype=torch.float64)
+        one = torch.zeros(k, **kind)
         one[chosen] = 1.0
         two = one[:, None] * one
     # The first count is of units in no cluster, which stay.
@@ -130,7 +131,7 @@ def _shares(clusters: Clusters, keep: int | Sequence[int]) -> tuple[float, float
         torch.bincount(labels.cpu() + 1, minlength=k + 1).double()
         for labels in (clusters.rows, clusters.cols)
     )
-    always = torch.ones(1, dtype=torch.float64)
+    always = torch.ones(1, **kind)
     single = torch.cat([always, one])
     pairs = torch.cat([single[None], torch.cat([one[:, None], two], 1)])
     n_rows, n_cols = clusters.shape

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from modfast import checks
 from modfast.effective.layers import is_layer, require_real, shape_of
 from modfast.effective.wiring import Norm
+from modfast.network.interrupts import under
+from modfast.network.names import modules_of
+from modfast.network.turns import alone
 from modfast.network.weights import current_weight, has_weight, plain_layer
 
 MAX_MEMORY = 2**30
@@ -19,6 +22,7 @@ _CELLS_AT_ONCE = 2**22
 _SLACK = 1e-3
 
 
+@under(torch.no_grad)
 def connectivity_matrix(
     module: nn.Module,
     input_shape: Sequence[int] | int,
@@ -66,15 +70,16 @@ def connectivity_matrix(
     n_in = math.prod(shape)
     memory = MAX_MEMORY if max_memory is None else checks.count("max_memory", max_memory)
     _require_room(memory, n_in, 1)
-    layer, device = module, None
+    layer, device = module, torch.device("cpu")
     if has_weight(module):
-        weight = current_weight(module).detach()
-        require_real("module", weight)
-        checks.finite("weight", weight)
-        device = weight.device
-        # What a layer without a bias makes of one-hot inputs are its rows.
-        layer = plain_layer(module, weight.double(), None)
-    with torch.no_grad(), torch.autocast(getattr(device, "type", "cpu"), enabled=False):
+        with alone(modules_of(module)):
+            weight = current_weight(module).detach()
+            require_real("module", weight)
+            checks.finite("weight", weight)
+            device = weight.device
+            # What a layer without a bias makes of one-hot inputs are its rows.
+            layer = plain_layer(module, weight.to(torch.float64, copy=True), None)
+    with torch.autocast(device.type, enabled=False):
         try:
             one = torch.zeros(1, *shape, dtype=torch.float64, device=device)
             n_out = layer.forward(one).numel()

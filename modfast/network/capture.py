@@ -14,6 +14,7 @@ from modfast.network.inputs import Batch, Inputs, Targets, is_stream, read_batch
 from modfast.network.names import modules_of
 from modfast.network.run import running
 from modfast.network.sites import Site, resolve_sites
+from modfast.network.state import AllSeenError
 from modfast.network.visits import Visit, at_sites, checked
 from modfast.progress import bar
 
@@ -122,36 +123,47 @@ def watching(
         with torch._C.DisableTorchFunction():  # what is seen is no part of the run
             see(site, value)
         if each_once and all(each.n_calls for each in visits):
-            raise _AllSeenError
+            raise AllSeenError
 
     with running(model, argument=argument) as run, torch.no_grad():
-        hooks = [
-            (own, own.copy())
-            for module in modules_of(model)
-            for own in (module._forward_hooks, module._forward_pre_hooks)
-        ]
+        hooks = _Early(modules_of(model))
 
         def once(batch: Batch) -> Sequence[Site]:
             nonlocal sites, each_once
             visits[:] = [Visit(site, partial(do, site), "sites") for site in sites]
-            try:
-                with around or nullcontext(), at_sites(model, visits):
-                    run(batch)
-            except _AllSeenError:
-                for own, before in hooks:  # those that the rest of the pass would have taken off
-                    if own != before:
-                        own.clear()
-                        own.update(before)
-                return sites
-            sites = [each.site for each in checked(visits)]
-            each_once = not to_the_end and all(site.call is None for site in sites)
+            with hooks, around or nullcontext(), at_sites(model, visits):
+                run(batch)
+            if not hooks.early:
+                sites = [each.site for each in checked(visits)]
+                each_once = not to_the_end and all(site.call is None for site in sites)
             return sites
 
         yield once
 
 
-class _AllSeenError(BaseException):
-    """Ends a forward pass; no error to a model that goes on after an Exception of a submodule."""
+class _Early:
+    """Lets a pass end early, and puts back hooks that the rest of it would have taken off."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.hooks = [
+            (own, own.copy())
+            for module in modules
+            for own in (module._forward_hooks, module._forward_pre_hooks)
+        ]
+        self.early = False
+        """Whether the last pass did."""
+
+    def __enter__(self) -> None:
+        self.early = False
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        if kind is not None:
+            for own, before in self.hooks:
+                if own != before:
+                    own.clear()
+                    own.update(before)
+        self.early = kind is AllSeenError
+        return self.early
 
 
 def read_passes(

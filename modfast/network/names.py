@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from modfast import checks
+from modfast.network.interrupts import Interrupts
 
 WRAPPED = "_orig_mod."
 """What names begin with in torch.compile's wrapper; people use them with it and without."""
@@ -156,16 +157,15 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     checks.module("model", model)
     # model.train() afterwards would wake modules that the caller had frozen.
     flags = [(module, module.training) for module in modules_of(model)]
-    try:
-        if any(module.training != training for module, _ in flags):
-            model.train(training)
-        yield
-    finally:
-        for module, before in flags:
-            if module.training != before:
-                object.__setattr__(
-                    module, "training", before
-                )  # nn.Module's takes ten times as long
+    with Interrupts():
+        try:
+            if any(module.training != training for module, _ in flags):
+                model.train(training)
+            yield
+        finally:
+            for module, before in flags:
+                if module.training != before:  # nn.Module's own way takes ten times as long
+                    object.__setattr__(module, "training", before)
 
 
 def check_patterns(patterns: object, argument: str) -> None:

@@ -91,7 +91,7 @@ def _chosen(largest: Tensor, units: Sequence[int] | Tensor | None) -> list[int]:
     if units is None:
         alive = (largest > 0).nonzero()[:_UNITS, 0].tolist()
         return alive or list(range(min(_UNITS, len(largest))))
-    chosen = torch.as_tensor(units)
+    chosen = torch.as_tensor(units, device="cpu")
     if chosen.numel() == 0:
         raise ValueError("units must not be empty")
     if chosen.dim() != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modfast import checks, plots
 from modfast._renamed import named
 from modfast.models import MLP
+from modfast.network.random import OwnRandom
 from modfast.ops import train_mlps_
 from modfast.progress import bar
 from modfast.reference import run_mlps, split_mlps
@@ -110,11 +111,13 @@ class TaskStudy(Result):
         checks.finite("data[0]", x)
         checks.finite("data[1]", y)
         starts = []
-        with torch.random.fork_rng([]):
-            for i in range(n_models):
-                torch.manual_seed(seed + i)
-                model = MLP(sizes)
-                starts.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach())
+        for i in range(n_models):
+            model = _empty(sizes, torch.float32, torch.device("cpu"))
+            with OwnRandom(seed + i, torch.device("cpu"))():
+                for layer in model.children():
+                    if isinstance(layer, nn.Linear):
+                        layer.reset_parameters()
+            starts.append(nn.utils.parameters_to_vector(model.parameters()).detach())
         parameters = torch.stack(starts).to(x)
         state = torch.zeros_like(parameters), torch.zeros_like(parameters)
         losses = []
@@ -139,9 +142,8 @@ class TaskStudy(Result):
             IndexError: there is none of that number.
         """
         row = self.parameters[index].clone()
-        with torch.random.fork_rng([]):  # the start of an MLP is random
-            model = MLP(self.sizes).to(row)
-        torch.nn.utils.vector_to_parameters(row, model.parameters())
+        model = _empty(self.sizes, row.dtype, row.device)
+        nn.utils.vector_to_parameters(row, model.parameters())
         return model
 
     def outputs(self, x: Tensor) -> Tensor:
@@ -224,3 +226,10 @@ class TaskStudy(Result):
     def plot(self) -> Figure:
         """The networks' losses over the epochs: lowest and highest, quartiles and the median."""
         return plots.task_study(self.losses)
+
+
+def _empty(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> MLP:
+    """A network without a start, for which no random numbers are drawn."""
+    with torch.device("meta"):
+        model = MLP(sizes)
+    return model.to(dtype).to_empty(device=device)
