@@ -23,15 +23,17 @@ def integer(argument: str, value: SupportsIndex) -> int:
 
 
 def count(argument: str, value: SupportsIndex) -> int:
-    """`value` as an int of at least 1.
+    """`value` as an int of at least 1 that int64 holds.
 
     Raises:
         TypeError: not an integer.
-        ValueError: less than 1.
+        ValueError: less than 1, or 2^63 and more.
     """
     found = integer(argument, value)
     if found < 1:
         raise ValueError(f"{argument} must be at least 1, got {value!r}")
+    if found >= 2**63:
+        raise ValueError(f"{argument} must be below 2**63, got {value!r:.40}")
     return found
 
 
@@ -57,9 +59,13 @@ def finite_number(argument: str, value: float) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{argument} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{argument} must be finite, got {value}")
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # of a large integer
+        found = math.inf
+    if not math.isfinite(found):
+        raise ValueError(f"{argument} must be finite, got {value!r:.40}")
+    return found
 
 
 def flag(argument: str, value: bool) -> bool:
