@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
+
+_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**36
 
 
 def integer(argument: str, value: SupportsIndex) -> int:
@@ -16,10 +20,14 @@ def integer(argument: str, value: SupportsIndex) -> int:
     Raises:
         TypeError: not an integer.
     """
-    # A protocol's isinstance costs microseconds.
-    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
-        raise TypeError(f"{argument} must be an integer, got {value!r}")
-    return value.__index__()
+    if type(value) is int:  # at once, as a protocol's isinstance costs microseconds
+        return value
+    try:
+        if not isinstance(value, bool) and isinstance(value, SupportsIndex):
+            return value.__index__()
+    except (TypeError, RuntimeError, NotImplementedError):  # a tensor of several, say
+        pass
+    raise TypeError(f"{argument} must be an integer, got {shown(value)}")
 
 
 def count(argument: str, value: SupportsIndex) -> int:
@@ -58,7 +66,7 @@ def finite_number(argument: str, value: float) -> float:
         ValueError: NaN or infinite.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{argument} must be a number, got {value!r}")
+        raise TypeError(f"{argument} must be a number, got {shown(value)}")
     try:
         found = float(value)
     except OverflowError:  # of a large integer
@@ -75,7 +83,7 @@ def flag(argument: str, value: bool) -> bool:
         TypeError: it is none.
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{argument} must be True or False, got {value!r}")
+        raise TypeError(f"{argument} must be True or False, got {shown(value)}")
     return value
 
 
@@ -87,6 +95,40 @@ def module(argument: str, value: Any) -> None:
     """
     if not isinstance(value, nn.Module):
         raise TypeError(f"{argument} must be a torch.nn.Module, got {type(value).__name__}")
+
+
+def text(argument: str, value: Any) -> str:
+    """`value` as a string.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{argument} must be a string, got {shown(value)}")
+    return value
+
+
+def index(argument: str, value: SupportsIndex, n: int) -> int:
+    """`value` as the place of one of n items; a negative one counts from the last.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: there is none.
+    """
+    found = integer(argument, value)
+    if not -n <= found < n:
+        raise ValueError(f"{argument} must be from {-n} to {n - 1}, got {value!r:.40}")
+    return found
+
+
+def room(argument: str, size: int) -> None:
+    """Refuses what takes more bytes than the machine has.
+
+    Raises:
+        ValueError: it does.
+    """
+    if size > _MEMORY:
+        raise ValueError(f"{argument} must fit into memory, got what takes {size:,} bytes"[:200])
 
 
 def choice(argument: str, value: object, options: Iterable[object]) -> None:
@@ -127,9 +169,9 @@ def integers(argument: str, values: Any) -> Tensor:
         found = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     except (OverflowError, RuntimeError, TypeError, ValueError):
         rule = "integer labels from -2**63 to 2**63 - 1"
-        if all(isinstance(value, SupportsIndex) for value in values):
-            raise ValueError(f"{argument} must be {rule}, got {values!r}") from None
-        raise TypeError(f"{argument} must be {rule}, got {values!r}") from None
+        if isinstance(values, Sequence) and all(isinstance(x, SupportsIndex) for x in values):
+            raise ValueError(f"{argument} must be {rule}, got {values!r:.60}") from None
+        raise TypeError(f"{argument} must be {rule}, got {values!r:.60}") from None
     dense(argument, found)
     counted = not (found.is_floating_point() or found.is_complex()) and found.dtype != torch.bool
     if not counted and (found.numel() or found.dtype == torch.bool):
@@ -179,6 +221,40 @@ def several(argument: str, values: Any) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{argument} must be several, as a list, got {values!r}")
     return list(values)
+
+
+def path(argument: str, value: Any) -> Path:
+    """`value` as a path.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: one without a name, or with a null byte.
+    """
+    try:
+        found = Path(value)
+    except TypeError:
+        raise TypeError(f"{argument} must be a path, got {shown(value)}") from None
+    if not found.name or "\0" in str(found):
+        raise ValueError(f"{argument} must be the path of a file, got {str(value)!r}")
+    return found
+
+
+def tensor(argument: str, value: Any, *dtypes: torch.dtype) -> None:
+    """Refuses what is no `dense` tensor of one of these types.
+
+    Raises:
+        TypeError: it is none.
+    """
+    dense(argument, value)
+    if dtypes and value.dtype not in dtypes:
+        words = " or ".join(str(each).removeprefix("torch.") for each in dtypes)
+        raise TypeError(f"{argument} must be {words}, got {value.dtype}")
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its type, where that tells more than many numbers."""
+    plain = isinstance(value, (bool, int, float, complex, str, bytes, type(None)))
+    return f"{value!r:.60}" if plain else type(value).__name__
 
 
 def dense(argument: str, tensor: Tensor) -> None:

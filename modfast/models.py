@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import SupportsIndex
 
 from torch import Tensor, nn
+
+from modfast import checks
 
 __all__ = ["MLP"]
 
@@ -43,6 +46,8 @@ class MLP(nn.Module):
     def __init__(self, sizes: Sequence[int], bias: bool = True) -> None:
         super().__init__()
         self.sizes = _checked_sizes(sizes)
+        checks.flag("bias", bias)
+        checks.room("sizes", sum(8 * a * b for a, b in pairwise(self.sizes)))
         n_layers = len(self.sizes) - 1
         for layer in range(1, n_layers + 1):
             n_in, n_out = self.sizes[layer - 1 : layer + 1]

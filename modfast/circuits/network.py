@@ -350,8 +350,7 @@ def checked_inputs(
     """
     checks.module("model", model)
     for argument, x in (("clean", clean), ("corrupted", corrupted)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{argument} must be a tensor, got {type(x).__name__}")
+        checks.dense(argument, x)
         if x.numel() == 0:
             raise ValueError(f"{argument} must not be empty, got shape {tuple(x.shape)}")
         if not x.is_floating_point():

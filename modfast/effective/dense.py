@@ -155,8 +155,7 @@ def entropy_bits(p: Tensor, dim: int = 0) -> Tensor:
         tensor(8., dtype=torch.float64)
     """
     _require_floating("p", p)
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an integer, got {dim!r}")
+    dim = checks.integer("dim", dim)
     if not -p.dim() <= dim < p.dim():
         raise ValueError(f"dim must be a dimension of p, which has {p.dim()}, got {dim}")
     checks.finite("p", p.detach())
@@ -180,7 +179,6 @@ def _require_room(memory: int, n_in: int, n_out: int) -> None:
 
 
 def _require_floating(argument: str, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{argument} must be a tensor, got {type(value).__name__}")
+    checks.dense(argument, value)
     if not value.is_floating_point():
         raise TypeError(f"{argument} must have floating values, got {value.dtype}")

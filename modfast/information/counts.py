@@ -67,7 +67,14 @@ class Terms:
 
 
 def entropies_of_counts(counts: Tensor) -> Tensor:
-    """Plug-in entropies in nats of counts `[..., bins]`: log N - (1/N) sum c log c, in float64."""
+    """Plug-in entropies in nats of counts `[..., bins]`: log N - (1/N) sum c log c, in float64.
+
+    Raises:
+        TypeError: no tensor.
+    """
+    checks.dense("counts", counts)
+    if counts.is_complex() or counts.dim() == 0:
+        raise TypeError(f"counts must be [..., bins], got {counts.dtype} {tuple(counts.shape)}")
     counts = counts.double()
     total = counts.sum(-1)
     found: Tensor = total.log() - torch.special.xlogy(counts, counts).sum(-1) / total

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from modfast import checks
 from modfast.network.inputs import Batch
 
 Output: TypeAlias = Callable[[Any], Tensor] | str | int | None
@@ -39,8 +40,11 @@ def last_token(output: Any, mask: Tensor | None = None) -> Tensor:
         tensor([[2., 3.]])
     """
     logits = pick(output, None)
+    checks.dense("output", logits)
     if logits.dim() != 3:
-        raise ValueError(f"last_token needs logits [n, t, c], got shape {tuple(logits.shape)}")
+        raise ValueError(f"output must have logits [n, t, c], got shape {tuple(logits.shape)}")
+    if mask is not None:
+        checks.dense("mask", mask)
     if mask is None or mask.shape != logits.shape[:2]:
         return logits[:, -1]
     t = mask.shape[1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from modfast import checks
 from modfast._extension import operator
 
 TOP_DTYPES = (torch.float32, torch.float64)
@@ -49,6 +50,12 @@ def update_top_(top_values: Tensor, top_indices: Tensor, values: Tensor, first: 
         >>> top.tolist(), index.tolist()
         ([[3.0, 3.0]], [[11, 12]])
     """
+    tensors = {"top_values": top_values, "top_indices": top_indices, "values": values}
+    for name, tensor in tensors.items():
+        checks.dense(name, tensor)
+    first = checks.integer("first", first)
+    if not 0 <= first < 2**63 - len(values):
+        raise ValueError(f"first must be at least 0 and be held by int64, got {first!r:.40}")
     if values.dtype not in TOP_DTYPES or top_values.dtype != values.dtype:
         raise TypeError(
             f"values must be float32 or float64, and as top_values {top_values.dtype}, "

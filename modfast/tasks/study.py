@@ -136,8 +136,12 @@ class TaskStudy(Result):
         """One of the networks, on its own.
 
         Raises:
+            TypeError: no integer.
             IndexError: there is none of that number.
         """
+        index = checks.integer("index", index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index must be from {-len(self)} to {len(self) - 1}, got {index}")
         row = self.parameters[index].clone()
         with torch.random.fork_rng([]):  # the start of an MLP is random
             model = MLP(self.sizes).to(row)
@@ -161,6 +165,7 @@ class TaskStudy(Result):
             TypeError, ValueError: as `outputs`, of samples and targets; not as many of both.
         """
         x, y = checks.pair("data", data)
+        self._check("data[0]", x, self.sizes[0])
         outputs = self.outputs(x)
         self._check("data[1]", y, self.sizes[-1])
         if len(x) != len(y):

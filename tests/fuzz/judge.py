@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,8 +91,8 @@ def _of_the_model(call: Call, error: Exception) -> bool:
     while trace is not None:
         frames.append(trace.tb_frame.f_code)
         trace = trace.tb_next
-    own = [code.co_filename for code in frames]
-    if own and "/fuzz/" in own[-1] and frames[-1].co_name != "__call__":
+    last = frames[-1]
+    if Path(last.co_filename).parent == Path(__file__).parent and last.co_name != "__call__":
         return True  # raised by a model or a function of ours
     if call.name == "models.MLP.forward":
         return True
