@@ -187,14 +187,19 @@ def device(argument: str, value: Any) -> torch.device:
 
     Raises:
         TypeError: no device, name or number of one.
-        ValueError: a name that no device has.
+        ValueError: a name that no device here has.
     """
     if not isinstance(value, (torch.device, str, int)) or isinstance(value, bool):
         raise TypeError(f"{argument} must be a torch.device, got {value!r}")
     try:
-        return torch.device(value)
-    except RuntimeError:
-        raise ValueError(f"{argument} must be the name of a device, got {value!r}") from None
+        found = torch.device(value)
+        if found.type != "cpu":
+            torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(
+            f"{argument} must be the name of a device that there is, got {value!r:.60}"
+        ) from None
+    return found
 
 
 def pair(argument: str, data: Any) -> tuple[Tensor, Tensor]:
@@ -218,8 +223,9 @@ def several(argument: str, values: Any) -> list[Any]:
     Raises:
         TypeError: a single value, or a string.
     """
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"{argument} must be several, as a list, got {values!r}")
+    scalar = isinstance(values, Tensor) and values.dim() == 0
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) or scalar:
+        raise TypeError(f"{argument} must be several, as a list, got {shown(values)}")
     return list(values)
 
 
@@ -249,6 +255,19 @@ def tensor(argument: str, value: Any, *dtypes: torch.dtype) -> None:
     if dtypes and value.dtype not in dtypes:
         words = " or ".join(str(each).removeprefix("torch.") for each in dtypes)
         raise TypeError(f"{argument} must be {words}, got {value.dtype}")
+
+
+def floating(argument: str, value: Any) -> None:
+    """Refuses what is no dense tensor of floating values that can be computed with.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument} must be a floating tensor, got {type(value).__name__}")
+    dense(argument, value)
+    if not value.is_floating_point() or value.itemsize < 2:
+        raise TypeError(f"{argument} must be a floating tensor, got {value.dtype}")
 
 
 def shown(value: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import SupportsIndex
 
 from torch import Tensor, nn
 
@@ -64,12 +63,13 @@ class MLP(nn.Module):
 
 
 def _checked_sizes(sizes: object) -> tuple[int, ...]:
-    # NumPy's integers are welcome, so __index__ decides; True has one too, but is no width.
-    if not isinstance(sizes, Sequence) or not all(
-        isinstance(size, SupportsIndex) and not isinstance(size, bool) for size in sizes
-    ):
-        raise TypeError(f"sizes={sizes!r}: must be a sequence of integers, such as [784, 64, 10]")
-    widths = tuple(size.__index__() for size in sizes)
+    try:
+        assert isinstance(sizes, Sequence)
+        widths = tuple(checks.integer("sizes", size) for size in sizes)
+    except (AssertionError, TypeError):
+        raise TypeError(
+            f"sizes={sizes!r}: must be a sequence of integers, such as [784, 64, 10]"
+        ) from None
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"sizes={sizes!r}: must hold at least two widths, each at least 1")
     return widths

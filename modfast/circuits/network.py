@@ -142,6 +142,8 @@ def read_network(
     units, z = None, h
     for (name, weight, bias, linear), part in zip(linears, parts[1:], strict=True):
         m = weight.shape[1]
+        if 0 in weight.shape:
+            raise ValueError(f"model must have units in {name!r}, got a weight {[*weight.shape]}")
         if h.dim() != weight.dim() or h.shape[:2] != (len(clean), m):
             wanted = ", ".join([str(len(clean)), str(m), *"lmn"[: weight.dim() - 2]])
             raise ValueError(f"model must pass [{wanted}] to {name!r}, got shape {list(h.shape)}")

@@ -69,9 +69,9 @@ def gradient_of(weight: Tensor, labels: Tensor, scale: float, sums: Tensor) -> T
         scale: factor of the clusterability.
         sums: float64 `[1, 2]` of the whole weight.
     """
-    for name, each in (("weight", weight), ("sums", sums)):
-        if not isinstance(each, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {checks.shown(each)}")
+    checks.dense("sums", sums)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {checks.shown(weight)}")
     weight, sums = weight.detach(), sums.to(weight.device)
     if not is_sharded(weight):
         return cluster_penalty_gradient([weight], labels, scale, sums)[0]

@@ -120,7 +120,7 @@ def normalize_rows(weight: Tensor, norm: Norm = "linear") -> Tensor:
         tensor([[0.2500, 0.7500],
                 [0.0000, 0.0000]], dtype=torch.float64)
     """
-    _require_floating("weight", weight)
+    checks.floating("weight", weight)
     if weight.dim() != 2:
         raise ValueError(f"weight must be [n_in, n_out], got shape {tuple(weight.shape)}")
     checks.choice("norm", norm, get_args(Norm))
@@ -154,7 +154,7 @@ def entropy_bits(p: Tensor, dim: int = 0) -> Tensor:
         >>> entropy_bits(torch.full((256,), 1 / 256))
         tensor(8., dtype=torch.float64)
     """
-    _require_floating("p", p)
+    checks.floating("p", p)
     dim = checks.integer("dim", dim)
     if not -p.dim() <= dim < p.dim():
         raise ValueError(f"dim must be a dimension of p, which has {p.dim()}, got {dim}")
@@ -176,9 +176,3 @@ def _require_room(memory: int, n_in: int, n_out: int) -> None:
             f"max_memory must be at least the matrix's {n_in * n_out * 8} bytes, got {memory} for "
             f"{n_in} x {n_out} entries; effective_information needs no matrix"
         )
-
-
-def _require_floating(argument: str, value: Tensor) -> None:
-    checks.dense(argument, value)
-    if not value.is_floating_point():
-        raise TypeError(f"{argument} must have floating values, got {value.dtype}")

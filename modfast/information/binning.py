@@ -83,6 +83,7 @@ class Binning:
         """
         if self.bounds is None:
             return None
+        checks.dense(argument, values)
         bounds, d = self.bounds.to(values.device), values.shape[1]
         if len(bounds) not in (1, d):
             raise ValueError(

@@ -112,6 +112,8 @@ def pairwise_mutual_information(
     checks.choice("rule", rule, get_args(Literal["uniform", "quantile"]))
     checks.choice("correction", correction, get_args(Correction))
     checks.choice("normalized", normalized, get_args(Normalized))
+    if seed is not None:
+        checks.seed("seed", seed)
     n_permutations = checks.integer("n_permutations", n_permutations)
     if n_permutations < 0:
         raise ValueError(f"n_permutations must be at least 0, got {n_permutations}")

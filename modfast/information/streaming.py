@@ -104,7 +104,10 @@ class JointHistogram:
         y_range = range if y_range is None else y_range
         whole = "global"
         self.x_binning = Binning(bins, whole if range is None else range, outside=outside)
-        self.y_binning = Binning(bins, whole if y_range is None else y_range, outside=outside)
+        try:
+            self.y_binning = Binning(bins, whole if y_range is None else y_range, outside=outside)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"y_range: {error}") from None
         self.pairing = pairing
         pairs = () if features is None else _pair(features)
         bins = self.x_binning.bins

@@ -111,8 +111,10 @@ def _check(tensors: dict[str, Tensor], sizes: Sequence[int], step: int, epochs: 
     if len(widths) < 2:
         raise ValueError(f"sizes must hold at least two widths, got {list(sizes)}")
     for name, value in (("step", step), ("epochs", epochs)):
-        if not 0 <= checks.integer(name, value) < 2**62:
-            raise ValueError(f"{name} must be from 0 to 2**62, got {value!r:.40}")
+        if checks.integer(name, value) < 0:
+            raise ValueError(f"{name} must be at least 0, got {value!r:.40}")
+        if value >= 2**62:
+            raise ValueError(f"{name} must be below 2**62, got {value!r:.40}")
     n_parameters = sum((a + 1) * b for a, b in pairwise(widths))
     rows = parameters.shape[0] if parameters.dim() else 0
     n = x.shape[0] if x.dim() else 0

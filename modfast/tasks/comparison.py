@@ -122,6 +122,8 @@ def compare_tasks(
         >>> found["act2"].norms.shape  # the last layer's: one gradient per output
         torch.Size([2])
     """
+    if isinstance(inputs_by_task, Tensor):
+        checks.dense("inputs_by_task", inputs_by_task)
     if not isinstance(inputs_by_task, (Sequence, Tensor)) or len(inputs_by_task) < 2:
         raise ValueError("inputs_by_task must hold the inputs of at least two tasks")
     numbers = range(len(inputs_by_task)) if tasks is None else tasks
@@ -130,8 +132,6 @@ def compare_tasks(
             f"tasks must be {len(inputs_by_task)} outputs, one for each task's inputs, "
             f"got {len(numbers)}"
         )
-    if isinstance(inputs_by_task, Tensor):
-        checks.dense("inputs_by_task", inputs_by_task)
     rest = output, pool, batch_size, progress
     by_task = [
         gradients_of(f"inputs_by_task[{i}]", model, inputs, sites, [task], *rest)

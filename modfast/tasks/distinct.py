@@ -92,9 +92,7 @@ def distinct_gradients(
 
 def check_rows(argument: str, rows: Tensor, least: int = 1) -> None:
     """Refuses what is no finite floating matrix with at least so many rows, and a column."""
-    checks.dense(argument, rows)
-    if not rows.is_floating_point():
-        raise TypeError(f"{argument} must be a floating tensor, got {rows.dtype}")
+    checks.floating(argument, rows)
     if rows.dim() != 2 or rows.shape[0] < least or rows.shape[1] == 0:
         raise ValueError(
             f"{argument} must have shape [n, d] with n at least {least} and d at least 1, "

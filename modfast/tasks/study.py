@@ -107,6 +107,8 @@ class TaskStudy(Result):
         n_models, epochs = checks.count("n_models", n_models), checks.count("epochs", epochs)
         seed = checks.seed("seed", seed)
         x, y = checks.pair("data", data)
+        checks.floating("data[0]", x)
+        checks.floating("data[1]", y)
         checks.finite("data[0]", x)
         checks.finite("data[1]", y)
         starts = []
@@ -115,6 +117,12 @@ class TaskStudy(Result):
                 torch.manual_seed(seed + i)
                 model = MLP(sizes)
                 starts.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach())
+        n, (first, *_, last) = len(x) if x.dim() else 0, model.sizes
+        if (x.shape, y.shape, x.dtype) != ((n, first), (n, last), y.dtype):
+            raise ValueError(
+                f"data must be [n, {first}] and [n, {last}], as sizes, of one dtype, "
+                f"got {[*x.shape]} and {[*y.shape]}, {x.dtype} and {y.dtype}"
+            )
         parameters = torch.stack(starts).to(x)
         state = torch.zeros_like(parameters), torch.zeros_like(parameters)
         losses = []

@@ -98,6 +98,9 @@ class Modularity(torch.optim.Optimizer):
         chosen = _base_class(base)
         with _refusing("params", "lr", *base_options):
             self._base = chosen(params, lr=lr, **base_options)  # type: ignore[call-arg]
+        for group in self._base.param_groups:
+            for name in group.get("param_names", ()):
+                checks.text("params' names", name)
         self._fused: FusedStep | None = None
         self._key = "cluster_alpha" if "alpha" in self._base.defaults else "alpha"
         groups = [self._own(group) for group in self._base.param_groups]

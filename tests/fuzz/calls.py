@@ -34,6 +34,8 @@ class Call:
     """What the function documents besides ValueError and TypeError."""
     nan: bool = False
     """Whether NaN in a result says something, by the function's documentation."""
+    fixed: frozenset[str] = frozenset({"argument"})
+    """Arguments that are left as they are: what messages call another."""
     aliases: tuple[str, ...] = ()
     """Other words by which messages name an argument."""
 
@@ -52,7 +54,7 @@ class Call:
         own = inspect.signature(self.function).parameters
         kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         known = [name for name, each in own.items() if each.kind not in kinds]
-        return [name for name in dict.fromkeys([*known, *self.arguments]) if name != "self"]
+        return [name for name in dict.fromkeys([*known, *self.arguments]) if name not in {"self"} | self.fixed]
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:

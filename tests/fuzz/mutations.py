@@ -160,7 +160,7 @@ STRINGS: dict[str, Change] = {
     "longer": lambda x: x + "x",
     "with a call": lambda x: x + "#7",
     "of input": lambda x: x + ":input[3]",
-    "very long": lambda x: x * 5000,
+    "very long": lambda x: x[:40] * 2000,
     "a star": lambda _: "*",
     "a bracket": lambda _: "[",
     "bytes": str.encode,
@@ -233,13 +233,15 @@ def mutate(value: Any, choose: Choose) -> tuple[str, Any, bool] | None:
             whole: Any = {**value, place: changed}
         else:
             whole = type(value)(changed if i == place else x for i, x in enumerate(value))
-        return f"[{place!r}] {name}", whole, kind
+        return f"[{place!r}] {name}", whole, kind or type(changed) is type(item)
     every = mutations(value)
     of_kind = [name for name, (_, kind) in every.items() if kind]
     names = of_kind if of_kind and choose((True, True, False)) else list(every)
     name = choose(names)
     change, kind = every[name]
     try:
-        return name, change(value), kind
+        changed = change(value)
     except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, OverflowError):
         return None  # no such thing of this value
+    modules = isinstance(value, nn.Module) and isinstance(changed, nn.Module)
+    return name, changed, kind or modules or type(changed) is type(value)

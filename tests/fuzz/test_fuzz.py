@@ -6,6 +6,7 @@ The calls are the same each time. The long run prints how many came to what (`py
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from fuzz import calls, judge, valid, valid_models  # noqa: F401  (the last two fill the table)
@@ -44,6 +45,12 @@ def attack(data: st.DataObject, seen: Counter[str]) -> None:
     words, call, mutated = found
     note(words)
     seen[judge.judge(call, mutated)] += 1
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some calls write files."""
+    monkeypatch.chdir(tmp_path)
 
 
 def test_random_calls() -> None:

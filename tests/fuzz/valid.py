@@ -56,7 +56,7 @@ def _() -> dict[str, Any]:
     return {"self": information.Binning(4), "argument": "values", "values": pair()["x"]}
 
 
-@entry("information.entropies_of_counts")
+@entry("information.entropies_of_counts", nan=True)
 def _() -> dict[str, Any]:
     return {"counts": torch.tensor([[3, 0, 2], [1, 1, 1]])}
 
@@ -107,7 +107,7 @@ def _() -> dict[str, Any]:
     return {"activations": activations, "units": units, "pairs": pairs, **options}
 
 
-@entry("information.calibrate", work=frozenset({"dims", "samples", "seeds"}))
+@entry("information.calibrate", nan=True, work=frozenset({"dims", "samples", "seeds"}))
 def _() -> dict[str, Any]:
     estimators = {"gaussian": modfast.gaussian_mutual_information}
     more = {"dims": [1], "samples": [40], "seeds": 2, "information": 1.0, "progress": False}
@@ -189,7 +189,7 @@ def _() -> dict[str, Any]:
     return {"self": clusters(), "device": "cpu"}
 
 
-@entry("clusters.clusterability")
+@entry("clusters.clusterability", nan=True, aliases=("weights",))
 def _() -> dict[str, Any]:
     return {"weight": torch.randn(6, 5), "clusters": clusters()}
 
@@ -214,17 +214,17 @@ def labeled(n: int = 2) -> dict[str, Any]:
     return {"weights": [torch.randn(6, 5) for _ in range(n)], "labels": [clusters().labels] * n}
 
 
-@entry("clusters.penalty_of")
+@entry("clusters.penalty_of", nan=True)
 def _() -> dict[str, Any]:
     return {**labeled(), "scale": -1.5}
 
 
-@entry("clusters.sums_of")
+@entry("clusters.sums_of", nan=True)
 def _() -> dict[str, Any]:
     return labeled()
 
 
-@entry("clusters.gradient_of")
+@entry("clusters.gradient_of", nan=True, aliases=("weights",))
 def _() -> dict[str, Any]:
     sums = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
     weight = torch.randn(6, 5)
@@ -285,7 +285,7 @@ def _() -> dict[str, Any]:
     return {"self": found, "task": 1, "tolerance": 1e-5}
 
 
-@entry("features.label_purity")
+@entry("features.label_purity", aliases=("labels",))
 def _() -> dict[str, Any]:
     return {"top": torch.tensor([[0, 2, 2], [1, 1, 1]]), "n_classes": 3, "skip_dead": False}
 
@@ -394,7 +394,7 @@ def _() -> dict[str, Any]:
     return {"self": history(), "path": Path(FOLDER.name) / "history.safetensors"}
 
 
-@entry("Result.load", errors=(OSError,))
+@entry("Result.load", errors=(OSError,), aliases=("holds no",))
 def _() -> dict[str, Any]:
     path = Path(FOLDER.name) / "nothing.safetensors"
     modfast.Result().save(path)
@@ -411,6 +411,6 @@ def _() -> dict[str, Any]:
     return {"width": 6, "n_heads": 3}
 
 
-@entry("last_token")
+@entry("last_token", nan=True)
 def _() -> dict[str, Any]:
     return {"output": torch.rand(2, 4, 3), "mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])}

@@ -13,7 +13,10 @@ import modfast
 from modfast.models import MLP
 
 QUIET = {"output": None, "progress": False}
-LOGITS = ("the model", "the logits", "metric")
+LOGITS = (
+    *("the model", "the model's logits", "outputs", "metric", "the weight of", "the loss"),
+    *("the logits", "partition"),
+)
 """What messages call that which is no argument itself."""
 
 
@@ -30,24 +33,24 @@ ABLATED = {"output": None, "dim": -1, "per_sample": False, "max_memory": 2**20}
 ABLATED |= {"progress": False, "backend": "fused"}
 
 
-@entry("ablation.ablate_units", aliases=LOGITS)
+@entry("ablation.ablate_units", aliases=LOGITS, nan=True)
 def _() -> dict[str, Any]:
     return {"model": net(), **batch(), "site": "act2", "units": [0, 3], "value": 0.0, **ABLATED}
 
 
-@entry("ablation.ablate_groups", aliases=LOGITS)
+@entry("ablation.ablate_groups", aliases=LOGITS, nan=True)
 def _() -> dict[str, Any]:
     more = {"units": [[0, 1], [3]], "keep": False, "value": "mean"}
     return {"model": net(), **batch(), "site": "act2", **more, **ABLATED, "backend": None}
 
 
-@entry("ablation.ablate_directions", aliases=LOGITS)
+@entry("ablation.ablate_directions", aliases=LOGITS, nan=True)
 def _() -> dict[str, Any]:
     directions = torch.eye(6)[:3]
     return {"model": net(), **batch(), "site": "act2", "directions": directions, **ABLATED}
 
 
-@entry("ablation.evaluate_clusters", aliases=LOGITS, nan=True)
+@entry("ablation.evaluate_clusters", aliases=LOGITS, nan=True, work=frozenset({"clusters"}))
 def _() -> dict[str, Any]:
     data = tuple(batch().values())
     more = {"layer": "fc1", "clusters": clusters(), "output": None}
@@ -70,7 +73,7 @@ def _() -> dict[str, Any]:
     return {"model": net(), **inputs, **more}
 
 
-@entry("training.ClusterabilityLoss")
+@entry("training.ClusterabilityLoss", aliases=LOGITS)
 def _() -> dict[str, Any]:
     more = {"layers": ["fc1", "fc2"], "n_clusters": 2, "clusters": None, "alpha": 2.0}
     return {"model": net(), **more}
@@ -140,7 +143,7 @@ def _() -> dict[str, Any]:
     return {"model": net(), **batch(), **more, **rest}
 
 
-@entry("circuits.search_space_reduction")
+@entry("circuits.search_space_reduction", aliases=(*LOGITS, "layers"))
 def _() -> dict[str, Any]:
     return {"model": net(), "clusters": clusters(), "keep": [1], "layer": "fc1"}
 
@@ -211,7 +214,7 @@ def _() -> dict[str, Any]:
     return {"module": nn.Conv1d(2, 3, 2), **more}
 
 
-@entries("effective.effective_information", "effective.determinism", "effective.degeneracy")
+@entries("effective.effective_information", "effective.determinism", "effective.degeneracy", aliases=LOGITS)
 def _() -> dict[str, Any]:
     more = {"norm": "linear", "inputs": None, "batch_norm": "skip", "channel_mixing": False}
     return {"model": net(), "input_shape": 5, **more, "unsupported": "error"}
@@ -282,7 +285,7 @@ def _() -> dict[str, Any]:
     return {"self": study(), "inputs_by_task": inputs, "sites": ["act1"], "progress": False}
 
 
-@entry("models.MLP.forward")
+@entry("models.MLP.forward", nan=True)
 def _() -> dict[str, Any]:
     return {"self": net(), "x": torch.randn(4, 5)}
 
@@ -297,20 +300,20 @@ def logits() -> dict[str, Tensor]:
     return {"logits": torch.randn(5, 3), "targets": torch.arange(5) % 3}
 
 
-@entry("ops.ablation_sweep", nan=True)
+@entry("ops.ablation_sweep", nan=True, errors=(RuntimeError,))
 def _() -> dict[str, Any]:
     change = {"scales": torch.randn(5, 4), "updates": torch.randn(4, 3)}
     return {**logits(), **change, "per_sample": False}
 
 
-@entry("ops.ablation_sweep_hidden", nan=True)
+@entry("ops.ablation_sweep_hidden", nan=True, errors=(RuntimeError,))
 def _() -> dict[str, Any]:
     change = {"hidden": torch.randn(5, 6), "scales": torch.randn(5, 4)}
     change |= {"updates": torch.randn(4, 6), "weight": torch.randn(3, 6)}
     return {**logits(), **change, "activation": "relu", "per_sample": False}
 
 
-@entry("ops.logit_terms", nan=True)
+@entry("ops.logit_terms", nan=True, errors=(RuntimeError,))
 def _() -> dict[str, Any]:
     return {**logits(), "ablated": torch.randn(4, 5, 3), "per_sample": False}
 
@@ -320,17 +323,17 @@ def labeled() -> dict[str, Any]:
     return {"weights": weights, "labels": clusters().labels.repeat(2)}
 
 
-@entry("ops.cluster_penalty")
+@entry("ops.cluster_penalty", nan=True)
 def _() -> dict[str, Any]:
     return {**labeled(), "scale": 1.5}
 
 
-@entry("ops.cluster_penalty_gradient")
+@entry("ops.cluster_penalty_gradient", nan=True)
 def _() -> dict[str, Any]:
     return {**labeled(), "scale": 1.5, "sums": torch.ones(2, 2, dtype=torch.float64)}
 
 
-@entry("ops.cluster_sums")
+@entry("ops.cluster_sums", nan=True)
 def _() -> dict[str, Any]:
     return labeled()
 
@@ -374,7 +377,7 @@ def _() -> dict[str, Any]:
     return {**codes(), "permutations": orders, "observed": torch.zeros(3, 3).double()}
 
 
-@entry("ops.prune_layer", errors=(RuntimeError,))
+@entry("ops.prune_layer", nan=True, errors=(RuntimeError,))
 def _() -> dict[str, Any]:
     layers = {"weights": [torch.randn(2, 3, 4), torch.randn(2, 3, 3)]}
     layers["biases"] = [torch.randn(2, 3), torch.randn(2, 3)]
@@ -386,7 +389,7 @@ def _() -> dict[str, Any]:
 STATE = frozenset({"parameters", "exp_avgs", "exp_avg_sqs"})
 
 
-@entry("ops.train_mlps_", moves=STATE, work=frozenset({"epochs"}))
+@entry("ops.train_mlps_", nan=True, moves=STATE, work=frozenset({"epochs"}))
 def _() -> dict[str, Any]:
     data = {"x": torch.randn(5, 4), "y": torch.randn(5, 2), "sizes": [4, 3, 2]}
     state = {"parameters": torch.randn(2, 23)} | {k: torch.zeros(2, 23) for k in ("exp_avgs",)}
@@ -402,7 +405,7 @@ def _() -> dict[str, Any]:
     return {**best, "values": torch.randn(5, 3), "first": 0}
 
 
-@entry("ops.wiring_sums", errors=(RuntimeError,))
+@entry("ops.wiring_sums", nan=True, errors=(RuntimeError,))
 def _() -> dict[str, Any]:
     weight = {"weight": torch.randn(1, 3, 2, 1), "scale": torch.ones(1, 3).double()}
     one = torch.ones(1).double()
