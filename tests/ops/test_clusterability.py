@@ -220,5 +220,5 @@ def test_bad_input() -> None:
         ops.cluster_penalty([weight], labels.long(), 1.0)
     with pytest.raises(ValueError, match=r"13 for shapes \[\(6, 7\)\], got 12"):
         ops.cluster_penalty([weight], labels[:12], 1.0)
-    with pytest.raises(ValueError, match="on one device.*meta"):
+    with pytest.raises(TypeError, match="labels must be a dense tensor in memory, got a meta"):
         ops.cluster_penalty([weight], labels.to("meta"), 1.0)

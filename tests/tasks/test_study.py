@@ -147,7 +147,7 @@ def test_bad_input() -> None:
         study.model(2)
     with pytest.raises(ValueError, match=r"x must have shape \[n, 4\], got \[50, 2\]"):
         study.outputs(y)
-    with pytest.raises(TypeError, match="x must be torch.float32, as the networks"):
+    with pytest.raises(TypeError, match="data.0. must be torch.float32, as the networks"):
         study.validate((x.double(), y))
     with pytest.raises(ValueError, match=r"data\[1\] must have shape \[n, 2\], got \[50, 4\]"):
         study.validate((x, x))
