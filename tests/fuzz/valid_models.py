@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from fuzz.calls import entries, entry
-from fuzz.valid import clusters, distinct
+from fuzz.valid import clusters
 from torch import Tensor, nn
 
 import modfast
