@@ -62,6 +62,12 @@ def tracked(*folders: str) -> set[str]:
     return set(done.stdout.split())
 
 
+def suite() -> set[str]:
+    """Of bench/ what is shipped: not the programs and results beside it."""
+    names = ("bench_*.py", "conftest.py", "pytest.ini", "tables.py", "timing.py")
+    return tracked(*(f"bench/{name}" for name in names))
+
+
 def must_hold(what: str, names: set[str], wanted: set[str]) -> None:
     """Ends where an archive lacks a file, or has one that is not ours to ship."""
     wrong = [f"{name} is missing" for name in sorted(wanted - names)]
@@ -85,7 +91,8 @@ def check_sdist(sdist: Path) -> None:
         files = [member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()]
     made = {"PKG-INFO", "setup.cfg"} | {name for name in files if ".egg-info/" in name}
     top = ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
-    must_hold(sdist.name, set(files), made | tracked("modfast", "csrc", "tests", *top))
+    ours = suite() | tracked("modfast", "csrc", "tests", *top)
+    must_hold(sdist.name, set(files), made | ours)
     must_fit("sdist", sdist)
 
 
@@ -98,7 +105,8 @@ def check_wheel(wheel: Path, cuda: bool) -> None:
         for library in sorted(libraries & set(archive.namelist())):
             print(f"{library}: {archive.getinfo(library).file_size:,} bytes")
         names = {name for name in archive.namelist() if not name.endswith("/")}
-    must_hold(wheel.name, names, tracked("modfast") | libraries | {f"{folder}/{n}" for n in about})
+    ours = tracked("modfast") | {f"modfast/{name}" for name in suite()} | libraries
+    must_hold(wheel.name, names, ours | {f"{folder}/{name}" for name in about})
     must_fit("wheel with CUDA" if cuda else "wheel", wheel)
 
 
