@@ -14,6 +14,7 @@ from modfast import checks, plots
 from modfast._renamed import reordered
 from modfast.clusters import Clusters, fit_labels
 from modfast.network.inputs import Batch, mapped
+from modfast.network.interrupts import under
 from modfast.network.logits import Output, check_output, pick, read_rows
 from modfast.network.names import unwrapped
 from modfast.network.resume import begin, equal_to_rounding, joined
@@ -76,7 +77,7 @@ class ClusterEvaluation(Result):
 
 
 @reordered("layer", "clusters", "data")
-@torch.no_grad()
+@under(torch.no_grad)
 def evaluate_clusters(
     model: nn.Module,
     data: tuple[Any, Any] | Dataset[Any] | Iterable[Any],

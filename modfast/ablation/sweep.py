@@ -17,6 +17,7 @@ from modfast.ablation.memory import PeakMemory
 from modfast.ablation.result import AblationResult, class_shares
 from modfast.network.chain import Chain, channels_apart
 from modfast.network.inputs import Inputs, Targets, read_batches
+from modfast.network.interrupts import under
 from modfast.network.logits import Output, Rows
 from modfast.network.resume import Start, batched, begin, follower_of, joined, one_by_one
 from modfast.network.run import running
@@ -72,7 +73,7 @@ def starts(
         )
 
 
-@torch.no_grad()
+@under(torch.no_grad)
 def sweep(
     model: nn.Module,
     inputs: Inputs,
@@ -92,7 +93,7 @@ def sweep(
     return table.result(changes)
 
 
-@torch.no_grad()
+@under(torch.no_grad)
 def mean_of_site(model: nn.Module, inputs: Inputs, site: str, options: Options) -> Tensor:
     """The mean activation of each unit, over samples and positions that count: `[d]`."""
     total: Tensor | float = 0.0

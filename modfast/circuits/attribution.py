@@ -13,6 +13,7 @@ from modfast.circuits.edges import EdgeScores
 from modfast.circuits.metric import Metric, MetricLike, make_metric
 from modfast.circuits.network import BACKEND, Groups, Network, Pass, checked_inputs, read_network
 from modfast.circuits.removal import Removals, Step, memory_limit
+from modfast.network.interrupts import under
 from modfast.network.logits import Output
 from modfast.network.run import running
 from modfast.precision import full_precision
@@ -21,7 +22,7 @@ from modfast.progress import bar
 Method = Literal["eap", "eap-ig", "exact"]
 
 
-@torch.no_grad()
+@under(torch.no_grad)
 def attribute_edges(
     model: nn.Module,
     clean: Tensor,

@@ -13,6 +13,7 @@ from modfast.circuits.edges import EdgeCircuit
 from modfast.circuits.metric import MetricLike, make_metric
 from modfast.circuits.network import BACKEND, Groups, checked_inputs, read_network
 from modfast.circuits.removal import Receiver, Removals, Step, memory_limit
+from modfast.network.interrupts import under
 from modfast.network.logits import Output
 from modfast.network.run import running
 from modfast.precision import full_precision
@@ -22,7 +23,7 @@ _FEWEST, _MOST = 4, 256  # edges judged in one batch
 
 
 @renamed(tau="threshold")
-@torch.no_grad()
+@under(torch.no_grad)
 def discover_circuit(
     model: nn.Module,
     clean: Tensor,

@@ -14,6 +14,7 @@ from modfast import checks, plots
 from modfast.circuits.metric import make_metric
 from modfast.circuits.network import BACKEND, Network, Pass, checked_inputs, read_network
 from modfast.circuits.removal import Step, follow
+from modfast.network.interrupts import under
 from modfast.network.logits import Output
 from modfast.network.run import running
 from modfast.precision import full_precision
@@ -79,7 +80,7 @@ class EdgeScores(Result):
         Source: Syed, Rager and Conmy, 2023.
         """
         flat, _ = self._flat()
-        kept = torch.zeros(len(flat), dtype=torch.bool)
+        kept = torch.zeros(len(flat), dtype=torch.bool, device="cpu")
         kept[self._largest("n_edges", n_edges)] = True
         parts = kept.split([each.numel() for each in self.scores.values()])
         return EdgeCircuit(
@@ -192,14 +193,14 @@ class EdgeCircuit(Result):
         """How many the network has."""
         return sum(mask.numel() for mask in self.masks.values())
 
-    @torch.no_grad()
+    @under(torch.no_grad)
     def logits(
         self, model: nn.Module, clean: Tensor, corrupted: Tensor, *, output: Output = None
     ) -> Tensor:
         """The logits `[n, c]` of the circuit alone; arguments and errors as in `evaluate`."""
         return self._run(model, clean, corrupted, None, output)[0]
 
-    @torch.no_grad()
+    @under(torch.no_grad)
     def evaluate(
         self,
         model: nn.Module,

@@ -142,6 +142,8 @@ def read_network(
     units, z = None, h
     for (name, weight, bias, linear), part in zip(linears, parts[1:], strict=True):
         m = weight.shape[1]
+        if 0 in weight.shape:
+            raise ValueError(f"model must have units in {name!r}, got a weight {[*weight.shape]}")
         if h.dim() != weight.dim() or h.shape[:2] != (len(clean), m):
             wanted = ", ".join([str(len(clean)), str(m), *"lmn"[: weight.dim() - 2]])
             raise ValueError(f"model must pass [{wanted}] to {name!r}, got shape {list(h.shape)}")
@@ -169,7 +171,12 @@ def read_network(
     whole, other = network.run(clean), network.run(corrupted)
     pairs = [(whole.logits, logits), (other.logits, own(corrupted))]
     if tape.doubts:
-        noise = torch.randn(clean.shape, generator=torch.Generator("cpu").manual_seed(0))
+        noise = torch.randn(
+            clean.shape,
+            generator=torch.Generator("cpu").manual_seed(0),
+            device="cpu",
+            dtype=torch.float32,
+        )
         moved = clean + (0.1 + clean.abs().mean()) * noise.to(clean)
         pairs.append((network.run(moved).logits, own(moved)))
     if h.dim() != 2 or not all(equal_to_rounding(found, wanted) for found, wanted in pairs):
@@ -317,11 +324,11 @@ def _nodes(
 def _labels(name: str, groups: Groups | None, n: int) -> Tensor:
     """The node of each unit: the groups, then each unit that is in none."""
     if groups is None:
-        return torch.arange(n)
+        return torch.arange(n, device="cpu")
     if isinstance(groups, str):
         if groups != "one":
             raise ValueError(f"nodes[{name!r}] must be groups, Clusters or 'one', got {groups!r}")
-        return torch.zeros(n, dtype=torch.int64)
+        return torch.zeros(n, dtype=torch.int64, device="cpu")
     if isinstance(groups, Clusters):
         labels = groups.rows.long().cpu()
         if len(labels) != n:
@@ -350,8 +357,7 @@ def checked_inputs(
     """
     checks.module("model", model)
     for argument, x in (("clean", clean), ("corrupted", corrupted)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{argument} must be a tensor, got {type(x).__name__}")
+        checks.dense(argument, x)
         if x.numel() == 0:
             raise ValueError(f"{argument} must not be empty, got shape {tuple(x.shape)}")
         if not x.is_floating_point():

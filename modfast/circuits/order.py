@@ -50,9 +50,9 @@ def read_order(order: Order, name: str, weights: Mapping[str, Tensor]) -> Tensor
     n = weight.numel()
     if isinstance(order, str):
         if order == "row":
-            return torch.arange(n)
+            return torch.arange(n, device="cpu")
         if order == "column":
-            rows = torch.arange(n).view(weight.shape)
+            rows = torch.arange(n, device="cpu").view(weight.shape)
             return rows.transpose(0, 1).reshape(-1)
         if order == "magnitude":
             return weight.abs().flatten().argsort(stable=True).cpu()

@@ -17,6 +17,7 @@ from modfast.circuits.order import Order, layers_to_prune, read_order
 from modfast.circuits.result import Circuit
 from modfast.circuits.trials import LiveWeight, Place, Rule, Trials, find_place
 from modfast.network.inputs import Batch, Inputs, Targets, one_batch
+from modfast.network.interrupts import under
 from modfast.network.logits import IGNORED, Output, check_output
 from modfast.network.names import WRAPPED, nearest, unwrapped
 from modfast.network.resume import joined
@@ -64,7 +65,7 @@ def prune_circuit(
 
 
 @renamed(against="baseline", path="backend")
-@torch.no_grad()
+@under(torch.no_grad)
 def prune_circuit(
     model: nn.Module,
     inputs: Inputs,
@@ -186,7 +187,7 @@ def _writing(weights: Mapping[str, Tensor]) -> Iterator[dict[str, LiveWeight]]:
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
         torch.set_autocast_cache_enabled(False)
         for weight in live.values():
-            stack.callback(weight.put)
+            stack.enter_context(weight)
         yield live
 
 
@@ -211,7 +212,7 @@ class _Group:
         margins, losses = (tensor.cpu() for tensor in found)
         of = "" if self.label is None else f" of label {self.label}"
         checks.finite(f"pruning {name!r}, the loss on the samples{of}", losses)
-        by_weight = torch.full((weight.numel(),), torch.nan, dtype=torch.float64)
+        by_weight = torch.full((weight.numel(),), torch.nan, dtype=torch.float64, device="cpu")
         by_weight[order] = margins
         self.margins[f"{name}.weight"] = by_weight.view(weight.shape)
         self.masks[f"{name}.weight"] = ~(by_weight <= 0.0).view(weight.shape)

@@ -90,9 +90,9 @@ def effective_circuit_size(
     ]
     circuits = [list(each.values()) for each in found]
     return CircuitSizes(
-        torch.tensor(ascending, dtype=torch.float64),
+        torch.tensor(ascending, dtype=torch.float64, device="cpu"),
         tuple(found[0]),
-        torch.tensor([[circuit.kept for circuit in each] for each in circuits]),
+        torch.tensor([[circuit.kept for circuit in each] for each in circuits], device="cpu"),
         torch.stack([torch.stack([circuit.loss for circuit in each]) for each in circuits]),
         torch.stack([circuit.original_loss for circuit in circuits[0]]),
         circuits[0][0].total,

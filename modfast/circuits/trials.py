@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,13 +31,21 @@ _TRANSPOSED: dict[type[nn.Module], Callable[..., Tensor]] = {
 
 
 class LiveWeight:
-    """A parameter that is written to, in the model itself, and its values at first."""
+    """A parameter that is written to, in the model itself, and its values at first.
+
+    These are put back at the end of a `with` block.
+    """
 
     def __init__(self, parameter: Tensor) -> None:
         # Without its count of versions: a graph that is still to be gone back through stays valid.
         self.values = parameter.data
         self.whole = self.values.clone(memory_format=torch.preserve_format)
         self.inference = parameter.is_inference()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self.put()
 
     def put(self, values: Tensor | None = None, at: tuple[int, ...] | None = None) -> None:
         """Writes all values, or one of them; by default the first ones."""
@@ -130,11 +139,9 @@ def _acts_by_output(
     """Whether, with every other weight at zero, the model goes on as from the output they give."""
     kept = torch.arange(weight.whole.numel(), device=x.device).view(weight.whole.shape) % 2
     thinned = weight.whole * kept
-    weight.put(thinned)
-    try:
+    with weight:
+        weight.put(thinned)
         logits = run(batch, lambda result: run.own(pick(result, output, batch)))
-    finally:
-        weight.put()
     return equal_to_rounding(start.resume(output_of(module, x, thinned)), logits)
 
 
@@ -263,8 +270,8 @@ class Trials:
         losses = [running]
         original = running if original is None else original
         shape = self.weight.values.shape
-        places = torch.stack(torch.unravel_index(order, shape), 1).tolist()
-        try:
+        places = np.stack(np.unravel_index(order.cpu().numpy(), shape), 1).tolist()
+        with self.weight:
             for place in shown(places if running - running == 0 else []):  # NaN is told later
                 at = tuple(place)
                 value = self.weight.values[at].clone()
@@ -280,9 +287,7 @@ class Trials:
                 elif value != 0:
                     self.put_back(at, value)
                 losses.append(running)
-        finally:
-            self.weight.put()
         return (
-            torch.tensor(margins, dtype=torch.float64),
-            torch.tensor(losses, dtype=torch.float64),
+            torch.tensor(margins, dtype=torch.float64, device="cpu"),
+            torch.tensor(losses, dtype=torch.float64, device="cpu"),
         )

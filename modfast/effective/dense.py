@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from modfast import checks
 from modfast.effective.layers import is_layer, require_real, shape_of
 from modfast.effective.wiring import Norm
+from modfast.network.interrupts import under
+from modfast.network.names import modules_of
+from modfast.network.turns import alone
 from modfast.network.weights import current_weight, has_weight, plain_layer
 
 MAX_MEMORY = 2**30
@@ -19,6 +22,7 @@ _CELLS_AT_ONCE = 2**22
 _SLACK = 1e-3
 
 
+@under(torch.no_grad)
 def connectivity_matrix(
     module: nn.Module,
     input_shape: Sequence[int] | int,
@@ -66,15 +70,16 @@ def connectivity_matrix(
     n_in = math.prod(shape)
     memory = MAX_MEMORY if max_memory is None else checks.count("max_memory", max_memory)
     _require_room(memory, n_in, 1)
-    layer, device = module, None
+    layer, device = module, torch.device("cpu")
     if has_weight(module):
-        weight = current_weight(module).detach()
-        require_real("module", weight)
-        checks.finite("weight", weight)
-        device = weight.device
-        # What a layer without a bias makes of one-hot inputs are its rows.
-        layer = plain_layer(module, weight.double(), None)
-    with torch.no_grad(), torch.autocast(getattr(device, "type", "cpu"), enabled=False):
+        with alone(modules_of(module)):
+            weight = current_weight(module).detach()
+            require_real("module", weight)
+            checks.finite("weight", weight)
+            device = weight.device
+            # What a layer without a bias makes of one-hot inputs are its rows.
+            layer = plain_layer(module, weight.to(torch.float64, copy=True), None)
+    with torch.autocast(device.type, enabled=False):
         try:
             one = torch.zeros(1, *shape, dtype=torch.float64, device=device)
             n_out = layer.forward(one).numel()
@@ -120,7 +125,7 @@ def normalize_rows(weight: Tensor, norm: Norm = "linear") -> Tensor:
         tensor([[0.2500, 0.7500],
                 [0.0000, 0.0000]], dtype=torch.float64)
     """
-    _require_floating("weight", weight)
+    checks.floating("weight", weight)
     if weight.dim() != 2:
         raise ValueError(f"weight must be [n_in, n_out], got shape {tuple(weight.shape)}")
     checks.choice("norm", norm, get_args(Norm))
@@ -154,9 +159,8 @@ def entropy_bits(p: Tensor, dim: int = 0) -> Tensor:
         >>> entropy_bits(torch.full((256,), 1 / 256))
         tensor(8., dtype=torch.float64)
     """
-    _require_floating("p", p)
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an integer, got {dim!r}")
+    checks.floating("p", p)
+    dim = checks.integer("dim", dim)
     if not -p.dim() <= dim < p.dim():
         raise ValueError(f"dim must be a dimension of p, which has {p.dim()}, got {dim}")
     checks.finite("p", p.detach())
@@ -177,10 +181,3 @@ def _require_room(memory: int, n_in: int, n_out: int) -> None:
             f"max_memory must be at least the matrix's {n_in * n_out * 8} bytes, got {memory} for "
             f"{n_in} x {n_out} entries; effective_information needs no matrix"
         )
-
-
-def _require_floating(argument: str, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{argument} must be a tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{argument} must have floating values, got {value.dtype}")

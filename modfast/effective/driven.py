@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -14,8 +14,9 @@ from modfast.effective.layers import run_once
 from modfast.information import Binning
 from modfast.network.inputs import Batch
 from modfast.network.logits import Output, check_output, pick
-from modfast.network.names import resolve_modules
+from modfast.network.names import modules_of, resolve_modules
 from modfast.network.run import running
+from modfast.network.turns import alone
 
 Limits: TypeAlias = tuple[float, float]
 
@@ -93,15 +94,13 @@ def _module_and_input(
 ) -> tuple[nn.Module, Tensor]:
     """The module to drive, and what one sample of zeros to the model gives it."""
     module, taken = model, list[Any]()
-    if layer is not None and isinstance(model, nn.Module):
+    checks.module("model", model)
+    if layer is not None:
         modules = resolve_modules(model, layer, argument="layer")
         if len(modules) > 1:
             raise ValueError(f"layer={layer!r} must name one module, got {list(modules)}")
         (module,) = modules.values()
-    with ExitStack() as stack:
-        if isinstance(module, nn.Module):
-            hook = module.register_forward_pre_hook(lambda module, args: taken.append(args))
-            stack.enter_context(hook)
+    with alone(modules_of(model)), _noting(module, taken):
         run_once(model, input_shape)
     if len(taken) != 1:
         raise ValueError(f"layer={layer!r} must be called once by the model, got {len(taken)}")
@@ -112,6 +111,16 @@ def _module_and_input(
             f"layer={layer!r} must take one floating tensor with a row for each sample"
         )
     return module, x
+
+
+@contextmanager
+def _noting(module: nn.Module, taken: list[Any]) -> Iterator[None]:
+    """What a module is called with, all of it."""
+    hook = module.register_forward_pre_hook(lambda module, args: taken.append(args))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _limits(argument: str, limits: Limits) -> Limits:

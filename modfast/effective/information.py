@@ -14,6 +14,8 @@ from modfast import checks, plots
 from modfast.effective.layers import BatchNorm, Unsupported, Use, uses_of
 from modfast.effective.wiring import MAX_LOGIT, Norm
 from modfast.network.inputs import Inputs
+from modfast.network.names import modules_of
+from modfast.network.turns import alone
 from modfast.results import Result
 
 if TYPE_CHECKING:
@@ -136,14 +138,16 @@ def effective_information(
     checks.choice("norm", norm, get_args(Norm))
     checks.choice("batch_norm", batch_norm, get_args(BatchNorm))
     checks.choice("unsupported", unsupported, get_args(Unsupported))
-    uses = uses_of(model, input_shape, inputs, batch_norm, unsupported)
+    checks.module("model", model)
     shapes, sums = [], []
-    for use in uses:
-        wiring = use.wiring(channel_mixing)
-        if norm == "softmax" and wiring.weight.numel():
-            _require_small(use, wiring.weight, wiring.scale)
-        shapes.append(wiring.shape)
-        sums.append(wiring.sums(norm).cpu())
+    with alone(modules_of(model)):
+        uses = uses_of(model, input_shape, inputs, batch_norm, unsupported)
+        for use in uses:
+            wiring = use.wiring(channel_mixing)
+            if norm == "softmax" and wiring.weight.numel():
+                _require_small(use, wiring.weight, wiring.scale)
+            shapes.append(wiring.shape)
+            sums.append(wiring.sums(norm).cpu())
     rows = torch.stack(sums).tolist()
     layers = tuple(
         LayerInformation(use.name, type(use.module).__name__, *shape, *_bits(shape[0], *row))

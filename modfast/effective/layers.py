@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from modfast import checks
 from modfast.effective.wiring import Axis, Wiring, convolution_axis, pooling_axis
 from modfast.network.inputs import Batch, Inputs, mapped, one_batch
-from modfast.network.names import unwrapped
+from modfast.network.names import modules_of, unwrapped
 from modfast.network.run import running
 from modfast.network.sites import Site
+from modfast.network.turns import alone
 from modfast.network.visits import EachVisit, Visit, at_sites
 from modfast.network.weights import current_weight, has_weight, input_first
 
@@ -167,7 +168,7 @@ def uses_of(
         return []
 
     visits = [visit for module in names for visit in watch(module)]
-    with at_sites(model, visits):
+    with alone(modules_of(model)), at_sites(model, visits):
         run_once(model, input_shape, inputs)
     if unsupported == "error":
         _require_supported(names, {use.module for use in found})

@@ -14,6 +14,7 @@ from modfast.network.inputs import Batch, Inputs, Targets, is_stream, read_batch
 from modfast.network.names import modules_of
 from modfast.network.run import running
 from modfast.network.sites import Site, resolve_sites
+from modfast.network.state import AllSeenError
 from modfast.network.visits import Visit, at_sites, checked
 from modfast.progress import bar
 
@@ -122,36 +123,47 @@ def watching(
         with torch._C.DisableTorchFunction():  # what is seen is no part of the run
             see(site, value)
         if each_once and all(each.n_calls for each in visits):
-            raise _AllSeenError
+            raise AllSeenError
 
     with running(model, argument=argument) as run, torch.no_grad():
-        hooks = [
-            (own, own.copy())
-            for module in modules_of(model)
-            for own in (module._forward_hooks, module._forward_pre_hooks)
-        ]
+        hooks = _Early(modules_of(model))
 
         def once(batch: Batch) -> Sequence[Site]:
             nonlocal sites, each_once
             visits[:] = [Visit(site, partial(do, site), "sites") for site in sites]
-            try:
-                with around or nullcontext(), at_sites(model, visits):
-                    run(batch)
-            except _AllSeenError:
-                for own, before in hooks:  # those that the rest of the pass would have taken off
-                    if own != before:
-                        own.clear()
-                        own.update(before)
-                return sites
-            sites = [each.site for each in checked(visits)]
-            each_once = not to_the_end and all(site.call is None for site in sites)
+            with hooks, around or nullcontext(), at_sites(model, visits):
+                run(batch)
+            if not hooks.early:
+                sites = [each.site for each in checked(visits)]
+                each_once = not to_the_end and all(site.call is None for site in sites)
             return sites
 
         yield once
 
 
-class _AllSeenError(BaseException):
-    """Ends a forward pass; no error to a model that goes on after an Exception of a submodule."""
+class _Early:
+    """Lets a pass end early, and puts back hooks that the rest of it would have taken off."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.hooks = [
+            (own, own.copy())
+            for module in modules
+            for own in (module._forward_hooks, module._forward_pre_hooks)
+        ]
+        self.early = False
+        """Whether the last pass did."""
+
+    def __enter__(self) -> None:
+        self.early = False
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        if kind is not None:
+            for own, before in self.hooks:
+                if own != before:
+                    own.clear()
+                    own.update(before)
+        self.early = kind is AllSeenError
+        return self.early
 
 
 def read_passes(
@@ -160,6 +172,7 @@ def read_passes(
     targets: Targets = None,
     batch_size: int | None = None,
     progress: bool = False,
+    argument: str = "inputs",
 ) -> Iterator[Batch]:
     """The batches of a stream, or those of `batch_size` rows into which one batch is cut.
 
@@ -170,18 +183,20 @@ def read_passes(
     if is_stream(inputs):
         if batch_size is not None:
             raise ValueError(
-                f"batch_size must be None where inputs is a stream of batches, got {batch_size!r}"
+                f"batch_size must be None where {argument} is a stream, got {batch_size!r}"
             )
-        yield from read_batches(model, bar(inputs, "batches", progress), targets)
+        yield from read_batches(model, bar(inputs, "batches", progress), targets, argument=argument)
         return
     size = None if batch_size is None else checks.count("batch_size", batch_size)
-    (batch,) = read_batches(model, inputs, targets)
+    (batch,) = read_batches(model, inputs, targets, argument=argument)
     if size is None:
         yield batch
         return
     shapes = [tuple(tensor.shape) for tensor in batch.tensors()]
     if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
-        raise ValueError(f"batch_size needs inputs with one number of rows, got shapes {shapes}")
+        raise ValueError(
+            f"batch_size needs {argument} with one number of rows, got shapes {shapes}"
+        )
     for start in range(0, shapes[0][0], size):
         yield batch.rows(slice(start, start + size))
 

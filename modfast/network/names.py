@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from modfast import checks
+from modfast.network.interrupts import Interrupts
 
 WRAPPED = "_orig_mod."
 """What names begin with in torch.compile's wrapper; people use them with it and without."""
@@ -17,6 +19,8 @@ WRAPPED = "_orig_mod."
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside of torch.compile's wrapper."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return model
     inner = model._modules.get(WRAPPED.rstrip("."))
     return model if inner is None else inner
 
@@ -156,16 +160,15 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     checks.module("model", model)
     # model.train() afterwards would wake modules that the caller had frozen.
     flags = [(module, module.training) for module in modules_of(model)]
-    try:
-        if any(module.training != training for module, _ in flags):
-            model.train(training)
-        yield
-    finally:
-        for module, before in flags:
-            if module.training != before:
-                object.__setattr__(
-                    module, "training", before
-                )  # nn.Module's takes ten times as long
+    with Interrupts():
+        try:
+            if any(module.training != training for module, _ in flags):
+                model.train(training)
+            yield
+        finally:
+            for module, before in flags:
+                if module.training != before:  # nn.Module's own way takes ten times as long
+                    object.__setattr__(module, "training", before)
 
 
 def check_patterns(patterns: object, argument: str) -> None:

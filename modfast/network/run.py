@@ -6,6 +6,7 @@ import dis
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from modfast import checks
 from modfast.network.inputs import Batch
+from modfast.network.interrupts import deliver
 from modfast.network.names import modules_of
 from modfast.network.state import Guard, Kept, RandomState, place_of
+from modfast.network.turns import RANDOM, Switch, alone
 
 _ATTENTION = (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.MultiheadAttention)
 
@@ -31,6 +34,10 @@ def running(model: nn.Module, training: bool = False, argument: str = "inputs") 
     training flags, buffers, parameters and inputs that a forward pass writes to, and the random
     state. Inference mode is left.
 
+    Threads take turns: one has the model, or another that shares modules with it, until the end;
+    and runs follow each other, as random states are the process's. An interrupt gets out, but not
+    before everything is put back.
+
     A batch that the model cannot take is refused by a ValueError that names the caller's `argument`
     and has the model's own error as its cause.
     """
@@ -39,10 +46,12 @@ def running(model: nn.Module, training: bool = False, argument: str = "inputs") 
     for module in modules:
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
             raise ValueError(f"model must be initialized, got {module}: run it once before")
-    with ExitStack() as stack:
+    with alone(modules), ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())  # which leaving inference mode turns off
+        # What sets it within, as torch's optimizers do, may not put it back where interrupted.
+        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
         flags = [(module, module.training) for module in modules if module.training != training]
         stack.callback(_set_flags, flags)
         _set_flags([(module, training) for module, _ in flags])
@@ -69,12 +78,10 @@ class Run:
 
         A batch that is run again is given the `random` state of its first run.
         """
+        deliver()
         args, kwargs = batch.arguments()
-        self.kept.random = RandomState() if random is None else random
-        if random is not None:
-            random.restore()
         try:
-            with self.guard(batch) if mode is None else mode:
+            with RANDOM, self.kept.since(random), self.guard(batch) if mode is None else mode:
                 found = self.model(*args, **kwargs)
                 self.taken = batch
                 return read(found)
@@ -85,8 +92,6 @@ class Run:
             raise ValueError(
                 f"{self.argument} must fit the model, whose forward pass failed: {what}"
             ) from error
-        finally:
-            self.kept.restore()
 
     @property
     def random(self) -> RandomState:
@@ -157,10 +162,23 @@ def _eager(modules: Sequence[nn.Module]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         if any(isinstance(module, _ATTENTION) for module in modules):
-            stack.callback(
-                torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
-            )
-            torch.backends.mha.set_fastpath_enabled(False)
+            stack.enter_context(_NO_FAST_PATH)
         if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_NOT_COMPILED)
         yield
+
+
+def _leave_fast_path() -> Callable[[], object]:
+    back = partial(
+        torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+    )
+    torch.backends.mha.set_fastpath_enabled(False)
+    return back
+
+
+def _run_eagerly() -> Callable[[], object]:
+    stance = torch.compiler.set_stance("force_eager")  # which does it at once
+    return partial(stance.__exit__, None, None, None)
+
+
+_NO_FAST_PATH, _NOT_COMPILED = Switch(_leave_fast_path), Switch(_run_eagerly)

@@ -121,12 +121,12 @@ def in_order(
     if loader is not None:
         drawn = _drawn(loader)
         batches = [*drawn]
-        indices = torch.cat([torch.empty(0, dtype=torch.int64), *drawn])
+        indices = torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *drawn])
     else:
         n = len(dataset) if held is None else len(tensors_in(held)[0])
         batches = [*_split(n, size)[part::of]]
         if of > 1:
-            every = torch.arange(n)
+            every = torch.arange(n, device="cpu")
             indices = torch.cat([every[:0], *(every[x.start : x.stop] for x in batches)])  # type: ignore[union-attr]
     n, n_batches = sum(map(len, batches)), len(batches)
     n_most = most(n_batches)
@@ -141,7 +141,7 @@ def in_order(
         options = {name: getattr(loader, name) for name in _READING}
     # A generator of its own: torch's global one is left alone.
     generator = torch.Generator("cpu")
-    order: Any = [torch.as_tensor(batch).tolist() for batch in batches]
+    order: Any = [torch.as_tensor(batch, device="cpu").tolist() for batch in batches]
     reader = DataLoader(dataset, batch_sampler=order, generator=generator, **options)
     return Samples(reader, n, indices, n_batches)
 
@@ -216,4 +216,4 @@ def _drawn(loader: DataLoader[Any]) -> tuple[Tensor, ...]:
         size, order = max(map(len, drawn), default=1), list(chain.from_iterable(drawn))
     else:
         size, order = loader.batch_size, list(loader.sampler)
-    return torch.tensor(order).unique().split(size) if order else ()
+    return torch.tensor(order, device="cpu").unique().split(size) if order else ()

@@ -7,7 +7,8 @@ import ctypes
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -144,8 +145,28 @@ class Kept:
             if isinstance(attributes, dict):
                 self.containers.append((attributes, attributes.copy()))
 
-    def restore(self) -> None:
-        """Puts everything back that a run has changed."""
+    @contextmanager
+    def since(self, random: RandomState | None) -> Iterator[None]:
+        """Puts everything back at the end of a block, at whose start a random state is set."""
+        self.random = RandomState() if random is None else random
+        whole = True
+        try:
+            if random is not None:
+                random.restore()
+            yield
+            whole = False
+        except AllSeenError:
+            whole = False
+            raise
+        finally:
+            self._restore(whole)
+
+    def _restore(self, whole: bool) -> None:
+        """Puts everything back that a run has changed.
+
+        Tensors only where their version tells of it, but for a `whole` putting back: what stops
+        a call of torch may come between its writing and its telling.
+        """
         for now, before in self.attributes:
             if not _same(now, before):
                 now.clear()
@@ -156,7 +177,7 @@ class Kept:
             for i, (tensor, version, value, graph) in enumerate(self.tensors):
                 if tensor.grad_fn is not None and not graph:
                     tensor.detach_()  # written to with gradients on
-                if version < 0 or tensor._version != version:
+                if whole or version < 0 or tensor._version != version:
                     tensor.detach().copy_(value)
                     self.tensors[i] = tensor, version_of(tensor), value, graph
             for parameter, data in zip(self.parameters, self.data, strict=True):
@@ -165,6 +186,10 @@ class Kept:
         for generator, state in self.generators:
             generator.set_state(state)
         self.random.restore()
+
+
+class AllSeenError(BaseException):
+    """Ends a forward pass; no error to a model that goes on after an Exception of a submodule."""
 
 
 _CONTAINERS = (list, dict, set, deque)

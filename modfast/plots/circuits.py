@@ -52,7 +52,9 @@ def circuit(
     figure.update_annotations(font_size=13)
     styled(figure, f"Circuit of {kept:,} of {total:,} weights", 320)
     path = torch.cat([original_loss.view(1), loss_path])
-    visits = torch.linspace(0, len(path) - 1, min(len(path), _MOST_POINTS)).round().long()
+    visits = (
+        torch.linspace(0, len(path) - 1, min(len(path), _MOST_POINTS), device="cpu").round().long()
+    )
     figure.add_scatter(
         x=visits.numpy(),
         y=path[visits].numpy(),

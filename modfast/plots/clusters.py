@@ -190,7 +190,7 @@ def _on_cpu(weight: Tensor, rows: Labels, cols: Labels) -> tuple[Tensor, Tensor,
     for argument, values, size in zip(("rows", "cols"), (rows, cols), weight.shape, strict=False):
         if not isinstance(values, (Tensor, Sequence)):
             raise TypeError(f"{argument} must be labels, got {values!r}")
-        found = torch.as_tensor(values).cpu()
+        found = torch.as_tensor(values, device="cpu")
         if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
             raise TypeError(f"{argument} must be integer labels, got {found.dtype}")
         if found.shape != (size,):

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modfast import checks, plots
 from modfast._renamed import named
 from modfast.models import MLP
+from modfast.network.random import OwnRandom
 from modfast.ops import train_mlps_
 from modfast.progress import bar
 from modfast.reference import run_mlps, split_mlps
@@ -107,14 +108,24 @@ class TaskStudy(Result):
         n_models, epochs = checks.count("n_models", n_models), checks.count("epochs", epochs)
         seed = checks.seed("seed", seed)
         x, y = checks.pair("data", data)
+        checks.floating("data[0]", x)
+        checks.floating("data[1]", y)
         checks.finite("data[0]", x)
         checks.finite("data[1]", y)
         starts = []
-        with torch.random.fork_rng([]):
-            for i in range(n_models):
-                torch.manual_seed(seed + i)
-                model = MLP(sizes)
-                starts.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach())
+        for i in range(n_models):
+            model = _empty(sizes, torch.float32, torch.device("cpu"))
+            with OwnRandom(seed + i, torch.device("cpu"))():
+                for layer in model.children():
+                    if isinstance(layer, nn.Linear):
+                        layer.reset_parameters()
+            starts.append(nn.utils.parameters_to_vector(model.parameters()).detach())
+        n, (first, *_, last) = len(x) if x.dim() else 0, model.sizes
+        if (x.shape, y.shape, x.dtype) != ((n, first), (n, last), y.dtype):
+            raise ValueError(
+                f"data must be [n, {first}] and [n, {last}], as sizes, of one dtype, "
+                f"got {[*x.shape]} and {[*y.shape]}, {x.dtype} and {y.dtype}"
+            )
         parameters = torch.stack(starts).to(x)
         state = torch.zeros_like(parameters), torch.zeros_like(parameters)
         losses = []
@@ -136,12 +147,15 @@ class TaskStudy(Result):
         """One of the networks, on its own.
 
         Raises:
+            TypeError: no integer.
             IndexError: there is none of that number.
         """
+        index = checks.integer("index", index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index must be from {-len(self)} to {len(self) - 1}, got {index}")
         row = self.parameters[index].clone()
-        with torch.random.fork_rng([]):  # the start of an MLP is random
-            model = MLP(self.sizes).to(row)
-        torch.nn.utils.vector_to_parameters(row, model.parameters())
+        model = _empty(self.sizes, row.dtype, row.device)
+        nn.utils.vector_to_parameters(row, model.parameters())
         return model
 
     def outputs(self, x: Tensor) -> Tensor:
@@ -161,6 +175,7 @@ class TaskStudy(Result):
             TypeError, ValueError: as `outputs`, of samples and targets; not as many of both.
         """
         x, y = checks.pair("data", data)
+        self._check("data[0]", x, self.sizes[0])
         outputs = self.outputs(x)
         self._check("data[1]", y, self.sizes[-1])
         if len(x) != len(y):
@@ -224,3 +239,10 @@ class TaskStudy(Result):
     def plot(self) -> Figure:
         """The networks' losses over the epochs: lowest and highest, quartiles and the median."""
         return plots.task_study(self.losses)
+
+
+def _empty(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> MLP:
+    """A network without a start, for which no random numbers are drawn."""
+    with torch.device("meta"):
+        model = MLP(sizes)
+    return model.to(dtype).to_empty(device=device)

@@ -21,6 +21,7 @@ class Run(Protocol):
 
     model: nn.Module
     feed: Feed
+    test: Feed | None
     seed: int | None
     optimizer: torch.optim.Optimizer
     regularizer: Any
@@ -64,12 +65,7 @@ def load_checkpoint(path: Path, run: Run, epochs: int) -> None:
             of more epochs; or of something else. The run is then as it was.
     """
     state = load_values(path, _KIND)
-    # A state_dict comes back as a plain one.
-    kinds = {
-        name: Mapping if isinstance(x, Mapping) else type(x) for name, x in _state(run).items()
-    }
-    if wrong := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
-        raise ValueError(f"checkpoint {path} must hold a whole run, got no right {wrong[0]!r}")
+    _require_whole(path, state, run)
     here = _identity(run)
     for key, value in here.items():
         # Files of older releases know less of their run.
@@ -82,11 +78,13 @@ def load_checkpoint(path: Path, run: Run, epochs: int) -> None:
         raise ValueError(
             f"epochs must be at least the {state['epoch']} that checkpoint {path} has, got {epochs}"
         )
-    sizes = {name: list(each.shape) for name, each in run.model.state_dict().items()}
-    if {name: list(each.shape) for name, each in state["model"].items()} != sizes:
-        raise ValueError(f"checkpoint {path} must hold the model's state, got another's")
-    # It refuses what does not fit before it changes anything.
-    run.optimizer.load_state_dict(state["optimizer"])
+    try:
+        # It refuses what does not fit before it changes anything.
+        run.optimizer.load_state_dict(state["optimizer"])
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {path} must hold the optimizer's state, got another: {error!r}"
+        ) from error
     run.model.load_state_dict(state["model"])
     if isinstance(run.regularizer, nn.Module):
         run.regularizer.load_state_dict(state["regularizer"])
@@ -97,6 +95,40 @@ def load_checkpoint(path: Path, run: Run, epochs: int) -> None:
     run.epoch = state["epoch"]
     for name in ("losses", "sums", "accuracies", "accuracy_steps"):
         setattr(run, name, state[name])
+
+
+def _require_whole(path: Path, state: Mapping[str, Any], run: Run) -> None:
+    """Refuses what is not the state of such a run.
+
+    Raises:
+        ValueError: a field is missing, or of another type, length or shape.
+    """
+    own = _state(run)
+    n = state.get("epoch")
+    # Lists of a length of its own: each loss and each sum is an epoch's.
+    kinds = {"losses": Tensor, "sums": Tensor, "accuracies": Tensor, "accuracy_steps": int}
+    for name, value in own.items():
+        found = state.get(name)
+        if name in kinds:
+            whole = isinstance(found, list) and all(type(x) is kinds[name] for x in found)
+            whole = whole and (name != "losses" or len(found or ()) == n)
+        elif name in ("run", "optimizer"):  # the one may have fewer keys, the other more
+            whole = isinstance(found, Mapping)
+        elif name == "cuda_random":
+            whole = isinstance(found, list) and all(isinstance(x, Tensor) for x in found)
+        elif name == "epoch":
+            whole = type(found) is int and found >= 0
+        else:
+            whole = _form(found) == _form(value)
+        if not whole:
+            raise ValueError(f"checkpoint {path} must hold a whole run, got no right {name!r}")
+
+
+def _form(value: Any) -> Any:
+    """Names, shapes and dtypes of a state's tensors."""
+    if isinstance(value, Mapping):
+        return {name: _form(each) for name, each in value.items()}
+    return (value.dtype, value.shape) if isinstance(value, Tensor) else type(value)
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -110,6 +142,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "parameters": [[name, list(p.shape)] for name, p in run.model.named_parameters()],
         "seed": run.seed,
         "data": _digest(*tensors),
+        "test data": None if run.test is None else _digest(*run.test.tensors),
     }
 
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,14 @@ from modfast import checks, plots
 from modfast._renamed import named
 from modfast.models import MLP
 from modfast.network.inputs import Batch
+from modfast.network.interrupts import deliver, under
 from modfast.network.logits import Output, check_classes, check_output, pick, read_rows
-from modfast.network.names import in_mode
+from modfast.network.names import in_mode, modules_of, unwrapped
+from modfast.network.random import OwnRandom
 from modfast.network.samples import Data
+from modfast.network.sites import Site
+from modfast.network.turns import RANDOM, alone
+from modfast.network.visits import EachVisit, at_sites
 from modfast.progress import bar
 from modfast.reference import ratio
 from modfast.results import Result
@@ -28,7 +34,6 @@ from modfast.training.checkpoint import load_checkpoint, save_checkpoint
 from modfast.training.direct import DirectMLP, covers
 from modfast.training.feed import Feed
 from modfast.training.optimizer import Modularity
-from modfast.training.random import OwnRandom
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -73,8 +78,7 @@ class History(Result):
 
 
 @named("seed", "progress", "checkpoint", "output")
-@torch.inference_mode(False)
-@torch.enable_grad()
+@under(partial(torch.inference_mode, False), torch.enable_grad)
 def fit(
     model: nn.Module,
     train: Data,
@@ -147,23 +151,25 @@ def fit(
     for name, value in (("optimizer", optimizer), ("regularizer", regularizer)):
         if not (value is None or callable(value) or isinstance(value, torch.optim.Optimizer)):
             raise TypeError(f"{name} must be callable, got {value!r}")
-    feed = Feed(model, train, "train", batch_size)
-    held_out = None if test is None else Feed(model, test, "test")
-    device = next(model.parameters()).device
-    # Random numbers that these passes draw are not among the run's.
-    aside = nullcontext if seed is None else OwnRandom(seed, device)
-    for each in (feed, held_out):
-        if each is not None and each.whole is not None:
-            with aside():
-                _try_out(model, each, each.whole, output)
-    random = nullcontext if seed is None else OwnRandom(seed, device)
-    if optimizer is None:
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    elif not isinstance(optimizer, torch.optim.Optimizer):
-        optimizer = optimizer(model.named_parameters())
-    run = _Run(model, feed, optimizer, regularizer, held_out, output, seed, random, aside)
-    run.train(epochs, progress, None if checkpoint is None else Path(checkpoint))
-    return run.history()
+    with alone(modules_of(model)):
+        feed = Feed(model, train, "train", batch_size)
+        held_out = None if test is None else Feed(model, test, "test")
+        device = next(model.parameters()).device
+        # Random numbers that these passes draw are not among the run's.
+        aside = nullcontext if seed is None else OwnRandom(seed, device)
+        for each in (feed, held_out):
+            if each is not None and each.whole is not None:
+                with aside():
+                    _try_out(model, each, each.whole, output)
+        random = (lambda: RANDOM) if seed is None else OwnRandom(seed, device)
+        if optimizer is None:
+            optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        elif not isinstance(optimizer, torch.optim.Optimizer):
+            optimizer = optimizer(model.named_parameters())
+        path = None if checkpoint is None else checks.path("checkpoint", checkpoint)
+        run = _Run(model, feed, optimizer, regularizer, held_out, output, seed, random, aside)
+        run.train(epochs, progress, path)
+        return run.history()
 
 
 class _Run:
@@ -178,7 +184,7 @@ class _Run:
         test: Feed | None,
         output: Output,
         seed: int | None,
-        random: Callable[[], AbstractContextManager[None]],
+        random: Callable[[], AbstractContextManager[Any]],
         aside: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.output, self.seed, self.random, self.aside = output, seed, random, aside
@@ -223,6 +229,7 @@ class _Run:
         # Nothing in it is random, and the smallest networks' steps take little longer than a block.
         random = nullcontext if self.direct else self.random
         for batch in self.batches():
+            deliver()
             if self.clustered is not None:
                 sums.append(self.clustered.sums.clone())
             with random():
@@ -372,22 +379,15 @@ def _refuse_batch_norm(model: nn.Module, one: Batch, got: str) -> None:
             single.append(name)
 
     with in_mode(model, training=True):  # a layer may refuse to be put into it
-        norms = {
-            name: module
-            for name, module in model.named_modules()
+        norms = [
+            name
+            for name, module in unwrapped(model).named_modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-        }
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0]))
-        for name, module in norms.items()
-    ]
-    try:
-        with in_mode(model, training=False):
-            args, kwargs = one.arguments()
-            model(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        ]
+    visits = [EachVisit(Site(name, name, of_input=True), partial(look, name)) for name in norms]
+    with in_mode(model, training=False), at_sites(model, visits):
+        args, kwargs = one.arguments()
+        model(*args, **kwargs)
     if single:
         raise ValueError(
             "batch_size must leave more than one sample for the last batch, of which the "

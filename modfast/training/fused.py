@@ -150,7 +150,7 @@ def _adam_states(
 ) -> list[list[Tensor]]:
     for state in states:
         # The count stays on the CPU, where the bias corrections are computed from it.
-        state["step"] = state.get("step", torch.tensor(0.0)).to("cpu", torch.float32)
+        state["step"] = state.get("step", torch.tensor(0.0, device="cpu")).to("cpu", torch.float32)
     moments = [_buffers(params, states, key) for key in ("exp_avg", "exp_avg_sq")]
     return [*moments, [state["step"] for state in states]]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-_LOCK = threading.RLock()
+from modfast.network.turns import RANDOM
 
 
 class OwnRandom:
@@ -38,7 +37,7 @@ class OwnRandom:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """The block in which the global generators are this run's."""
-        with _LOCK:
+        with RANDOM:
             outer = [each.get_state() for each in self._generators]
             for generator, state in zip(self._generators, self._states, strict=True):
                 generator.set_state(state)
