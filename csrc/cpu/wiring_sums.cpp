@@ -108,7 +108,8 @@ class WiringSums {
     for_ranges(groups_ * n_segments, cost, kGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t g = i / n_segments, first = i % n_segments * kSegment, at = g * stride_ + first;
-        sum(rows(g, 0, outputs_, first, std::min(kSegment, n_cols - first)), &totals_[at], &terms_[at]);
+        sum(rows(g, 0, outputs_, first, std::min(kSegment, n_cols - first)), totals_.data() + at,
+            terms_.data() + at);
       }
     });
   }
@@ -171,11 +172,11 @@ class WiringSums {
         after = std::min(end, (g + 1) * n_tiles);
         for (int64_t a = 0; a < inputs_; a += n_inputs) {
           const int64_t n = std::min(n_inputs, inputs_ - a);
-          for (int64_t k = 0; k < n_kinds_; ++k) gather(g, a, n, k, &right[k * stride], stride);
+          for (int64_t k = 0; k < n_kinds_; ++k) gather(g, a, n, k, right.data() + k * stride, stride);
           for (int64_t tile = i; tile < after; ++tile) {
             const int64_t o = tile % n_tiles * kMostRows;
             kernel(rows(g, o, std::min(kMostRows, outputs_ - o), a * taps_, n * taps_), right.data(), stride,
-                   n_kinds_, &columns_[(g * outputs_ + o) * n_kinds_]);
+                   n_kinds_, columns_.data() + (g * outputs_ + o) * n_kinds_);
           }
         }
       }
@@ -184,7 +185,7 @@ class WiringSums {
 
   // The reciprocal sums of the rows that an out-position of kind k is connected to.
   void gather(int64_t g, int64_t a, int64_t n, int64_t k, double* to, int64_t stride) const {
-    const double* from = &reciprocals_[(g * inputs_ + a) * n_sources_];
+    const double* from = reciprocals_.data() + (g * inputs_ + a) * n_sources_;
     double* const end = to + stride;
     for (int64_t i = 0; i < n; ++i, from += n_sources_) {
       for (int64_t t = 0; t < taps_; ++t) {
@@ -199,7 +200,7 @@ class WiringSums {
   void add_absent(double blocks, double ins) {
     std::vector<double> unreached(n_kinds_ * n_sources_), own(n_sources_);
     for (int64_t k = 0; k < n_kinds_; ++k) {
-      double* of_kind = &unreached[k * n_sources_];
+      double* of_kind = unreached.data() + k * n_sources_;
       std::copy(n_in_, n_in_ + n_sources_, of_kind);
       for (int64_t t = 0; t < taps_; ++t) {
         const int64_t c = sources_[t * n_kinds_ + k];
@@ -209,8 +210,8 @@ class WiringSums {
     std::vector<double> of_groups(groups_ * n_sources_), wholes(groups_);
     double whole = 0.0;
     for (int64_t g = 0; g < groups_; ++g) {
-      double* sums = &of_groups[g * n_sources_];
-      const double* from = &reciprocals_[g * inputs_ * n_sources_];
+      double* sums = of_groups.data() + g * n_sources_;
+      const double* from = reciprocals_.data() + g * inputs_ * n_sources_;
       for (int64_t i = 0; i < inputs_ * n_sources_; ++i) sums[i % n_sources_] += from[i];
       for (int64_t c = 0; c < n_sources_; ++c) wholes[g] += sums[c] * n_in_[c];
       whole += wholes[g];

@@ -32,7 +32,7 @@ PYTHON = (
         "modfast/network/logits.py",
         "if high >= n_classes or low < 0:",
         "if low < 0:",
-        ("tests/network/test_inputs.py::test_rows_that_count",),
+        ("tests/ablation/test_state.py::test_bad_arguments",),
     ),
     Defect(
         "a hook is left on a module",
