@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
-from compare import Case
+from timing import Compare
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,18 +31,7 @@ TARGETS = {
     (64, "act1"): {NOTEBOOK: 350.0},
 }
 UNITS = 128
-
-
-def cases() -> Iterator[Case]:
-    for n, site in TARGETS:
-        yield units_case(n, site)
-    for n, site in TARGETS:
-        yield alone_case(n, site)
-    for site in ("act1", "act2"):
-        yield deep_case(site)
-    yield cnn_case()
-    yield gpt2_case()
-    yield search_case()
+no_grad = torch.no_grad()
 
 
 @torch.enable_grad()
@@ -134,8 +124,13 @@ def captum_ways(
     ]
 
 
+@pytest.mark.parametrize(
+    ("n", "site"),
+    [pytest.param(*each, marks=[pytest.mark.short] * (each[0] == 64)) for each in TARGETS],
+)
 @torch.no_grad()
-def units_case(n: int, site: str) -> Case:
+def test_units(compare: Compare, n: int, site: str) -> None:
+    pytest.importorskip("captum")
     model, x = trained(n)
     result = modfast.ablate_units(model, x, site)
     measured = torch.stack(
@@ -143,9 +138,6 @@ def units_case(n: int, site: str) -> Case:
     )
     exact = notebook(copy.deepcopy(model).double(), x.double(), site)
     assert_close(measured, exact, 1e-5)
-
-    def no_grad(call: Callable[[], object]) -> Callable[[], object]:
-        return torch.no_grad()(call)
 
     chunks = [4, 16, 128] if n == 64 else ([16, 128] if site == "act2" else [2, 8])
     batched = [
@@ -172,7 +164,7 @@ def units_case(n: int, site: str) -> Case:
     directions = torch.eye(UNITS)
     peers["modfast, 128 directions"] = lambda: modfast.ablate_directions(model, x, site, directions)
     peers["the model's forward alone"] = no_grad(lambda: model(x))
-    return Case(
+    compare(
         f"ablation of {UNITS} units, {site}, {n} samples",
         peers,
         TARGETS[n, site],
@@ -186,8 +178,10 @@ def assert_close(found: Any, exact: Tensor, tolerance: float) -> None:
     assert (error <= tolerance).all(), error
 
 
+@pytest.mark.short
+@pytest.mark.parametrize(("n", "site"), TARGETS)
 @torch.no_grad()
-def alone_case(n: int, site: str) -> Case:
+def test_alone(compare: Compare, n: int, site: str) -> None:
     """The operators with the prefix given, beside one forward pass."""
     model, x = trained(n)
     h = prefix(model, x, site)
@@ -203,15 +197,16 @@ def alone_case(n: int, site: str) -> Case:
 
     ours = torch.no_grad()(ours)
     target = 1 / 0.2 if site == "act2" else 1 / 1.2
-    return Case(
+    compare(
         f"ablation sweep alone, {site}, {n} samples",
-        {"modfast": ours, "one forward": torch.no_grad()(lambda: model(x))},
+        {"modfast": ours, "one forward": no_grad(lambda: model(x))},
         {"one forward": target},
     )
 
 
+@pytest.mark.parametrize("site", ["act1", "act2"])
 @torch.no_grad()
-def deep_case(site: str) -> Case:
+def test_deep(compare: Compare, site: str) -> None:
     """784-256-256-256-256-10, of which several layers follow the site."""
     torch.manual_seed(0)
     model, x = modfast.models.MLP([784, 256, 256, 256, 256, 10]).eval(), torch.randn(1000, 784)
@@ -242,7 +237,7 @@ def deep_case(site: str) -> Case:
     assert_close(ours(), exact, 1e-4)
     peer = fastest([torch.no_grad()(partial(batched, chunk)) for chunk in (1, 4, 16)])
     assert_close(peer(), exact, 1e-2)
-    return Case(
+    compare(
         f"ablation of 256 units, {site} of five layers, 1000 samples",
         {
             "modfast": ours,
@@ -258,12 +253,9 @@ class LeNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.act1, self.pool1 = (
-            nn.Conv2d(1, 6, 5, padding=2),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        )
-        self.conv2, self.act2, self.pool2 = nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)
+        self.conv1, self.act1 = nn.Conv2d(1, 6, 5, padding=2), nn.ReLU()
+        self.pool1, self.pool2 = nn.MaxPool2d(2), nn.MaxPool2d(2)
+        self.conv2, self.act2 = nn.Conv2d(6, 16, 5), nn.ReLU()
         self.fc1, self.act3 = nn.Linear(400, 120), nn.ReLU()
         self.fc2, self.act4, self.fc3 = nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)
 
@@ -295,7 +287,9 @@ def layer_ways(
     ]
 
 
-def cnn_case() -> Case:
+@pytest.mark.short
+def test_cnn(compare: Compare) -> None:
+    pytest.importorskip("captum")
     torch.manual_seed(0)
     model, x = LeNet().eval(), torch.randn(256, 1, 28, 28)
     mask = torch.arange(16)[None, :, None, None]
@@ -303,7 +297,7 @@ def cnn_case() -> Case:
     ours = modfast.ablate_units(model, x, "conv2", per_sample=True).entropy_difference
     theirs = captum()[:, :, 0, 0].double()
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
-    return Case(
+    compare(
         "ablation of a LeNet's 16 channels, 256 images",
         {"modfast": lambda: modfast.ablate_units(model, x, "conv2"), CAPTUM: captum},
         {CAPTUM: 5.0},
@@ -311,9 +305,9 @@ def cnn_case() -> Case:
     )
 
 
-def gpt2_case() -> Case:
-    import transformers
-
+def test_gpt2(compare: Compare) -> None:
+    pytest.importorskip("captum")
+    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_layer=4, use_cache=False)
     model = transformers.GPT2LMHeadModel(config).eval()
@@ -337,7 +331,7 @@ def gpt2_case() -> Case:
     torch.testing.assert_close(
         found.entropy_difference, captum()[:, 0, :few].double(), rtol=1e-2, atol=1e-4
     )
-    return Case(
+    compare(
         f"ablation of {few} of GPT-2's 3072 MLP units, 8 x 64 tokens, 4 layers",
         {
             "modfast": lambda: modfast.ablate_units(
@@ -350,9 +344,9 @@ def gpt2_case() -> Case:
     )
 
 
-def search_case() -> Case:
+def test_search(compare: Compare) -> None:
     model, x = trained(64)
-    return Case(
+    compare(
         "search for the most informative direction, act2, 64 samples",
         {
             "modfast": lambda: modfast.max_information_direction(model, x, "act2", seed=0),

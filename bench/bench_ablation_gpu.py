@@ -6,9 +6,10 @@ All begin with the site's activations, which one forward pass has left.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
+import pytest
 import torch
 from bench_ablation import (
     COMPILED,
@@ -21,7 +22,7 @@ from bench_ablation import (
     sweep,
     trained,
 )
-from compare import Case
+from timing import Compare
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,16 +30,6 @@ from modfast import ops
 
 # Those of bench_ablation.py.
 TARGETS = {"act2": {TORCH: 8.0, COMPILED: 2.5}, "act1": {TORCH: 25.0}}
-
-
-def gpu_cases(device: str) -> Iterator[partial[Case]]:
-    large = device == "cuda"
-    for n in (10_000, 64) if large else (40, 8):
-        for site in ("act2", "act1"):
-            yield partial(units_case, n, site, TARGETS[site] if n > 64 else {}, device)
-    # Of GPT-2: the MLP's units and the vocabulary.
-    sizes = (64, 64, 3072, 50_257) if large else (3, 5, 12, 40)
-    yield partial(vocabulary_case, *sizes, device)
 
 
 def ours(model: nn.Module, h: Tensor, site: str) -> Tensor:
@@ -50,10 +41,14 @@ def ours(model: nn.Module, h: Tensor, site: str) -> Tensor:
     return ops.ablation_sweep_hidden(logits, before, -h, updates, "relu", weight)[0]
 
 
+@pytest.mark.short
+@pytest.mark.parametrize(("n", "small"), [(10_000, 40), (64, 8)])
+@pytest.mark.parametrize("site", TARGETS)
 @torch.no_grad()
-def units_case(n: int, site: str, targets: dict[str, float], device: str) -> Case:
+def test_units(compare: Compare, gpu: str, n: int, small: int, site: str) -> None:
+    targets, n = TARGETS[site] if n > 64 else {}, n if gpu == "cuda" else small
     model, x = trained(n)
-    model, x = model.to(device), x.to(device)
+    model, x = model.to(gpu), x.to(gpu)
     h = prefix(model, x, site)
     exact = sweep(copy.deepcopy(model).double(), h.double(), site, 16)
     assert_close(ours(model, h, site), exact, 1e-5)
@@ -61,11 +56,11 @@ def units_case(n: int, site: str, targets: dict[str, float], device: str) -> Cas
     peers[COMPILED] = torch.compile(peers[TORCH])
     for call in peers.values():
         assert_close(call(model, h, site), exact, 1e-2)  # torch's entropies lose digits
-    return Case(
+    compare(
         f"ablation of {UNITS} units, {site}, {n} samples",
         {name: torch.no_grad()(partial(call, model, h, site)) for name, call in peers.items()},
         targets,
-        device=device,
+        device=gpu,
     )
 
 
@@ -80,11 +75,14 @@ def batched(z: Tensor, h: Tensor, scales: Tensor, updates: Tensor, weight: Tenso
 
 
 @torch.no_grad()
-def vocabulary_case(n: int, n_ablations: int, width: int, n_classes: int, device: str) -> Case:
+def test_vocabulary(compare: Compare, gpu: str) -> None:
+    """Of GPT-2: the MLP's units and the vocabulary."""
+    sizes = (64, 64, 3072, 50_257) if gpu == "cuda" else (3, 5, 12, 40)
+    n, n_ablations, width, n_classes = sizes
     torch.manual_seed(0)
-    h, scales = torch.randn(n, width, device=device), torch.randn(n, n_ablations, device=device)
-    updates = torch.randn(n_ablations, width, device=device)
-    weight = torch.randn(n_classes, width, device=device) / width**0.5
+    h, scales = torch.randn(n, width, device=gpu), torch.randn(n, n_ablations, device=gpu)
+    updates = torch.randn(n_ablations, width, device=gpu)
+    weight = torch.randn(n_classes, width, device=gpu) / width**0.5
     arguments = 4 * functional.gelu(h) @ weight.T, h, scales, updates, weight
 
     def modfast_sweep(z: Tensor, h: Tensor, s: Tensor, u: Tensor, w: Tensor) -> Tensor:
@@ -95,10 +93,10 @@ def vocabulary_case(n: int, n_ablations: int, width: int, n_classes: int, device
     peers: dict[str, Callable[..., Tensor]] = {"modfast": modfast_sweep, TORCH: batched}
     for call in peers.values():
         assert_close(call(*few), exact, 1e-3)
-    return Case(
+    compare(
         f"ablations through {width} units and {n_classes} classes, {n} x {n_ablations}",
         {name: torch.no_grad()(partial(call, *arguments)) for name, call in peers.items()},
         {TORCH: 1.0},
         rounds=5,
-        device=device,
+        device=gpu,
     )

@@ -10,13 +10,13 @@ Needs MNIST: set MODFAST_MNIST_ROOT to a folder that torchvision.datasets.MNIST 
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
+import pytest
 import torch
-from compare import Case
+from timing import Compare
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,19 +35,15 @@ TARGETS = {
 VISITS = 100  # of brute force
 
 
-def cases() -> Iterator[Case]:
-    root = os.environ.get("MODFAST_MNIST_ROOT")
-    if not root:
-        print("bench_circuits: MODFAST_MNIST_ROOT names no folder with MNIST: skipped")
-        return
-    data = modfast.data.load("mnist", root=root)
-    plain, clustered = trained(data, 0.0), trained(data, 15.0)
-    own = data.test_y == LABEL
-    x, y = data.test_x[own].flatten(1), data.test_y[own]
-    for before, layer in TARGETS:
-        yield layer_case(plain, before, layer, x, y)
-    yield alone_case(plain, x, y)
-    yield labels_case({"plain": plain, "clustered": clustered}, *data.test)
+@pytest.fixture(scope="module")
+def plain(mnist: modfast.data.Dataset) -> MLP:
+    return trained(mnist, 0.0)
+
+
+@pytest.fixture(scope="module")
+def samples(mnist: modfast.data.Dataset) -> tuple[Tensor, Tensor]:
+    own = mnist.test_y == LABEL
+    return mnist.test_x[own].flatten(1), mnist.test_y[own]
 
 
 def trained(data: modfast.data.Dataset, alpha: float) -> MLP:
@@ -60,28 +56,32 @@ def trained(data: modfast.data.Dataset, alpha: float) -> MLP:
     return model.requires_grad_(False)
 
 
-def visit(model: MLP, layer: str, index: int, x: Tensor, y: Tensor) -> float:
-    """The rise of the loss if a weight is 0; the weight is put back."""
-    weight = model.get_submodule(layer).weight.view(-1)
+def loss_without(model: MLP, weight: Tensor, index: int, x: Tensor, y: Tensor) -> float:
+    """The loss if one of a layer's weights is 0; it is put back."""
     before = weight[index].item()
-    running = float(functional.cross_entropy(model(x), y))
     weight[index] = 0
-    rise = float(functional.cross_entropy(model(x), y)) - running
+    found = float(functional.cross_entropy(model(x), y))
     weight[index] = before
-    return rise
+    return found
 
 
 def brute(model: MLP, layer: str, indices: list[int], x: Tensor, y: Tensor) -> None:
     """Trials of weights: one forward pass each, as the loss before is known."""
     weight = model.get_submodule(layer).weight.view(-1)
     for index in indices:
-        before = weight[index].item()
-        weight[index] = 0
-        float(functional.cross_entropy(model(x), y))
-        weight[index] = before
+        loss_without(model, weight, index, x, y)
 
 
-def layer_case(plain: MLP, before: tuple[str, ...], layer: str, x: Tensor, y: Tensor) -> Case:
+@pytest.mark.short
+@pytest.mark.parametrize(("before", "layer"), TARGETS)
+def test_layer(
+    compare: Compare,
+    plain: MLP,
+    samples: tuple[Tensor, Tensor],
+    before: tuple[str, ...],
+    layer: str,
+) -> None:
+    x, y = samples
     model: MLP = modfast.prune_circuit(plain, x, y, before).apply(plain) if before else plain
     found = modfast.prune_circuit(model, x, y, layer)
     n = found.total
@@ -96,11 +96,13 @@ def layer_case(plain: MLP, before: tuple[str, ...], layer: str, x: Tensor, y: Te
     for index in some.tolist():
         weight.copy_(whole)
         weight[:index][gone[:index]] = 0
-        margin = visit(exact, layer, index, x.double(), y) - found.threshold
+        running = float(functional.cross_entropy(exact(x.double()), y))
+        rise = loss_without(exact, weight, index, x.double(), y) - running
+        margin = rise - found.threshold
         assert abs(margin - float(margins[index])) < 1e-6
         assert abs(margin) < 1e-6 or (margin > 0) != bool(gone[index])
     place = f"after {', '.join(before)}" if before else "of the dense network"
-    return Case(
+    compare(
         f"pruning {layer} {place}, {len(y)} samples",
         {
             "modfast": lambda: modfast.prune_circuit(model, x, y, layer, progress=False),
@@ -112,8 +114,9 @@ def layer_case(plain: MLP, before: tuple[str, ...], layer: str, x: Tensor, y: Te
     )
 
 
-def alone_case(model: MLP, x: Tensor, y: Tensor) -> Case:
+def test_alone(compare: Compare, plain: MLP, samples: tuple[Tensor, Tensor]) -> None:
     """The last layer's trials, with its inputs given."""
+    model, (x, y) = plain, samples
     hidden = model.act2(model.fc2(model.act1(model.fc1(x))))
     weight = model.fc3.weight[None]
     n = weight.numel()
@@ -122,7 +125,7 @@ def alone_case(model: MLP, x: Tensor, y: Tensor) -> Case:
     found = modfast.prune_circuit(model, x, y, "fc3").margins["fc3.weight"].flatten()
     assert torch.equal(modfast.ops.prune_layer(*arguments, order)[0][0], found)
     some = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:VISITS].tolist()
-    return Case(
+    compare(
         f"prune_layer alone, fc3, {len(y)} samples",
         {
             "modfast": lambda: modfast.ops.prune_layer(*arguments, order),
@@ -134,8 +137,9 @@ def alone_case(model: MLP, x: Tensor, y: Tensor) -> Case:
     )
 
 
-def labels_case(models: dict[str, MLP], x: Tensor, y: Tensor) -> Case:
+def test_labels(compare: Compare, plain: MLP, mnist: modfast.data.Dataset) -> None:
     """All ten labels, the whole network, clustered and plain."""
+    models, (x, y) = {"plain": plain, "clustered": trained(mnist, 15.0)}, mnist.test
     circuits = {
         name: modfast.prune_circuit(model, x, y, labels="all") for name, model in models.items()
     }
@@ -144,7 +148,7 @@ def labels_case(models: dict[str, MLP], x: Tensor, y: Tensor) -> Case:
             alone = circuit.apply(model)(x[y == label]).double()
             loss = functional.cross_entropy(alone, y[y == label])
             assert abs(float(loss) - float(circuit.loss)) < 1e-6
-    return Case(
+    compare(
         "circuits of all ten labels, clustered and plain, 10,000 samples",
         {
             "modfast": lambda: [

@@ -7,11 +7,11 @@ normal numbers, four fifths of them zeros, as pixels are; the network was not tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 
+import pytest
 import torch
-from compare import Case
+from timing import Compare
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,14 +26,6 @@ VISITS = 100  # of brute force
 THRESHOLD = 1e-4
 # The operator's inputs, weights, biases, targets and sizes.
 Network = tuple[Tensor, list[Tensor], list[Tensor], Tensor, Tensor]
-
-
-def gpu_cases(device: str) -> Iterator[partial[Case]]:
-    large = device == "cuda"
-    for n, n_groups in ((10_000, 10), (1000, 1)) if large else ((40, 2),):
-        for layer in LAYERS:
-            width = 784 if large else 12
-            yield partial(pruning_case, layer, n, n_groups, width, device)
 
 
 def network(layer: str, n: int, n_groups: int, width: int, device: str) -> Network:
@@ -67,12 +59,18 @@ def brute(weights: list[Tensor], indices: list[int], x: Tensor, targets: Tensor)
         first[index] = before
 
 
+@pytest.mark.short
+@pytest.mark.parametrize(("n", "n_groups"), [(10_000, 10), (1000, 1)])
+@pytest.mark.parametrize("layer", LAYERS)
 @torch.no_grad()
-def pruning_case(layer: str, n: int, n_groups: int, width: int, device: str) -> Case:
-    arguments = network(layer, n, n_groups, width, device)
+def test_pruning(compare: Compare, gpu: str, layer: str, n: int, n_groups: int) -> None:
+    least = {BRUTE: TARGET} if n_groups == 10 else {}
+    width = 784 if gpu == "cuda" else 12
+    n, n_groups = (n, n_groups) if gpu == "cuda" else (40, 2)
+    arguments = network(layer, n, n_groups, width, gpu)
     x, groups, _, targets, _ = arguments
     n_weights = groups[0][0].numel()
-    order = torch.arange(n_weights, device=device)
+    order = torch.arange(n_weights, device=gpu)
     found = [each.cpu() for each in ops.prune_layer(*arguments, order, None, THRESHOLD)]
     some = torch.randperm(n_weights, generator=torch.Generator().manual_seed(0))[:VISITS]
     check(arguments, found, some[:20].sort().values.tolist())
@@ -84,15 +82,15 @@ def pruning_case(layer: str, n: int, n_groups: int, width: int, device: str) -> 
             rows = slice(g * per_group, (g + 1) * per_group)
             brute([each.clone() for each in weights], some.tolist(), x[rows], targets[rows])
 
-    return Case(
+    compare(
         f"pruning {layer}, {n_groups} groups of {per_group} samples",
         {
             "modfast": lambda: ops.prune_layer(*arguments, order, None, THRESHOLD),
             BRUTE: brute_force,
         },
-        {BRUTE: TARGET} if n_groups == 10 else {},
+        least,
         rounds=3,
-        device=device,
+        device=gpu,
         parts={BRUTE: len(some) / n_weights},
     )
 

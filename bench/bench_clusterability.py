@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-
+import pytest
 import torch
-from compare import Case, in_turn, n_inputs
+from timing import Compare, in_turn, n_inputs
 from torch import Tensor
 
 import modfast
@@ -16,6 +14,11 @@ from modfast._extension import has_ops
 PLAIN, NOTEBOOK = "torch, cached float mask", "notebook, mask rebuilt"
 # size -> least ratio of plain torch with a cached mask, of the notebook's way
 TARGETS = {64: (1.5, 5.0), 512: (8.0, 25.0), 4096: (20.0, 28.0)}
+LARGEST = 8192
+GPU_SIZES = pytest.mark.parametrize(
+    ("n", "dtype"),
+    [*((n, torch.float32) for n in (512, 4096, LARGEST)), (LARGEST, torch.bfloat16)],
+)
 # How far plain torch may be off, relatively and in units of the largest element. Its sums have the
 # precision of the weight: in float32 they are off by more than ours at 4096.
 CLOSE = {torch.float32: (1e-3, 1e-4), torch.bfloat16: (2**-5, 2**-6)}
@@ -23,35 +26,28 @@ CLOSE = {torch.float32: (1e-3, 1e-4), torch.bfloat16: (2**-5, 2**-6)}
 ELEMENT = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
 
 
-def cases() -> Iterator[Case]:
-    for n, (plain, notebook) in TARGETS.items():
-        yield autograd_case(n, {PLAIN: plain, NOTEBOOK: notebook})
-    for n in TARGETS:
-        yield kernels_case(n)
-    yield gpt2_case()
+@pytest.mark.short
+@pytest.mark.parametrize("n", TARGETS)
+def test_both(compare: Compare, n: int) -> None:
+    plain, notebook = TARGETS[n]
+    both(compare, n, {PLAIN: plain, NOTEBOOK: notebook}, "cpu", torch.float32, True)
 
 
-def gpu_cases(device: str) -> Iterator[partial[Case]]:
-    sizes = (512, 4096, 8192) if device == "cuda" else (64, 128, 256)
-    for n in sizes:
-        largest = n == sizes[-1]
-        ceiling = {"ceiling": 0.8} if largest else {}
-        for dtype in (torch.float32, torch.bfloat16) if largest else (torch.float32,):
-            # The notebook's way of making the mask only where it takes longest.
-            targets = {PLAIN: 5.0} if largest else {}
-            yield partial(autograd_case, n, targets, device, dtype, notebook=largest)
-            yield partial(sums_case, n, ceiling, device, dtype)
-            yield partial(gradient_case, n, ceiling, device, dtype)
-    yield partial(gpt2_case, device)
+@GPU_SIZES
+def test_both_gpu(compare: Compare, gpu: str, n: int, dtype: torch.dtype) -> None:
+    """The notebook's way of making the mask only where it takes longest."""
+    targets = {PLAIN: 5.0} if n == LARGEST else {}
+    both(compare, n if gpu == "cuda" else n // 32, targets, gpu, dtype, bool(targets))
 
 
-def autograd_case(
+def both(
+    compare: Compare,
     n: int,
     targets: dict[str, float],
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    notebook: bool = True,
-) -> Case:
+    device: str,
+    dtype: torch.dtype,
+    notebook: bool,
+) -> None:
     torch.manual_seed(0)
     weights = [w.requires_grad_() for w in random_weights(n, device, dtype)]
     clusters = modfast.Clusters.equal(n, n, 4).to(device)
@@ -85,7 +81,7 @@ def autograd_case(
         torch.testing.assert_close(
             grad.double(), exact, rtol=relative, atol=absolute * exact.abs().max()
         )
-    return Case(
+    compare(
         f"clusterability, forward + backward, {shape_words(n, dtype)}",
         {name: in_turn(call, weights) for name, call in peers.items()},
         targets,
@@ -107,15 +103,22 @@ def exact_sums_and_gradient(weight: Tensor, clusters: modfast.Clusters) -> tuple
     return sums, reference.cluster_penalty_backward(one, exact, clusters.labels, sums, 1.0)[0]
 
 
+def ceiling(n: int) -> dict[str, float]:
+    """The least share of it, where the weight is large."""
+    return {"ceiling": 0.8} if n == LARGEST else {}
+
+
 def shape_words(n: int, dtype: torch.dtype) -> str:
     return f"{n} x {n}" + ("" if dtype == torch.float32 else f", {str(dtype)[6:]}")
 
 
-def sums_case(n: int, targets: dict[str, float], device: str, dtype: torch.dtype) -> Case:
+@GPU_SIZES
+def test_sums_gpu(compare: Compare, gpu: str, n: int, dtype: torch.dtype) -> None:
     """The sums alone: the weight is read once."""
+    targets, n = ceiling(n), n if gpu == "cuda" else n // 32
     torch.manual_seed(0)
-    weights = random_weights(n, device, dtype)
-    clusters = modfast.Clusters.equal(n, n, 4).to(device)
+    weights = random_weights(n, gpu, dtype)
+    clusters = modfast.Clusters.equal(n, n, 4).to(gpu)
     labels, mask = clusters.labels, clusters.mask().to(dtype)
     forward = torch.ops.modfast.cluster_penalty.default
 
@@ -130,25 +133,27 @@ def sums_case(n: int, targets: dict[str, float], device: str, dtype: torch.dtype
     torch.testing.assert_close(
         plain(weights[0]).double(), reference.ratio(exact)[0], rtol=CLOSE[dtype][0], atol=0
     )
-    return Case(
+    compare(
         f"cluster_penalty alone, {shape_words(n, dtype)}",
         {
             "modfast": in_turn(lambda weight: forward([weight], labels, 1.0), weights),
             PLAIN: in_turn(plain, weights),
         },
         targets,
-        device=device,
+        device=gpu,
         bytes=weights[0].nbytes,
     )
 
 
-def gradient_case(n: int, targets: dict[str, float], device: str, dtype: torch.dtype) -> Case:
+@GPU_SIZES
+def test_gradient_gpu(compare: Compare, gpu: str, n: int, dtype: torch.dtype) -> None:
     """The gradient alone, from sums that are known: the weight is read and its gradient written."""
+    targets, n = ceiling(n), n if gpu == "cuda" else n // 32
     torch.manual_seed(0)
-    weights = random_weights(n, device, dtype)
-    clusters = modfast.Clusters.equal(n, n, 4).to(device)
+    weights = random_weights(n, gpu, dtype)
+    clusters = modfast.Clusters.equal(n, n, 4).to(gpu)
     labels, mask = clusters.labels, clusters.mask().to(dtype)
-    one = torch.ones((), device=device)
+    one = torch.ones((), device=gpu)
     backward = torch.ops.modfast.cluster_penalty_backward.default
     sums, exact = exact_sums_and_gradient(weights[0], clusters)
     value, slope = reference.ratio(sums)[0].to(dtype), (2 / sums[0, 1]).to(dtype)
@@ -165,16 +170,17 @@ def gradient_case(n: int, targets: dict[str, float], device: str, dtype: torch.d
     torch.testing.assert_close(
         plain(weights[0]).double(), exact, rtol=relative, atol=absolute * largest
     )
-    return Case(
+    compare(
         f"cluster_penalty_backward alone, {shape_words(n, dtype)}",
         {"modfast": in_turn(ours, weights), PLAIN: in_turn(plain, weights)},
         targets,
-        device=device,
+        device=gpu,
         bytes=2 * weights[0].nbytes,
     )
 
 
-def kernels_case(n: int) -> Case:
+@pytest.mark.parametrize("n", TARGETS)
+def test_kernels(compare: Compare, n: int) -> None:
     """The two operators alone, beside the rates of reading and of a triad."""
     assert has_ops()
     weight, out = torch.randn(n, n), torch.empty(n, n)
@@ -188,7 +194,7 @@ def kernels_case(n: int) -> Case:
         forward([weight], labels, 1.0)
         backward(one, [weight], labels, sums, 1.0)
 
-    return Case(
+    compare(
         f"cluster_penalty and its gradient alone, {n} x {n}",
         {
             "modfast": ours,
@@ -200,7 +206,8 @@ def kernels_case(n: int) -> Case:
     )
 
 
-def gpt2_case(device: str = "cpu") -> Case:
+@pytest.mark.short
+def test_gpt2(compare: Compare, device: str) -> None:
     """The MLP weights of GPT-2: one call for twelve, against twelve calls, and plain torch."""
     torch.manual_seed(0)
     weights = [torch.randn(3072, 768, device=device, requires_grad=True) for _ in range(12)]
@@ -234,7 +241,7 @@ def gpt2_case(device: str = "cpu") -> Case:
             torch.testing.assert_close(
                 grad.double(), exact, rtol=1e-3, atol=1e-4 * exact.abs().max()
             )
-    return Case(
+    compare(
         "GPT-2-size weight list (12 of 3072 x 768), forward + backward",
         {"modfast, one call": ours, "modfast, twelve calls": twelve, "torch, cached mask": plain},
         rounds=9,

@@ -6,10 +6,10 @@ The ratio to a forward pass of one image is below 1 where modfast takes longer t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
+import pytest
 import torch
-from compare import Case
+from timing import Compare
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,13 +19,6 @@ DENSE, ROUGH = "dense matrix, torch", "dense matrix, torch, float32"
 CONVOLUTIONS = "transposed convolutions, every position"
 FORWARD = "forward pass of one image"
 PERTURBED = "scikit-learn loop over pairs"
-
-
-def cases() -> Iterator[Case]:
-    yield small_case()
-    yield large_case()
-    yield from network_cases()
-    yield perturbation_case()
 
 
 def bits(n_rows: int, entropy: Tensor, column: Tensor) -> list[float]:
@@ -76,15 +69,16 @@ def check(ours: list[float], theirs: list[float], error: float) -> None:
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < error, (ours, theirs)
 
 
+@pytest.mark.short
 @torch.no_grad()
-def small_case() -> Case:
+def test_convolution(compare: Compare) -> None:
     torch.manual_seed(0)
     conv, shape = nn.Conv2d(3, 16, 3, padding=1).eval(), (3, 28, 28)
     check(found(conv, shape), dense(conv, shape, torch.float64), 1e-9)
     # As many digits take a matrix in float64.
     check(found(conv, shape), dense(conv, shape, torch.float32), 1e-4)
     check(found(conv, shape), convolutions(conv, shape), 1e-9)
-    return Case(
+    compare(
         "effective information, conv 3 to 16, 3 x 3, 28 x 28",
         {
             "modfast": lambda: found(conv, shape),
@@ -98,11 +92,11 @@ def small_case() -> Case:
 
 
 @torch.no_grad()
-def large_case() -> Case:
+def test_large_convolution(compare: Compare) -> None:
     torch.manual_seed(0)
     conv, shape = nn.Conv2d(64, 128, 3, stride=2, padding=1).eval(), (64, 56, 56)
     check(found(conv, shape), convolutions(conv, shape), 1e-9)
-    return Case(
+    compare(
         "effective information, conv 64 to 128, 3 x 3, stride 2, 56 x 56",
         {
             "modfast": lambda: found(conv, shape),
@@ -111,38 +105,33 @@ def large_case() -> Case:
     )
 
 
-def network_cases() -> Iterator[Case]:
+@pytest.mark.short
+@pytest.mark.parametrize("name", ["ResNet-18", "VGG-11"])
+def test_network(compare: Compare, name: str) -> None:
     """The forward pass that finds the shapes is part of modfast's time."""
-    try:
-        from torchvision.models import resnet18, vgg11
-    except (ImportError, RuntimeError) as error:
-        print(f"torchvision cannot be imported here: {error}")
-        return
+    models = pytest.importorskip("torchvision.models", exc_type=(ImportError, RuntimeError))
+    torch.manual_seed(0)
+    model = getattr(models, name.lower().replace("-", ""))(weights=None).eval()
     x = torch.zeros(1, 3, 224, 224)
-    targets = {"ResNet-18": 1 / 3, "VGG-11": None}
-    for (name, target), make in zip(targets.items(), (resnet18, vgg11), strict=True):
-        torch.manual_seed(0)
-        model = make(weights=None).eval()
-        layers = modfast.effective_information(model, (3, 224, 224)).layers
-        module = model.get_submodule(layers[0].name)
-        assert isinstance(module, nn.Conv2d)
-        with torch.no_grad():
-            alone = convolutions(module, (3, 224, 224))
-        check([layers[0].ei, layers[0].determinism, layers[0].degeneracy], alone, 1e-9)
-        yield Case(
-            f"effective information, {name}, 224 x 224",
-            {
-                "modfast": lambda model=model: found(model, (3, 224, 224)),
-                FORWARD: torch.no_grad()(lambda model=model: model(x)),
-            },
-            {} if target is None else {FORWARD: target},
-        )
+    layers = modfast.effective_information(model, (3, 224, 224)).layers
+    module = model.get_submodule(layers[0].name)
+    assert isinstance(module, nn.Conv2d)
+    with torch.no_grad():
+        alone = convolutions(module, (3, 224, 224))
+    check([layers[0].ei, layers[0].determinism, layers[0].degeneracy], alone, 1e-9)
+    compare(
+        f"effective information, {name}, 224 x 224",
+        {
+            "modfast": lambda: found(model, (3, 224, 224)),
+            FORWARD: torch.no_grad()(lambda: model(x)),
+        },
+        {FORWARD: 1 / 3} if name == "ResNet-18" else {},
+    )
 
 
-def perturbation_case() -> Case:
+def test_perturbation(compare: Compare) -> None:
     """EI by parts of a layer, from 10,000 samples of noise."""
-    from sklearn.metrics import mutual_info_score
-
+    mutual_info_score = pytest.importorskip("sklearn.metrics").mutual_info_score
     torch.manual_seed(0)
     layer, bins, n = nn.Linear(30, 20), 16, 10_000
     options = {"correction": None, "samples": n, "tolerance": None, "progress": False}
@@ -162,7 +151,7 @@ def perturbation_case() -> Case:
         return sum(pairs) / math.log(2)
 
     check([ours()], [loop()], 1e-6)
-    return Case(
+    compare(
         "EI by perturbation, linear 30 to 20, 10,000 samples, 16 bins",
         {"modfast": ours, PERTURBED: loop},
         rounds=5,

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
+import pytest
 import torch
-from compare import Case
-from scipy.special import ndtri
-from scipy.stats import rankdata
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_selection import mutual_info_regression
+from timing import Compare
 from torch import Tensor
 
 import modfast
 from modfast.information.calibration import known_groups
 from modfast.information.kmeans import first_centers, lloyd
 
+sklearn = pytest.importorskip("sklearn")  # and with it scipy
+from scipy.special import ndtri  # noqa: E402
+from scipy.stats import rankdata  # noqa: E402
+from sklearn.cluster import KMeans  # noqa: E402
+from sklearn.exceptions import ConvergenceWarning  # noqa: E402
+from sklearn.feature_selection import mutual_info_regression  # noqa: E402
+
 PLAIN, SKLEARN = "plain Lloyd, all differences", "scikit-learn"
 ITERATIONS = 20
-
-
-def cases() -> Iterator[Case]:
-    yield kmeans_case()
-    yield kmeans_from_nothing_case()
-    yield neighbors_case()
-    yield gaussian_case()
-    yield copula_case()
-    yield jacobian_case()
 
 
 def plain_lloyd(x: Tensor, centers: Tensor) -> Tensor:
@@ -48,7 +41,7 @@ def fitted(x: Tensor, k: int, init: np.ndarray | str) -> KMeans:
         return model.fit(x.numpy())
 
 
-def kmeans_case() -> Case:
+def test_kmeans(compare: Compare) -> None:
     torch.manual_seed(0)
     x, k = torch.randn(10_000, 64), 32
     first = first_centers(x, k, seed=0)
@@ -62,10 +55,10 @@ def kmeans_case() -> Case:
         # Centers in float32 are rounded, which may settle a sample between two of them otherwise.
         assert (call() != codes).double().mean() < 1e-3
     name = f"k-means, 10,000 x 64, 32 codes, {ITERATIONS} steps from given centers"
-    return Case(name, peers, {PLAIN: 10}, rounds=5)
+    compare(name, peers, {PLAIN: 10}, rounds=5)
 
 
-def kmeans_from_nothing_case() -> Case:
+def test_kmeans_from_nothing(compare: Compare) -> None:
     torch.manual_seed(0)
     x, k = torch.randn(10_000, 64), 32
 
@@ -77,10 +70,10 @@ def kmeans_from_nothing_case() -> Case:
     found, theirs = (float(call()) for call in peers.values())
     assert abs(found / theirs - 1) < 0.01
     name = f"k-means++ and {ITERATIONS} steps, 10,000 x 64, 32 codes"
-    return Case(name, peers, {}, rounds=5)
+    compare(name, peers, {}, rounds=5)
 
 
-def neighbors_case() -> Case:
+def test_neighbors(compare: Compare) -> None:
     x, y = known_groups(1, 10_000, 0, 0.5)
     peers = {
         "modfast": lambda: float(modfast.ksg_mutual_information(x, y)),
@@ -90,10 +83,11 @@ def neighbors_case() -> Case:
     }
     found, theirs = (call() for call in peers.values())
     assert abs(found - theirs) < 1e-6
-    return Case("KSG, 10,000 samples of 1 + 1 units", peers, {}, rounds=5)
+    compare("KSG, 10,000 samples of 1 + 1 units", peers, {}, rounds=5)
 
 
-def gaussian_case() -> Case:
+@pytest.mark.short
+def test_gaussian(compare: Compare) -> None:
     torch.manual_seed(0)
     mixing = torch.randn(1000, 1500, dtype=torch.float64)
     covariance = mixing @ mixing.T
@@ -113,10 +107,10 @@ def gaussian_case() -> Case:
 
     torch.testing.assert_close(ours(), loop(), rtol=0, atol=1e-10)
     peers = {"modfast": ours, "torch.slogdet of each pair": loop}
-    return Case("Gaussian, 1,000 units in 100 modules, all pairs", peers, {}, rounds=5)
+    compare("Gaussian, 1,000 units in 100 modules, all pairs", peers, {}, rounds=5)
 
 
-def copula_case() -> Case:
+def test_copula(compare: Compare) -> None:
     x, y = known_groups(8, 10_000, 0, 1.0)
 
     def by_scipy() -> float:
@@ -131,10 +125,11 @@ def copula_case() -> Case:
         "scipy's ranks": by_scipy,
     }
     assert abs(by_scipy() - peers["modfast"]()) < 1e-10
-    return Case("Gaussian copula, 10,000 samples of 8 + 8 units", peers, {}, rounds=7)
+    compare("Gaussian copula, 10,000 samples of 8 + 8 units", peers, {}, rounds=7)
 
 
-def jacobian_case() -> Case:
+@pytest.mark.short
+def test_jacobian(compare: Compare) -> None:
     torch.manual_seed(0)
     model, x = modfast.models.MLP([784, 64, 64, 10]).eval(), torch.randn(256, 784)
     modules = [range(5), range(5, 10)]
@@ -153,4 +148,4 @@ def jacobian_case() -> Case:
 
     assert abs(ours() - loop()) < 1e-5
     peers = {"modfast": ours, "autograd, sample by sample": loop}
-    return Case("Jacobians, 784-64-64-10, 256 samples", peers, {}, rounds=5)
+    compare("Jacobians, 784-64-64-10, 256 samples", peers, {}, rounds=5)

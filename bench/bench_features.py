@@ -7,10 +7,11 @@ notebook's loader has no counterpart and is left out.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
+import pytest
 import torch
-from compare import Case
+from timing import Compare
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,32 +22,19 @@ from modfast.models import MLP
 FORWARD, NOTEBOOK = "forward passes alone", "notebook, a loader pass per unit"
 TOPK, EACH = "forward + torch.topk", "a masked forward pass per edge"
 UNITS, K = 64, 50
+no_grad = torch.no_grad()
 
 
-def cases() -> Iterator[Case]:
-    x, y, root = images()
-    yield every_site_case(x, y)
-    yield one_site_case(x[:10_000], y[:10_000], root)
-    yield alone_case()
-    yield exact_case()
-    yield discovery_case()
-
-
-def images() -> tuple[Tensor, Tensor, str | None]:
-    root = os.environ.get("MODFAST_MNIST_ROOT")
-    if root:
-        return *modfast.data.load("mnist", root=root).train, root
-    print("bench_features: MODFAST_MNIST_ROOT names no folder with MNIST: random images")
-    return torch.randn(60_000, 1, 28, 28), torch.randint(0, 10, (60_000,)), None
+@pytest.fixture(scope="module")
+def images() -> tuple[Tensor, Tensor]:
+    if root := os.environ.get("MODFAST_MNIST_ROOT"):
+        return modfast.data.load("mnist", root=root).train
+    return torch.randn(60_000, 1, 28, 28), torch.randint(0, 10, (60_000,))
 
 
 def network() -> MLP:
     torch.manual_seed(0)
     return MLP([784, UNITS, UNITS, 10], bias=False).eval()
-
-
-def no_grad(call: Callable[[], object]) -> Callable[[], object]:
-    return torch.no_grad()(call)
 
 
 def check(top: modfast.TopActivations, activations: Tensor) -> None:
@@ -55,13 +43,15 @@ def check(top: modfast.TopActivations, activations: Tensor) -> None:
     torch.testing.assert_close(top.values, activations.T.gather(1, top.indices))
 
 
-def every_site_case(x: Tensor, y: Tensor) -> Case:
+@pytest.mark.short
+def test_every_site(compare: Compare, images: tuple[Tensor, Tensor]) -> None:
+    x, y = images
     model, sites = network(), ["fc1", "act1", "fc2", "act2", "fc3"]
     found = modfast.max_activating(model, (x, y), sites)
     for site, activations in modfast.capture(model, x, sites).items():
         check(found[site], activations)
     size = 4096  # as max_activating's own; one pass of all takes as long
-    return Case(
+    compare(
         "top 20 of all 266 units of 784-64-64-10, 60,000 images",
         {
             "modfast": lambda: modfast.max_activating(model, (x, y), sites, progress=False),
@@ -72,7 +62,8 @@ def every_site_case(x: Tensor, y: Tensor) -> Case:
     )
 
 
-def one_site_case(x: Tensor, y: Tensor, root: str | None) -> Case:
+def test_one_site(compare: Compare, images: tuple[Tensor, Tensor]) -> None:
+    x, y = (each[:10_000] for each in images)
     model = network()
     check(
         modfast.max_activating(model, (x, y), "act1", K)["act1"],
@@ -92,11 +83,11 @@ def one_site_case(x: Tensor, y: Tensor, root: str | None) -> Case:
         TOPK: no_grad(forward_and_topk),
     }
     targets, parts = {TOPK: 1.1}, {}
-    if root:
+    if root := os.environ.get("MODFAST_MNIST_ROOT"):
         peers[NOTEBOOK] = no_grad(notebook(model, root, len(x)))
         # One unit of 64 is timed.
         targets[NOTEBOOK], parts[NOTEBOOK] = 5000.0, 1 / UNITS
-    return Case(f"top {K} of {UNITS} units, 10,000 images", peers, targets, rounds=5, parts=parts)
+    compare(f"top {K} of {UNITS} units, 10,000 images", peers, targets, rounds=5, parts=parts)
 
 
 def notebook(model: MLP, root: str, n: int) -> Callable[[], object]:
@@ -119,7 +110,7 @@ def notebook(model: MLP, root: str, n: int) -> Callable[[], object]:
     return run
 
 
-def alone_case() -> Case:
+def test_alone(compare: Compare) -> None:
     x = torch.randn(10_000, UNITS).relu()
     empty = torch.full((UNITS, K), -torch.inf), torch.full((UNITS, K), -1)
 
@@ -129,7 +120,7 @@ def alone_case() -> Case:
         return values
 
     torch.testing.assert_close(ours(), x.topk(K, 0).values.T)
-    return Case(
+    compare(
         f"top {K} alone, {UNITS} units, 10,000 samples",
         {
             "modfast": ours,
@@ -171,8 +162,9 @@ def divergence(p: Tensor, logits: Tensor) -> Tensor:
     return (p.exp() * (p - logits.double().log_softmax(1))).sum(1).mean()
 
 
+@pytest.mark.short
 @torch.no_grad()
-def exact_case() -> Case:
+def test_exact(compare: Compare) -> None:
     model, x, other = pairs()
     found = modfast.attribute_edges(model, x, other, method="exact")
     run, log_p, part = masked(model, x, other), model(x).double().log_softmax(1), 64
@@ -188,7 +180,7 @@ def exact_case() -> Case:
 
     torch.testing.assert_close(some(), found.scores["input", "fc1"][:part, 0], rtol=0, atol=1e-6)
     n = sum(each.numel() for each in found.scores.values())
-    return Case(
+    compare(
         f"exact ablation of {n:,} edges, 64-64-64-10, 64 samples",
         {
             "modfast": lambda: modfast.attribute_edges(
@@ -203,7 +195,7 @@ def exact_case() -> Case:
 
 
 @torch.no_grad()
-def discovery_case() -> Case:
+def test_discovery(compare: Compare) -> None:
     model, x, other = pairs()
     model, x, other = model.double(), x.double(), other.double()
     threshold, part = 1e-5, UNITS
@@ -223,7 +215,7 @@ def discovery_case() -> Case:
         return masks[2]
 
     assert torch.equal(some(10 * UNITS).T, circuit.masks["fc2", "fc3"])
-    return Case(
+    compare(
         f"circuit of {circuit.n_edges:,} of {circuit.n_total:,} edges, 64-64-64-10, 64 samples",
         {
             "modfast": lambda: modfast.discover_circuit(model, x, other, threshold, progress=False),

@@ -5,11 +5,9 @@ Needs MNIST: set MODFAST_MNIST_ROOT to a folder that torchvision.datasets.MNIST 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-
+import pytest
 import torch
-from compare import Case
+from timing import Compare
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,23 +17,18 @@ from modfast.models import MLP
 N_STEPS = 100
 
 
-def cases() -> Iterator[Case]:
-    root = os.environ.get("MODFAST_MNIST_ROOT")
-    if not root:
-        print("bench_fit: MODFAST_MNIST_ROOT names no folder with MNIST: skipped")
-        return
-    import torchvision
-
-    data = modfast.data.load("mnist", root=root)
+@pytest.mark.short
+def test_fit(compare: Compare, mnist: modfast.data.Dataset, mnist_root: str) -> None:
+    torchvision = pytest.importorskip("torchvision")
     # One epoch of so many samples is N_STEPS steps, for every peer.
-    x, y = data.train_x[: 64 * N_STEPS], data.train_y[: 64 * N_STEPS]
+    x, y = mnist.train_x[: 64 * N_STEPS], mnist.train_y[: 64 * N_STEPS]
     transform = torchvision.transforms.Compose(
         [
             torchvision.transforms.ToTensor(),
             torchvision.transforms.Normalize((0.1307,), (0.3081,)),
         ]
     )
-    images = torchvision.datasets.MNIST(root, train=True, transform=transform)
+    images = torchvision.datasets.MNIST(mnist_root, train=True, transform=transform)
     loader = torch.utils.data.DataLoader(
         torch.utils.data.Subset(images, range(len(x))), batch_size=64, shuffle=True
     )
@@ -91,7 +84,7 @@ def cases() -> Iterator[Case]:
 
     for p, q in zip(ours().parameters(), plain().parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
-    yield Case(
+    compare(
         f"MNIST training, 784-64-64-10, {N_STEPS} steps of 64",
         {
             "modfast.fit + Modularity": ours,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import boost_histogram
-import fast_histogram
 import numpy as np
+import pytest
 import torch
-from compare import Case
-from sklearn.metrics import mutual_info_score
+from timing import Compare
 from torch import Tensor
-from torchmetrics.functional.clustering import mutual_info_score as torchmetrics_score
 
 import modfast
 from modfast import ops
 
+boost_histogram = pytest.importorskip("boost_histogram")
+fast_histogram = pytest.importorskip("fast_histogram")
+
+# Elsewhere torch's int8 product is a plain loop, a hundred times as slow as that of float32.
+FAST_INT8 = torch.cpu._is_vnni_supported()
 # bins -> least ratios for 10,000 samples of 128 x 128 columns
 PAIR_TARGETS = {
     10: {
@@ -26,17 +28,6 @@ PAIR_TARGETS = {
     },
     32: {"scikit-learn loop": 3000, "torch one-hot, float32 product": 100},
 }
-
-
-def cases() -> Iterator[Case]:
-    for bins, targets in PAIR_TARGETS.items():
-        yield pairs_case(bins, targets)
-    yield large_case()
-    yield flat_case()
-    for bins in (10, 32, 64, 128, 256):
-        yield one_pair_case(bins)
-    yield notebook_case()
-    yield modularity_case()
 
 
 def codes(n: int, d: int, bins: int, seed: int) -> Tensor:
@@ -68,7 +59,10 @@ def product_information(
     return information_of(counts.view(x.shape[1], bins, y.shape[1], bins).transpose(1, 2))
 
 
-def pairs_case(bins: int, targets: dict[str, float]) -> Case:
+@pytest.mark.parametrize("bins", [pytest.param(10, marks=pytest.mark.short), 32])
+def test_pairs(compare: Compare, bins: int) -> None:
+    mutual_info_score = pytest.importorskip("sklearn.metrics").mutual_info_score
+    clustering = pytest.importorskip("torchmetrics.functional.clustering")
     n, d, some = 10_000, 128, 2  # the loops take the first `some` columns of x and of y
     x, y = codes(n, d, bins, 0), codes(n, d, bins, 1)
     x_columns, y_columns = x.t().contiguous(), y.t().contiguous()
@@ -94,33 +88,37 @@ def pairs_case(bins: int, targets: dict[str, float]) -> Case:
             lambda i, j: float(mutual_info_score(x_columns[i].numpy(), y_columns[j].numpy()))
         ),
         "torchmetrics loop": loop(
-            lambda i, j: float(torchmetrics_score(x_columns[i].long(), y_columns[j].long()))
+            lambda i, j: float(
+                clustering.mutual_info_score(x_columns[i].long(), y_columns[j].long())
+            )
         ),
         "numpy loop": loop(by_numpy),
         "fast-histogram loop": loop(by_fast_histogram),
         "torch one-hot, float32 product": lambda: product_information(
             x, y, bins, torch.float32, torch.mm
         ),
-        "torch one-hot, int8 product": lambda: product_information(
-            x, y, bins, torch.int8, torch._int_mm
-        ),
     }
+    if FAST_INT8:
+        peers["torch one-hot, int8 product"] = lambda: product_information(
+            x, y, bins, torch.int8, torch._int_mm
+        )
     found = ops.pairwise_information(x, y, bins, bins)[0]
     for call in peers.values():
         answer = call()
         assert isinstance(answer, Tensor)
         torch.testing.assert_close(answer, found[: len(answer), : len(answer)], rtol=0, atol=1e-6)
     part = some**2 / d**2
-    return Case(
+    compare(
         f"pairwise information, 10,000 x 128 x 128, {bins} bins",
         peers,
-        targets,
+        {name: least for name, least in PAIR_TARGETS[bins].items() if name in peers},
         rounds=7,
         parts={name: part for name in peers if name.endswith("loop")},
     )
 
 
-def large_case() -> Case:
+@pytest.mark.skipif(not FAST_INT8, reason="this processor has no VNNI for the peer")
+def test_many_pairs(compare: Compare) -> None:
     x, y = codes(60_000, 512, 10, 0), codes(60_000, 512, 10, 1)
 
     def by_product() -> Tensor:
@@ -129,7 +127,7 @@ def large_case() -> Case:
     found = ops.pairwise_information(x, y, 10, 10)[0]
     torch.testing.assert_close(by_product(), found, rtol=0, atol=1e-6)
     name = "torch one-hot, int8 product"
-    return Case(
+    compare(
         "pairwise information, 60,000 x 512 x 512, 10 bins",
         {"modfast": lambda: ops.pairwise_information(x, y, 10, 10), name: by_product},
         {name: 15},
@@ -137,12 +135,12 @@ def large_case() -> Case:
     )
 
 
-def flat_case() -> Case:
+def test_flat(compare: Compare) -> None:
     """The cost of a pair and sample must not grow: 128 units against a 64th of 1,024."""
     small = codes(10_000, 128, 10, 0), codes(10_000, 128, 10, 1)
     large = codes(10_000, 1024, 10, 0), codes(10_000, 1024, 10, 1)
     name = "modfast, 128 units, a 64th of the pairs"
-    return Case(
+    compare(
         "pairwise information alone, 10,000 x 1,024 x 1,024, 10 bins",
         {
             "modfast": lambda: ops.pairwise_information(*large, 10, 10),
@@ -154,7 +152,8 @@ def flat_case() -> Case:
     )
 
 
-def one_pair_case(bins: int) -> Case:
+@pytest.mark.parametrize("bins", [pytest.param(10, marks=pytest.mark.short), 32, 64, 128, 256])
+def test_one_pair(compare: Compare, bins: int) -> None:
     n = 10_000_000
     x, y = (torch.randn(n, 1, generator=torch.Generator().manual_seed(i)) for i in range(2))
     low, high = min(x.min(), y.min()).item(), max(x.max(), y.max()).item()
@@ -207,7 +206,7 @@ def one_pair_case(bins: int) -> Case:
         if isinstance(counts, Tensor):
             # Others round a few values to the other side of an edge.
             assert (counts - exact).abs().sum() < 1e-4 * n, name
-    return Case(
+    compare(
         f"one pair, 10,000,000 samples, {bins} bins",
         peers,
         {"fast-histogram": 6, "boost-histogram, 2 threads": 7, "torch bincount": 15},
@@ -215,7 +214,7 @@ def one_pair_case(bins: int) -> Case:
     )
 
 
-def notebook_case() -> Case:
+def test_notebook(compare: Compare) -> None:
     """The notebook's counts: edges over the whole tensor, two loops over samples and units."""
     x, y = (torch.randn(640, 128, generator=torch.Generator().manual_seed(i)) for i in range(2))
 
@@ -235,7 +234,7 @@ def notebook_case() -> Case:
 
     assert torch.equal(ours(), loop())
     name = "loop over samples and units"
-    return Case(
+    compare(
         "one pair, 640 x 128, the notebook's rule",
         {"modfast": ours, name: loop},
         {name: 5000},
@@ -243,7 +242,8 @@ def notebook_case() -> Case:
     )
 
 
-def modularity_case() -> Case:
+@pytest.mark.short
+def test_modularity(compare: Compare) -> None:
     """Ten random modules of a 784-128-128-10 network, as in the notebook."""
     generator = torch.Generator().manual_seed(0)
     sites = {
@@ -287,7 +287,7 @@ def modularity_case() -> Case:
     expected = torch.stack([found.c2[0], found.c3[0]])
     torch.testing.assert_close(expected, loop(), rtol=1e-5, atol=1e-6)
     name = "notebook's loops"
-    return Case(
+    compare(
         "modularity measures of ten modules, 640 samples",
         {
             "modfast": lambda: ours("uniform"),

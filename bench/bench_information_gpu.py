@@ -5,31 +5,20 @@ Apart from bench_information.py, whose peers are libraries for the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-
+import pytest
 import torch
-from compare import Case, in_turn, n_inputs
+from timing import Compare, in_turn, n_inputs
 from torch import Tensor
 
 from modfast import ops, reference
 
 COPY = {"ceiling": 0.8}
+BINS = pytest.mark.parametrize("bins", [10, 128])
 PRODUCT = "torch int8 product of one-hot codes, alone"
 
 
-def gpu_cases(device: str) -> Iterator[partial[Case]]:
-    large = device == "cuda"
-    n, d = (2**19, 256) if large else (500, 16)
-    for dtype in (torch.float32, torch.bfloat16):
-        for found in (False, True):
-            yield partial(digitize_case, n, d, dtype, found, device)
-    for bins in (10, 128):
-        yield partial(binned_case, n, d, bins, device)
-        yield partial(joint_case, n, 4 * d, bins, device)
-    for samples, units in [(60_000, 512), (100_000, 4096)] if large else [(64, 32)]:
-        yield partial(pairs_case, samples, units, 10, {"ceiling": 0.6}, device)
-    yield partial(pairs_case, *((60_000, 512) if large else (64, 32)), 32, {}, device)
+def size(gpu: str) -> tuple[int, int]:
+    return (2**19, 256) if gpu == "cuda" else (500, 16)
 
 
 def values(n: int, d: int, dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -38,11 +27,14 @@ def values(n: int, d: int, dtype: torch.dtype, device: str) -> list[Tensor]:
     return [torch.randn(n, d, device=device).to(dtype) for _ in range(count)]
 
 
-def digitize_case(n: int, d: int, dtype: torch.dtype, found: bool, device: str) -> Case:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("found", [False, True])
+def test_digitize(compare: Compare, gpu: str, dtype: torch.dtype, found: bool) -> None:
     """Each column with its range, given or found; torch only searches among given edges."""
+    n, d = size(gpu)
     torch.manual_seed(0)
-    xs = values(n, d, dtype, device)
-    limits = torch.tensor([[-2.0, 2.0]], device=device).repeat(d, 1)
+    xs = values(n, d, dtype, gpu)
+    limits = torch.tensor([[-2.0, 2.0]], device=gpu).repeat(d, 1)
     edges = reference.inner_edges(limits[:1], 10)[0].to(dtype)
     given = None if found else limits
     codes, _, _ = ops.digitize(xs[0], 10, given, per_column=True)
@@ -50,22 +42,24 @@ def digitize_case(n: int, d: int, dtype: torch.dtype, found: bool, device: str) 
         xs[0][:, :2], 10, None if found else limits[:2], True, "uniform"
     )
     assert torch.equal(codes[:, :2], expected)
-    return Case(
+    compare(
         f"digitize, {n} x {d}, {str(dtype)[6:]}, ranges {'found' if found else 'given'}",
         {
             "modfast": in_turn(lambda x: ops.digitize(x, 10, given, per_column=True), xs),
             "torch.bucketize": in_turn(lambda x: torch.bucketize(x, edges, out_int32=True), xs),
         },
         COPY,
-        device=device,
+        device=gpu,
         bytes=(2 if found else 1) * xs[0].nbytes + codes.nbytes,
     )
 
 
-def binned_case(n: int, d: int, bins: int, device: str) -> Case:
+@BINS
+def test_binned(compare: Compare, gpu: str, bins: int) -> None:
+    n, d = size(gpu)
     torch.manual_seed(0)
-    xs, ys = (values(n, d, torch.float32, device) for _ in range(2))
-    limits = torch.tensor([[-4.0, 4.0]], device=device)
+    xs, ys = (values(n, d, torch.float32, gpu) for _ in range(2))
+    limits = torch.tensor([[-4.0, 4.0]], device=gpu)
 
     def ours(pair: tuple[Tensor, Tensor]) -> Tensor:
         return ops.binned_histogram(*pair, bins, limits, limits)[0]
@@ -77,11 +71,11 @@ def binned_case(n: int, d: int, bins: int, device: str) -> Case:
     pairs = list(zip(xs, ys, strict=True))
     # Multiplying alone puts a few values on the other side of an edge.
     assert (ours(pairs[0]) - bincount(pairs[0])).abs().sum() <= 1e-4 * xs[0].numel()
-    return Case(
+    compare(
         f"binned_histogram, {n} x {d}, {bins} bins",
         {"modfast": in_turn(ours, pairs), "torch bincount": in_turn(bincount, pairs)},
         COPY,
-        device=device,
+        device=gpu,
         bytes=2 * xs[0].nbytes,
     )
 
@@ -92,11 +86,13 @@ def random_codes(n: int, d: int, bins: int, device: str) -> Tensor:
     return ops.digitize(x, bins, per_column=True)[0]
 
 
-def joint_case(n: int, d: int, bins: int, device: str) -> Case:
+@BINS
+def test_joint(compare: Compare, gpu: str, bins: int) -> None:
+    n, d = size(gpu)[0], 4 * size(gpu)[1]
     torch.manual_seed(0)
     pairs = [
-        (random_codes(n, d, bins, device), random_codes(n, d, bins, device))
-        for _ in range(n_inputs(2 * n * d, device))
+        (random_codes(n, d, bins, gpu), random_codes(n, d, bins, gpu))
+        for _ in range(n_inputs(2 * n * d, gpu))
     ]
 
     def ours(pair: tuple[Tensor, Tensor]) -> Tensor:
@@ -107,11 +103,11 @@ def joint_case(n: int, d: int, bins: int, device: str) -> Case:
         return torch.bincount(cells.flatten(), minlength=bins**2).view(bins, bins)
 
     assert torch.equal(ours(pairs[0]), bincount(pairs[0]))
-    return Case(
+    compare(
         f"joint_histogram, aligned, {n} x {d}, {bins} bins",
         {"modfast": in_turn(ours, pairs), "torch bincount": in_turn(bincount, pairs)},
         COPY,
-        device=device,
+        device=gpu,
         bytes=2 * n * d,
     )
 
@@ -124,22 +120,27 @@ def one_hot(codes: Tensor, bins: int) -> Tensor:
     return found.flatten(0, 1)
 
 
-def pairs_case(n: int, d: int, bins: int, targets: dict[str, float], device: str) -> Case:
+@pytest.mark.short
+@pytest.mark.parametrize(
+    ("n", "d", "bins"), [(60_000, 512, 10), (100_000, 4096, 10), (60_000, 512, 32)]
+)
+def test_pairs(compare: Compare, gpu: str, n: int, d: int, bins: int) -> None:
     """`ops` are those of the product of one-hot codes, whose operands are made beforehand."""
+    n, d = (n, d) if gpu == "cuda" else (64, 32)
     torch.manual_seed(0)
-    x, y = (random_codes(n, d, bins, device) for _ in range(2))
+    x, y = (random_codes(n, d, bins, gpu) for _ in range(2))
     found = ops.pairwise_information(x, y, bins, bins)[0]
     expected = reference.pairwise_information(x[:, :4], y[:, -4:], bins, bins, None)[0]
     torch.testing.assert_close(found[:4, -4:], expected, rtol=1e-9, atol=1e-12)
     a, b = one_hot(x, bins), one_hot(y, bins).t()
-    return Case(
+    compare(
         f"pairwise_information, {n} x {d} x {d}, {bins} bins",
         {
             "modfast": lambda: ops.pairwise_information(x, y, bins, bins),
             PRODUCT: lambda: torch._int_mm(a, b),
         },
-        targets,
+        {"ceiling": 0.6} if bins == 10 else {},
         rounds=5,
-        device=device,
+        device=gpu,
         ops=2 * n * (d * bins) ** 2,
     )

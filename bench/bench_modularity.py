@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
+import pytest
 import torch
-from compare import Case
+from timing import Compare
 from torch import nn
 
 import modfast
@@ -17,32 +16,12 @@ from modfast import reference
 # A step with the penalty may cost 1.15 times torch's step without any.
 TARGET = 1 / 1.15
 # name, torch's class, options, and how many arrays of the weights' size a step reads or writes
-BASES: list[tuple[str, Any, dict[str, Any], int]] = [
+Base = tuple[str, Any, dict[str, Any], int]
+BASES: list[Base] = [
     ("sgd", torch.optim.SGD, {}, 3),
     ("sgd", torch.optim.SGD, {"momentum": 0.9}, 5),
     ("adam", torch.optim.Adam, {}, 7),
 ]
-
-
-def cases() -> Iterator[Case]:
-    mlp, large = models(4096)
-    for base in BASES:
-        yield step_case("784-64-64-10 MLP", mlp, "fc2", *base)
-    for base in BASES:
-        yield step_case("one 4096 x 4096 weight", large, "0", *base)
-
-
-def gpu_cases(device: str) -> Iterator[partial[Case]]:
-    n = 4096 if device == "cuda" else 256
-    mlp, large = (model.to(device) for model in models(n))
-    for base in BASES:
-        yield partial(step_case, "784-64-64-10 MLP", mlp, "fc2", *base)
-        yield partial(step_case, f"one {n} x {n} weight", large, "0", *base)
-
-
-def models(n: int) -> tuple[nn.Module, nn.Module]:
-    mlp = modfast.models.MLP([784, 64, 64, 10], bias=False)
-    return mlp, nn.Sequential(nn.Linear(n, n, bias=False))
 
 
 def with_gradients(model: nn.Module) -> nn.Module:
@@ -54,19 +33,20 @@ def with_gradients(model: nn.Module) -> nn.Module:
     return model
 
 
-def step_case(
-    title: str,
-    model: nn.Module,
-    layer: str,
-    base: str,
-    torch_class: Any,
-    options: dict[str, Any],
-    arrays: int,
-) -> Case:
-    check_step(model, layer, base, torch_class, options)
+@pytest.mark.short
+@pytest.mark.parametrize("base", BASES, ids=["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("n", [64, 4096])
+def test_step(compare: Compare, device: str, base: Base, n: int) -> None:
+    name, torch_class, options, arrays = base
+    title, layer, model = f"one {n} x {n} weight", "0", nn.Sequential(nn.Linear(n, n, False))
+    if n == 64:
+        title, layer = "784-64-64-10 MLP", "fc2"
+        model = modfast.models.MLP([784, n, n, 10], bias=False)
+    model.to(device)
+    check_step(model, layer, name, torch_class, options)
     ours, theirs = with_gradients(model), with_gradients(model)
     optimizer = modfast.Modularity(
-        ours.named_parameters(), lr=1e-3, layers=layer, base=base, **options
+        ours.named_parameters(), lr=1e-3, layers=layer, base=name, **options
     )
     plain = torch_class(theirs.parameters(), lr=1e-3, fused=True, **options)
 
@@ -81,12 +61,12 @@ def step_case(
     for group in optimizer.param_groups:
         group["alpha"] = alpha
     words = " ".join(f"{key}={value}" for key, value in options.items())
-    return Case(
-        f"step of {base} {words}".strip() + f", {title}",
+    compare(
+        f"step of {name} {words}".strip() + f", {title}",
         {"modfast, with penalty": optimizer.step, "torch fused, without": plain.step},
         {"torch fused, without": TARGET},
         rounds=21,
-        device=next(ours.parameters()).device.type,
+        device=device,
         bytes=arrays * sum(p.nbytes for p in ours.parameters()),
     )
 

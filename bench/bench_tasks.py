@@ -6,10 +6,11 @@ them; their times are scaled to all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
+import pytest
 import torch
-from compare import Case
+from timing import Compare, Peers
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,37 +24,43 @@ N_MODELS, N_EPOCHS = 100, 1000
 EPOCHS = 100
 
 
-def cases() -> Iterator[Case]:
-    data = modfast.data.load("physics")
+@pytest.fixture(scope="module")
+def data() -> modfast.data.Dataset:
+    return modfast.data.load("physics")
+
+
+def test_training(compare: Compare, data: modfast.data.Dataset) -> None:
     check_training(data.train)
     check_study(data)
 
     def ours() -> object:
         return modfast.TaskStudy.train(data.train, SIZES, N_MODELS, EPOCHS, seed=0, progress=False)
 
-    # Each: what it runs, and for how many networks times epochs.
-    peers = {
-        "torch, one by one": (lambda: single(0, data.train, 20), 20),
-        "... on one thread": (lambda: on_one_thread(single, 0, data.train, 20), 20),
-        "... on one thread, fused Adam": (
-            lambda: on_one_thread(single, 0, data.train, 20, True),
-            20,
-        ),
-        "torch, stacked, autograd": (lambda: stacked(4, data.train, 5), 20),
-        "torch, stacked, by hand": (lambda: by_hand(4, data.train, 5), 20),
+    # Each for as many networks times epochs.
+    some = 20
+    peers: Peers = {
+        "torch, one by one": lambda: single(0, data.train, some),
+        "... on one thread": lambda: on_one_thread(single, 0, data.train, some),
+        "... on one thread, fused Adam": lambda: on_one_thread(single, 0, data.train, some, True),
+        "torch, stacked, autograd": lambda: stacked(4, data.train, some // 4),
+        "torch, stacked, by hand": lambda: by_hand(4, data.train, some // 4),
     }
-    yield Case(
+    compare(
         f"training of {N_MODELS} networks 4-16-16-2 on 8,000 samples, {EPOCHS} epochs",
-        {"modfast.TaskStudy": ours, **{name: call for name, (call, _) in peers.items()}},
+        {"modfast.TaskStudy": ours, **peers},
         {"torch, one by one": 20.0, "... on one thread": 20.0},
         rounds=7,
         block=0.2,
-        parts={name: n / (N_MODELS * EPOCHS) for name, (_, n) in peers.items()},
+        parts=dict.fromkeys(peers, some / (N_MODELS * EPOCHS)),
     )
+
+
+@pytest.mark.short
+def test_distinct(compare: Compare, data: modfast.data.Dataset) -> None:
     grids = modfast.data.physics_grids()
     model = modfast.TaskStudy.train(data.train, SIZES, 1, 300, progress=False).model(0)
     check_distinct(model, grids)
-    yield Case(
+    compare(
         "distinct gradients of one network at its input, two grids of 100 x 100",
         {
             "modfast.compare_tasks": lambda: modfast.compare_tasks(model, grids, "input"),

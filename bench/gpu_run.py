@@ -31,6 +31,7 @@ class Run:
 
     device: str
     work: Path
+    out: Path
     seconds: float
     report: dict[str, Any]
 
@@ -101,12 +102,20 @@ class Run:
             wrong = f"{name}: no test passed on {self.device}"
         return {"error": wrong, **outcome}
 
-    def measure(self, module: str, limit: float) -> tuple[str, list[dict[str, Any]]]:
-        """What went wrong, and the cases that are done."""
-        path = self.work / f"{module}.jsonl"
+    def suite(self, name: str, files: list[str], limit: float) -> tuple[str, list[dict[str, Any]]]:
+        """The suite's ceilings, and the cases for a GPU in files of it, as shipped in the build.
+
+        What went wrong, and the cases that are done, also where a time limit stopped others.
+        """
+        path, folder = self.work / f"{name}.jsonl", self.work / "site" / "modfast" / "bench"
         path.unlink(missing_ok=True)
-        worker = str(Path(__file__).resolve().with_name("gpu_worker.py"))
-        command = [sys.executable, "-X", "faulthandler", worker, module, self.device, str(path)]
-        wrong = self.call(module, command, limit, "")
+        # A rehearsal finds out whether all runs, not how fast.
+        block, rounds = ("0.05", []) if self.device == "cuda" else ("0.002", ["--rounds=3"])
+        options = ["-v", "-o", "faulthandler_timeout=60", "--benchmark-quiet", "--no-targets"]
+        options += ["-k", "gpu or ceilings"]
+        options += [f"--gpu={self.device}", f"--lines={path}", f"--block={block}", *rounds]
+        paths = [str(folder / file) for file in ("bench_ceilings.py", *files)]
+        command = [sys.executable, "-X", "faulthandler", "-m", "pytest", *options, *paths]
+        wrong = self.call(name, command, limit, r" (PASSED|FAILED|ERROR) +\[")
         lines = path.read_text().splitlines() if path.exists() else []
         return wrong, [json.loads(line) for line in lines]

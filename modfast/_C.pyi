@@ -11,6 +11,7 @@ class BuildInfo(TypedDict):
     simd_supported: list[str]
     simd: str
     threads: str
+    cuda_because: str
     cuda_architectures: str
     cuda_toolkit: str
     torch_target: str
@@ -19,9 +20,10 @@ class BuildInfo(TypedDict):
 def build_info() -> BuildInfo:
     """How this library was built, and which SIMD level it uses."""
 
-def set_simd_level(level: str) -> None:
+def set_simd_level(level: str, /) -> None:
     """Chooses the SIMD level of the CPU kernels: "baseline", "avx2" or "avx512".
 
     Raises:
+        TypeError: a level that is no string.
         ValueError: a level that this processor or build lacks.
     """

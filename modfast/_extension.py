@@ -68,7 +68,7 @@ def _load_cuda() -> bool:
     """Loads the CUDA operators where torch has CUDA; warns where a GPU would go unused."""
     if library is None or torch.version.cuda is None:
         return False
-    why = "this modfast was built without a CUDA toolkit"
+    why = ""
     for folder in _library_folders():
         found = sorted(folder.glob("_cuda*.so")) + sorted(folder.glob("_cuda*.pyd"))
         if found:
@@ -79,6 +79,7 @@ def _load_cuda() -> bool:
                 why = f"{found[0].name} could not be loaded ({error})"
                 break
     if torch.cuda.is_available():
+        why = why or f"it was built without them: {library.build_info()['cuda_because']}"
         warnings.warn(
             f"modfast has no CUDA kernels, so CUDA tensors take plain torch: {why}.",
             RuntimeWarning,

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
+
+_MEMORY = (
+    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**36
+)
 
 
 def integer(argument: str, value: SupportsIndex) -> int:
@@ -16,22 +22,28 @@ def integer(argument: str, value: SupportsIndex) -> int:
     Raises:
         TypeError: not an integer.
     """
-    # A protocol's isinstance costs microseconds.
-    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
-        raise TypeError(f"{argument} must be an integer, got {value!r}")
-    return value.__index__()
+    if type(value) is int:  # at once, as a protocol's isinstance costs microseconds
+        return value
+    try:
+        if not isinstance(value, bool) and isinstance(value, SupportsIndex):
+            return value.__index__()
+    except (TypeError, RuntimeError, NotImplementedError):  # a tensor of several, say
+        pass
+    raise TypeError(f"{argument} must be an integer, got {shown(value)}")
 
 
 def count(argument: str, value: SupportsIndex) -> int:
-    """`value` as an int of at least 1.
+    """`value` as an int of at least 1 that int64 holds.
 
     Raises:
         TypeError: not an integer.
-        ValueError: less than 1.
+        ValueError: less than 1, or 2^63 and more.
     """
     found = integer(argument, value)
     if found < 1:
         raise ValueError(f"{argument} must be at least 1, got {value!r}")
+    if found >= 2**63:
+        raise ValueError(f"{argument} must be below 2**63, got {value!r:.40}")
     return found
 
 
@@ -56,10 +68,14 @@ def finite_number(argument: str, value: float) -> float:
         ValueError: NaN or infinite.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{argument} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{argument} must be finite, got {value}")
-    return float(value)
+        raise TypeError(f"{argument} must be a number, got {shown(value)}")
+    try:
+        found = float(value)
+    except OverflowError:  # of a large integer
+        found = math.inf
+    if not math.isfinite(found):
+        raise ValueError(f"{argument} must be finite, got {value!r:.40}")
+    return found
 
 
 def flag(argument: str, value: bool) -> bool:
@@ -69,7 +85,7 @@ def flag(argument: str, value: bool) -> bool:
         TypeError: it is none.
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{argument} must be True or False, got {value!r}")
+        raise TypeError(f"{argument} must be True or False, got {shown(value)}")
     return value
 
 
@@ -81,6 +97,40 @@ def module(argument: str, value: Any) -> None:
     """
     if not isinstance(value, nn.Module):
         raise TypeError(f"{argument} must be a torch.nn.Module, got {type(value).__name__}")
+
+
+def text(argument: str, value: Any) -> str:
+    """`value` as a string.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{argument} must be a string, got {shown(value)}")
+    return value
+
+
+def index(argument: str, value: SupportsIndex, n: int) -> int:
+    """`value` as the place of one of n items; a negative one counts from the last.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: there is none.
+    """
+    found = integer(argument, value)
+    if not -n <= found < n:
+        raise ValueError(f"{argument} must be from {-n} to {n - 1}, got {value!r:.40}")
+    return found
+
+
+def room(argument: str, size: int) -> None:
+    """Refuses what takes more bytes than the machine has.
+
+    Raises:
+        ValueError: it does.
+    """
+    if size > _MEMORY:
+        raise ValueError(f"{argument} must fit into memory, got what takes {size:,} bytes"[:200])
 
 
 def choice(argument: str, value: object, options: Iterable[object]) -> None:
@@ -121,9 +171,9 @@ def integers(argument: str, values: Any) -> Tensor:
         found = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     except (OverflowError, RuntimeError, TypeError, ValueError):
         rule = "integer labels from -2**63 to 2**63 - 1"
-        if all(isinstance(value, SupportsIndex) for value in values):
-            raise ValueError(f"{argument} must be {rule}, got {values!r}") from None
-        raise TypeError(f"{argument} must be {rule}, got {values!r}") from None
+        if isinstance(values, Sequence) and all(isinstance(x, SupportsIndex) for x in values):
+            raise ValueError(f"{argument} must be {rule}, got {values!r:.60}") from None
+        raise TypeError(f"{argument} must be {rule}, got {values!r:.60}") from None
     dense(argument, found)
     counted = not (found.is_floating_point() or found.is_complex()) and found.dtype != torch.bool
     if not counted and (found.numel() or found.dtype == torch.bool):
@@ -139,14 +189,19 @@ def device(argument: str, value: Any) -> torch.device:
 
     Raises:
         TypeError: no device, name or number of one.
-        ValueError: a name that no device has.
+        ValueError: a name that no device here has.
     """
     if not isinstance(value, (torch.device, str, int)) or isinstance(value, bool):
         raise TypeError(f"{argument} must be a torch.device, got {value!r}")
     try:
-        return torch.device(value)
-    except RuntimeError:
-        raise ValueError(f"{argument} must be the name of a device, got {value!r}") from None
+        found = torch.device(value)
+        if found.type != "cpu":
+            torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(
+            f"{argument} must be the name of a device that there is, got {value!r:.60}"
+        ) from None
+    return found
 
 
 def pair(argument: str, data: Any) -> tuple[Tensor, Tensor]:
@@ -170,9 +225,57 @@ def several(argument: str, values: Any) -> list[Any]:
     Raises:
         TypeError: a single value, or a string.
     """
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"{argument} must be several, as a list, got {values!r}")
+    scalar = isinstance(values, Tensor) and values.dim() == 0
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) or scalar:
+        raise TypeError(f"{argument} must be several, as a list, got {shown(values)}")
     return list(values)
+
+
+def path(argument: str, value: Any) -> Path:
+    """`value` as a path.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: one without a name, or with a null byte.
+    """
+    try:
+        found = Path(value)
+    except TypeError:
+        raise TypeError(f"{argument} must be a path, got {shown(value)}") from None
+    if not found.name or "\0" in str(found):
+        raise ValueError(f"{argument} must be the path of a file, got {str(value)!r}")
+    return found
+
+
+def tensor(argument: str, value: Any, *dtypes: torch.dtype) -> None:
+    """Refuses what is no `dense` tensor of one of these types.
+
+    Raises:
+        TypeError: it is none.
+    """
+    dense(argument, value)
+    if dtypes and value.dtype not in dtypes:
+        words = " or ".join(str(each).removeprefix("torch.") for each in dtypes)
+        raise TypeError(f"{argument} must be {words}, got {value.dtype}")
+
+
+def floating(argument: str, value: Any) -> None:
+    """Refuses what is no dense tensor of floating values that can be computed with.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument} must be a floating tensor, got {type(value).__name__}")
+    dense(argument, value)
+    if not value.is_floating_point() or value.itemsize < 2:
+        raise TypeError(f"{argument} must be a floating tensor, got {value.dtype}")
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its type, where that tells more than many numbers."""
+    plain = isinstance(value, (bool, int, float, complex, str, bytes, type(None)))
+    return f"{value!r:.60}" if plain else type(value).__name__
 
 
 def dense(argument: str, tensor: Tensor) -> None:

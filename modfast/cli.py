@@ -1,8 +1,9 @@
-"""The command line: `python -m modfast demo`, `reproduce` and `info`."""
+"""The command line: `python -m modfast demo`, `reproduce`, `bench` and `info`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import sys
@@ -39,13 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name, by default those of this process.
 
     Returns:
-        The exit code: 0 if it went well; 2 for bad input, with one line on standard error.
+        The exit code: 0 if it went well; 2 for bad input, with one line on standard error; of
+        `bench` otherwise pytest's.
 
     Raises:
         SystemExit: for --help and --version, with code 0.
     """
     try:
-        arguments = _parser().parse_args(argv)
+        arguments, rest = (parser := _parser()).parse_known_args(argv)
+        if arguments.command == "bench":
+            return _bench(arguments, rest)
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         commands = {"info": _info, "demo": _demo, "reproduce": _reproduce}
         commands[arguments.command](arguments)
     except _InputError as error:
@@ -98,7 +104,34 @@ def _parser() -> _Parser:
     again.add_argument(
         "--out", metavar="DIR", default="modfast-report", help="(default: %(default)s)"
     )
+    timed = commands.add_parser(
+        "bench",
+        help="time modfast beside its peers on this machine (about five minutes)",
+        description="Checks and times a selection of the benchmark suite, and prints a table with "
+        "the machine. All other options are pytest's, as --benchmark-json=FILE.json, which also "
+        "writes FILE.md, --threads=N, -k WORDS or --collect-only.",
+        epilog="MODFAST_MNIST_ROOT names the folder that holds MNIST/raw, which some cases need.",
+    )
+    timed.add_argument("--all", action="store_true", help="the whole suite (about fifteen minutes)")
+    timed.add_argument("--targets", action="store_true", help="fail where a target is missed")
     return parser
+
+
+def _bench(arguments: argparse.Namespace, options: list[str]) -> int:
+    """Runs the suite: beside the package in a clone, within it where it was installed."""
+    package = Path(modfast.__file__).parent
+    places = [folder / "bench" for folder in (package, package.parent)]
+    suites = [str(folder) for folder in places if (folder / "bench_ceilings.py").exists()]
+    if not suites:
+        raise _InputError(f"the benchmark suite is in none of {', '.join(map(str, places))}")
+    missing = [x for x in ("pytest", "pytest_benchmark") if importlib.util.find_spec(x) is None]
+    if missing:
+        raise _InputError(f"bench needs {' and '.join(missing)}: pip install 'modfast[bench]'")
+    import pytest
+
+    chosen = [] if arguments.all else ["-m", "short"]
+    chosen.append("--targets" if arguments.targets else "--no-targets")
+    return int(pytest.main([suites[0], "--benchmark-quiet", *chosen, *options]))
 
 
 def _defaults(setting: str) -> str:

@@ -105,6 +105,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None, download: bool =
         (torch.Size([8000, 4]), torch.Size([2000, 2]))
     """
     checks.choice("name", name, NAMES)
+    checks.flag("download", download)
     if name == "digits":
         return _digits()
     return _physics() if name == "physics" else _mnist(root, download)
@@ -127,7 +128,7 @@ def physics(n: int, *, eps: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]
         ``[n, 2]``, float32: task A's, then task B's.
 
     Raises:
-        TypeError: ``seed`` is no integer.
+        TypeError: ``n`` or ``seed`` is no integer, ``eps`` no number.
         ValueError: ``n`` is below 1, ``eps`` is outside (0, 1], or no generator takes ``seed``.
 
     Source: Section 7 of the specification.
@@ -139,10 +140,10 @@ def physics(n: int, *, eps: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]
         >>> torch.allclose(x[:, 0] * x[:, 1], y[:, 0])
         True
     """
-    if n < 1:
-        raise ValueError(f"n={n!r}: must be at least 1")
+    n, eps = checks.count("n", n), checks.finite_number("eps", eps)
+    checks.room("n", 48 * n)
     if not 0 < eps <= 1:
-        raise ValueError(f"eps={eps!r}: must lie in (0, 1]")
+        raise ValueError(f"eps must lie in (0, 1], got {eps}")
     generator = torch.Generator("cpu").manual_seed(checks.seed("seed", seed))
     y, u, coin = torch.rand(3, n, 2, generator=generator, dtype=torch.float32, device="cpu")
     x1 = u * (1 - eps) + eps
@@ -173,7 +174,8 @@ def physics_grids(points: int = 100, *, fixed: float = 0.5) -> Tensor:
         >>> physics_grids(2)[1].tolist()
         [[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.0, 1.0], [0.5, 0.5, 1.0, 0.0], [0.5, 0.5, 1.0, 1.0]]
     """
-    line = torch.linspace(0, 1, checks.count("points", points), dtype=torch.float32, device="cpu")
+    checks.room("points", 64 * checks.count("points", points) ** 2)
+    line = torch.linspace(0, 1, points, dtype=torch.float32, device="cpu")
     varied = torch.cartesian_prod(line, line)
     still = torch.full_like(varied, checks.finite_number("fixed", fixed))
     return torch.stack([torch.cat([varied, still], 1), torch.cat([still, varied], 1)])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import SupportsIndex
+from itertools import pairwise
 
 from torch import Tensor, nn
+
+from modfast import checks
 
 __all__ = ["MLP"]
 
@@ -43,6 +45,8 @@ class MLP(nn.Module):
     def __init__(self, sizes: Sequence[int], bias: bool = True) -> None:
         super().__init__()
         self.sizes = _checked_sizes(sizes)
+        checks.flag("bias", bias)
+        checks.room("sizes", sum(8 * a * b for a, b in pairwise(self.sizes)))
         n_layers = len(self.sizes) - 1
         for layer in range(1, n_layers + 1):
             n_in, n_out = self.sizes[layer - 1 : layer + 1]
@@ -59,12 +63,13 @@ class MLP(nn.Module):
 
 
 def _checked_sizes(sizes: object) -> tuple[int, ...]:
-    # NumPy's integers are welcome, so __index__ decides; True has one too, but is no width.
-    if not isinstance(sizes, Sequence) or not all(
-        isinstance(size, SupportsIndex) and not isinstance(size, bool) for size in sizes
-    ):
-        raise TypeError(f"sizes={sizes!r}: must be a sequence of integers, such as [784, 64, 10]")
-    widths = tuple(size.__index__() for size in sizes)
+    try:
+        assert isinstance(sizes, Sequence)
+        widths = tuple(checks.integer("sizes", size) for size in sizes)
+    except (AssertionError, TypeError):
+        raise TypeError(
+            f"sizes={sizes!r}: must be a sequence of integers, such as [784, 64, 10]"
+        ) from None
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"sizes={sizes!r}: must hold at least two widths, each at least 1")
     return widths

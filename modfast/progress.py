@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
+from modfast import checks
+
 Item = TypeVar("Item")
 
 
@@ -13,7 +15,7 @@ def bar(items: Iterable[Item], description: str, shown: bool, delay: float = 0.0
 
     It appears after `delay` seconds.
     """
-    if not shown:
+    if not checks.flag("progress", shown):
         return items
     try:
         from tqdm.auto import tqdm

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 
 from torch import Tensor
 
+from modfast import checks
 from modfast.files import holds_no, load_values, save_values
 
 if TYPE_CHECKING:
@@ -68,8 +69,12 @@ class Result:
         """Writes a file of safetensors, under a temporary name first.
 
         Tensors that are elsewhere are saved as on the CPU.
+
+        Raises:
+            TypeError, ValueError: no path of a file.
+            OSError: it cannot be written.
         """
-        save_values(path, type(self).__name__, self.to_dict())
+        save_values(checks.path("path", path), type(self).__name__, self.to_dict())
 
     @classmethod
     def load(cls: type[R], path: str | os.PathLike[str]) -> R:
@@ -79,7 +84,7 @@ class Result:
             OSError: there is no such file.
             ValueError: the file holds something else, or fields of other types.
         """
-        values = load_values(path, cls.__name__)
+        values = load_values(checks.path("path", path), cls.__name__)
         try:
             found: R = _built(cls, values, "")
             return found

@@ -23,7 +23,7 @@ ROOMS = (
 )
 # From the highest to the lowest: each imports from its own and from lower ones.
 LAYERS = (
-    ("__main__", "cli"),
+    ("__main__", "cli", "bench"),  # the suite, where it was installed with the package
     ("report", "reproduce"),
     ("demo",),
     ("modfast",),  # the public names

@@ -33,6 +33,7 @@ def test_old_name_of_alpha(capsys):
     ]
 
 
+@pytest.mark.slow
 def test_demo_trains_writes_and_tells(tmp_path, capsys):
     needs_plotly()
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
@@ -67,6 +68,7 @@ def test_demo_on_physics_says_that_it_prints_r2(tmp_path, capsys):
     assert "R²" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_demo_on_mnist(mnist_root, tmp_path):
     needs_plotly()
     arguments = ["--data", "mnist", "--root", str(mnist_root), "--epochs", "3"]
@@ -211,6 +213,7 @@ def test_help_and_version_exit_with_zero(capsys):
     assert modfast.__version__ in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_module_runs_as_a_program(tmp_path):
     # The folder that this modfast was imported from, wherever the program runs.
     path = os.pathsep.join([str(Path(modfast.__file__).parents[1]), *sys.path])

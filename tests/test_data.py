@@ -185,11 +185,11 @@ def test_physics_data_set_is_learned():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n=0"),
-        ({"n": -5}, "n=-5"),
-        ({"n": 10, "eps": 0.0}, "eps=0.0"),
-        ({"n": 10, "eps": 1.5}, "eps=1.5"),
-        ({"n": 10, "eps": float("nan")}, "eps=nan"),
+        ({"n": 0}, "n must be at least 1, got 0"),
+        ({"n": -5}, "n must be at least 1, got -5"),
+        ({"n": 10, "eps": 0.0}, "eps must lie in .*got 0.0"),
+        ({"n": 10, "eps": 1.5}, "eps must lie in .*got 1.5"),
+        ({"n": 10, "eps": float("nan")}, "eps must be finite, got nan"),
         ({"n": 10, "seed": 2**64}, "seed must be from -2.63 to 2.64 - 1, got 18446744073709551616"),
     ],
 )

@@ -53,6 +53,7 @@ def test_every_public_name_is_documented_and_callables_have_examples(name: str) 
         assert ">>>" in thing.__doc__
 
 
+@pytest.mark.slow
 def test_readme_example(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)

@@ -31,6 +31,8 @@ def test_unknown_simd_levels_are_refused() -> None:
     assert _extension.library is not None
     with pytest.raises(ValueError, match=r"level must be one of \['baseline'.*got 'mmx'"):
         _extension.library.set_simd_level("mmx")
+    with pytest.raises(TypeError, match=r"level must be a string, got 2"):
+        _extension.library.set_simd_level(2)
 
 
 @pytest.mark.skipif(not _extension.cuda_loaded, reason="modfast's CUDA library is not loaded")
@@ -73,6 +75,7 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_without_the_library_everything_works_with_one_warning(bare_package: Path) -> None:
     # Neither beside the copy nor in an installation elsewhere on the path.
     blocked = (
@@ -96,6 +99,7 @@ def test_without_the_library_everything_works_with_one_warning(bare_package: Pat
 
 
 @needs_library
+@pytest.mark.slow
 def test_a_clone_finds_the_installed_library(bare_package: Path) -> None:
     # `python -m modfast` in a clone imports the clone; its library lies with the installation.
     installed = str(Path(modfast.__file__).parents[1])

@@ -85,6 +85,7 @@ def test_the_plain_network_is_what_torch_alone_trains(result):
     torch.testing.assert_close(result.plain.weight, model.fc2.weight, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_files(tmp_path):
     settings = replace(demo.DEFAULTS["digits"], epochs=1, seed=5)
     before = torch.get_rng_state(), torch.get_num_threads()
@@ -99,6 +100,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path):
     assert report.numbers(other)["plain"] != json.loads(texts[0][1])["plain"]
 
 
+@pytest.mark.slow
 def test_physics_is_reported_as_a_regression():
     settings = replace(demo.DEFAULTS["physics"], epochs=2)
     result = demo.run(settings, progress=False)

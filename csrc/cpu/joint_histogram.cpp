@@ -172,7 +172,7 @@ void count_pairwise(const Codes& x, const Codes& y, int64_t* counts) {
   torch::stable::parallel_for(0, y.d, std::max<int64_t>(1, kPairGrain / std::max<int64_t>(1, y.n)),
                               [&](int64_t begin, int64_t end) {
                                 for (int64_t j = begin; j < end; ++j) {
-                                  copy_column(y, j, &columns[j * y.n * y.width()]);
+                                  copy_column(y, j, columns.data() + j * y.n * y.width());
                                 }
                               });
   torch::stable::parallel_for(0, x.d, 1, [&](int64_t begin, int64_t end) {
@@ -182,7 +182,7 @@ void count_pairwise(const Codes& x, const Codes& y, int64_t* counts) {
       copy_column(x, i, column.data());
       for (int64_t j = 0; j < y.d; ++j) {
         int64_t* to = counts + (i * y.d + j) * n_cells;
-        const char* of_y = &columns[j * y.n * y.width()];
+        const char* of_y = columns.data() + j * y.n * y.width();
         for (int64_t k = 0; k < x.n; k += kPairBlock) {
           const int64_t n = std::min(kPairBlock, x.n - k);
           const char* of_x = column.data() + k * x.width();

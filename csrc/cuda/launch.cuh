@@ -32,6 +32,10 @@ inline bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data)
 constexpr int64_t kPlainShared = 48 << 10;
 
 inline void check_cuda(cudaError_t status, const char* kernel, const char* what) {
+#ifdef MODFAST_CUDA_ARCHITECTURES  // a build for one machine's GPU may have come to another
+  MODFAST_CHECK(status != cudaErrorNoKernelImageForDevice, kernel, "this GPU is none of those that",
+                " modfast was built for (", MODFAST_CUDA_ARCHITECTURES, "): build it again here");
+#endif
   MODFAST_CHECK(status == cudaSuccess, kernel, what, " failed: ", cudaGetErrorString(status));
 }
 

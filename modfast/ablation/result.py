@@ -75,6 +75,7 @@ class AblationResult(Result):
             (3.0, 1)
         """
         values = self.total(by)
+        checks.flag("largest", largest)
         if checks.count("k", k) > len(values):
             raise ValueError(f"k must be at most {len(values)}, the ablations, got {k}")
         found = values.topk(k, largest=largest)
@@ -86,10 +87,11 @@ class AblationResult(Result):
         Raises:
             ValueError: no such measure, or one that needs targets and got none.
         """
-        values = getattr(self, measure) if measure in MEASURES else None
+        known = isinstance(measure, str) and measure in MEASURES
+        values = getattr(self, measure) if known else None
         if not isinstance(values, Tensor):
-            known = [name for name in MEASURES if getattr(self, name) is not None]
-            raise ValueError(f"the measure must be one of {known}, got {measure!r}")
+            names = [name for name in MEASURES if getattr(self, name) is not None]
+            raise ValueError(f"the measure must be one of {names}, got {measure!r:.60}")
         if values.dim() == 1:
             return values
         return values.mean(0) if measure == "accuracy" else values.sum(0)

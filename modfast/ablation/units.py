@@ -132,8 +132,7 @@ def ablate_directions(
         True
     """
     options = options_of(output, dim, per_sample, max_memory, progress, backend)
-    if not isinstance(directions, Tensor) or not directions.is_floating_point():
-        raise TypeError(f"directions must be a floating tensor, got {_kind(directions)}")
+    checks.floating("directions", directions)
 
     def make(activations: Tensor) -> Changes:
         if directions.dim() != 2 or directions.shape[1] != activations.shape[-1]:
@@ -188,6 +187,8 @@ def ablate_groups(
     options = options_of(output, dim, per_sample, max_memory, progress, backend)
     mean = _mean(model, inputs, site, value, options)
 
+    checks.flag("keep", keep)
+
     def make(activations: Tensor) -> Changes:
         groups = read_groups("units", units, activations.shape[-1])
         mask = torch.zeros(len(groups), activations.shape[-1], dtype=torch.bool, device="cpu")
@@ -231,7 +232,7 @@ def options_of(
     check_output(output)
     dim = None if dim is None else checks.integer("dim", dim)
     memory = None if max_memory is None else checks.count("max_memory", max_memory)
-    if backend in _OLD_BACKENDS:
+    if isinstance(backend, str) and backend in _OLD_BACKENDS:
         new = _OLD_BACKENDS[backend]
         warn_renamed(f"backend={backend!r}", f"backend={new!r}", stacklevel=3)
         backend = new
@@ -264,6 +265,7 @@ def _values(value: Any, activations: Tensor) -> Tensor:
         return activations.new_full((d,), number)
     if value.shape not in ((), (d,)):
         raise ValueError(f"value must have shape [] or [{d}], got {list(value.shape)}")
+    checks.dense("value", value)
     values = value.detach().to(activations)
     checks.finite("value", values)
     return values.expand(d)

@@ -142,6 +142,8 @@ def read_network(
     units, z = None, h
     for (name, weight, bias, linear), part in zip(linears, parts[1:], strict=True):
         m = weight.shape[1]
+        if 0 in weight.shape:
+            raise ValueError(f"model must have units in {name!r}, got a weight {[*weight.shape]}")
         if h.dim() != weight.dim() or h.shape[:2] != (len(clean), m):
             wanted = ", ".join([str(len(clean)), str(m), *"lmn"[: weight.dim() - 2]])
             raise ValueError(f"model must pass [{wanted}] to {name!r}, got shape {list(h.shape)}")
@@ -355,8 +357,7 @@ def checked_inputs(
     """
     checks.module("model", model)
     for argument, x in (("clean", clean), ("corrupted", corrupted)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{argument} must be a tensor, got {type(x).__name__}")
+        checks.dense(argument, x)
         if x.numel() == 0:
             raise ValueError(f"{argument} must not be empty, got shape {tuple(x.shape)}")
         if not x.is_floating_point():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from modfast import plots
+from modfast import checks, plots
 from modfast.network.inputs import tensors_in
 from modfast.network.names import modules_of, nearest, unwrapped
 from modfast.results import Result
@@ -49,6 +49,7 @@ class Circuit(Result):
 
     def close_calls(self, rounding: float = 1e-6) -> int:
         """How many decisions have a margin within `rounding`, so that they may depend on it."""
+        rounding = checks.finite_number("rounding", rounding)
         return sum(int((margin.abs() < rounding).sum()) for margin in self.margins.values())
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -58,6 +59,7 @@ class Circuit(Result):
             ValueError: the model has no such parameter (the nearest are listed), or of another
                 shape.
         """
+        checks.module("model", model)
         # What was computed from parameters, as an old weight_norm's weight, has no deep copy.
         computed = [
             tensor
@@ -69,11 +71,13 @@ class Circuit(Result):
         parameters = dict(unwrapped(pruned).named_parameters(remove_duplicate=False))
         for name, mask in self.mask.items():
             if name not in parameters:
-                raise ValueError(f"no such parameter: {name!r}; {nearest(name, parameters)}")
+                raise ValueError(
+                    f"model must have the parameter {name!r}; {nearest(name, parameters)}"
+                )
             parameter = parameters[name]
             if parameter.shape != mask.shape:
                 raise ValueError(
-                    f"{name} must have shape {tuple(mask.shape)}, got {tuple(parameter.shape)}"
+                    f"model must have {name!r} of shape {tuple(mask.shape)}, got {tuple(parameter.shape)}"
                 )
             with torch.no_grad():
                 parameter.masked_fill_(~mask.to(parameter.device), 0)

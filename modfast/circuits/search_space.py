@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb
 from operator import index
 from typing import Any, SupportsIndex
 
@@ -52,6 +51,8 @@ def search_space_reduction(
     checks.module("model", model)
     if not isinstance(clusters, Clusters):
         raise TypeError(f"clusters must be a Clusters, got {type(clusters).__name__}")
+    if 0 in clusters.shape:
+        raise ValueError(f"clusters must have rows and columns, got shape {clusters.shape}")
     modules = resolve_modules(model, "*", "layers", has_weight)
     place = list(modules).index(_clustered(modules, clusters, layer))
     names = list(modules)
@@ -97,7 +98,7 @@ def _size(module: nn.Module) -> tuple[int, int]:
 
 def _require_multiple(name: str, what: str, large: int, small: int) -> None:
     # A layer after flattened channels reads each of them at several positions.
-    if large % small:
+    if not small or large % small:
         raise ValueError(
             f"the {what} of {name!r}, the clustered layer's neighbor, do not fit it: "
             f"{large} is no multiple of {small}"
@@ -106,29 +107,31 @@ def _require_multiple(name: str, what: str, large: int, small: int) -> None:
 
 def _shares(clusters: Clusters, keep: int | Sequence[int]) -> tuple[float, float, float]:
     """Shares that are left of the rows, of the columns and of the entries."""
-    k = clusters.n_clusters
+    k, n_labels = clusters.n_clusters, 1 + max(clusters.labels.tolist())
     kind: Any = {"dtype": torch.float64, "device": "cpu"}
-    # Chances that one cluster, and that two different ones, are kept.
+    # Chances that one cluster, and that two different ones, are kept: of those that have units.
     if isinstance(keep, SupportsIndex):
         n = checks.count("keep", keep)
         if n > k:
             raise ValueError(f"keep must be at most {k}, the clusters, got {n}")
-        one = torch.full((k,), n / k, **kind)
-        two = torch.full((k, k), comb(n, 2) / max(comb(k, 2), 1), **kind)
+        one = torch.full((n_labels,), n / k, **kind)
+        share = n * (n - 1) / max(k * (k - 1), 1)
+        two = torch.full((n_labels, n_labels), share, **kind)
         two.fill_diagonal_(n / k)
     else:
         try:
             chosen = [index(each) for each in keep]
         except TypeError as error:
             raise TypeError(f"keep must be how many clusters, or which, got {keep!r}") from error
-        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(k)):
+        found = set(chosen)
+        if not chosen or len(found) < len(chosen) or min(found) < 0 or max(found) >= k:
             raise ValueError(f"keep must be different clusters from 0 to {k - 1}, got {keep!r}")
-        one = torch.zeros(k, **kind)
-        one[chosen] = 1.0
+        one = torch.zeros(n_labels, **kind)
+        one[[each for each in chosen if each < n_labels]] = 1.0
         two = one[:, None] * one
     # The first count is of units in no cluster, which stay.
     rows, cols = (
-        torch.bincount(labels.cpu() + 1, minlength=k + 1).double()
+        torch.bincount(labels.cpu() + 1, minlength=n_labels + 1).double()
         for labels in (clusters.rows, clusters.cols)
     )
     always = torch.ones(1, **kind)

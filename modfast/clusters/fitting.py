@@ -27,6 +27,10 @@ def fit_labels(clusters: Clusters, weight: Tensor, name: str, transposed: bool =
     """
     if not isinstance(clusters, Clusters):
         raise TypeError(f"clusters must be a Clusters, got {type(clusters).__name__}")
+    checks.flag("transposed", transposed)
+    checks.text("name", name)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {checks.shown(weight)}")
     if weight.shape == clusters.shape and not transposed:
         labels = clusters.labels
     else:
@@ -45,8 +49,10 @@ def fit_labels(clusters: Clusters, weight: Tensor, name: str, transposed: bool =
 
 def equal_clusters(weight: Tensor, k: int, name: str, transposed: bool = False) -> Clusters:
     """`Clusters.equal` for the weight's sizes; see `fit_labels` for the arguments."""
+    checks.text("name", name)
     _require_matrix(weight, name)
     k = checks.count("n_clusters", k)
+    checks.flag("transposed", transposed)
     n_out, n_in = weight.shape[:2]
     if transposed:
         n_out, n_in = n_in, n_out
@@ -57,7 +63,9 @@ def equal_clusters(weight: Tensor, k: int, name: str, transposed: bool = False) 
 
 
 def _require_matrix(weight: Tensor, name: str) -> None:
-    if weight.dim() < 2:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {checks.shown(weight)}")
+    if weight.is_nested or weight.dim() < 2:
         raise ValueError(
             f"{name} must have at least two dimensions, got shape {tuple(weight.shape)}"
         )

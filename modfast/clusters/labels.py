@@ -79,6 +79,7 @@ class Clusters:
         )
         if max(n_out, n_in) >= 2**31:
             raise ValueError(f"n_out and n_in must be below 2**31, got {n_out} and {n_in}")
+        checks.room("n_out and n_in", 16 * (n_out + n_in))
         if k > min(n_out, n_in):
             raise ValueError(
                 f"n_clusters must be at most the number of outputs and of inputs, "
@@ -109,7 +110,13 @@ class Clusters:
             >>> Clusters.from_indices([[0, 2], [1]], {0: [1], 1: [0]}).rows.tolist()
             [0, 1, 0]
         """
-        n_out, n_in = (None, None) if shape is None else shape
+        n_out, n_in = None, None
+        if shape is not None:
+            sizes = checks.several("shape", shape)
+            if len(sizes) != 2:
+                raise ValueError(f"shape must be (n_out, n_in), got {len(sizes)} numbers")
+            n_out, n_in = (checks.integer("shape", size) for size in sizes)
+            checks.room("shape", 4 * (max(n_out, 0) + max(n_in, 0)))
         rows, k_rows = labels_of_lists("row_lists", row_lists, n_out)
         cols, k_cols = labels_of_lists("col_lists", col_lists, n_in)
         return cls(rows, cols, max(k_rows, k_cols))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -49,6 +50,8 @@ def clusterability(weight: Tensor, clusters: Clusters) -> Tensor:
     if (
         type(clusters) is Clusters
         and type(weight) in (Tensor, Parameter)
+        and weight.layout is torch.strided
+        and not weight.is_nested
         and weight.shape == clusters.shape
         and weight.device == clusters.labels.device
         and weight.dtype in WEIGHT_DTYPES

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modfast import checks
 from modfast.ops import cluster_penalty, cluster_penalty_gradient, cluster_sums
 from modfast.reference import ratio
 
@@ -31,8 +32,10 @@ def penalty_of(weights: Sequence[Tensor], labels: Sequence[Tensor], scale: float
 
     The value is the same on every process of a mesh; differentiable once where one is sharded.
     """
+    weights, labels = _matched(weights, labels)
     if not any(map(is_sharded, weights)):
-        return cluster_penalty(weights, torch.cat(list(labels)), scale)
+        return cluster_penalty(weights, torch.cat(labels) if labels else _NONE, scale)
+    scale = checks.finite_number("scale", scale)
     terms = [
         _ShardedPenalty.apply(_local(w), w, each, scale)
         if is_sharded(w)
@@ -47,6 +50,7 @@ def sums_of(weights: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
 
     Also of weights on several devices; on the CPU.
     """
+    weights, labels = _matched(weights, labels)
     if not weights:
         return torch.zeros(0, 2, dtype=torch.float64, device="cpu")
     each = [
@@ -65,6 +69,9 @@ def gradient_of(weight: Tensor, labels: Tensor, scale: float, sums: Tensor) -> T
         scale: factor of the clusterability.
         sums: float64 `[1, 2]` of the whole weight.
     """
+    checks.dense("sums", sums)
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {checks.shown(weight)}")
     weight, sums = weight.detach(), sums.to(weight.device)
     if not is_sharded(weight):
         return cluster_penalty_gradient([weight], labels, scale, sums)[0]
@@ -76,6 +83,23 @@ def gradient_of(weight: Tensor, labels: Tensor, scale: float, sums: Tensor) -> T
     return DTensor.from_local(
         gradient, mesh, placements, run_check=False, shape=weight.shape, stride=weight.stride()
     )
+
+
+_NONE = torch.zeros(0, dtype=torch.int32, device="cpu")
+
+
+def _matched(
+    weights: Sequence[Tensor], labels: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Both as lists of tensors, as many of one as of the other."""
+    weights, labels = checks.several("weights", weights), checks.several("labels", labels)
+    if len(weights) != len(labels):
+        raise ValueError(f"labels must be as many as weights, got {len(labels)}, {len(weights)}")
+    for each in labels:
+        checks.tensor("labels", each, torch.int32)
+        if each.dim() != 1:
+            raise ValueError(f"labels must be one-dimensional, got shape {tuple(each.shape)}")
+    return weights, labels
 
 
 class _ShardedPenalty(torch.autograd.Function):

@@ -125,7 +125,7 @@ def normalize_rows(weight: Tensor, norm: Norm = "linear") -> Tensor:
         tensor([[0.2500, 0.7500],
                 [0.0000, 0.0000]], dtype=torch.float64)
     """
-    _require_floating("weight", weight)
+    checks.floating("weight", weight)
     if weight.dim() != 2:
         raise ValueError(f"weight must be [n_in, n_out], got shape {tuple(weight.shape)}")
     checks.choice("norm", norm, get_args(Norm))
@@ -159,9 +159,8 @@ def entropy_bits(p: Tensor, dim: int = 0) -> Tensor:
         >>> entropy_bits(torch.full((256,), 1 / 256))
         tensor(8., dtype=torch.float64)
     """
-    _require_floating("p", p)
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an integer, got {dim!r}")
+    checks.floating("p", p)
+    dim = checks.integer("dim", dim)
     if not -p.dim() <= dim < p.dim():
         raise ValueError(f"dim must be a dimension of p, which has {p.dim()}, got {dim}")
     checks.finite("p", p.detach())
@@ -182,10 +181,3 @@ def _require_room(memory: int, n_in: int, n_out: int) -> None:
             f"max_memory must be at least the matrix's {n_in * n_out * 8} bytes, got {memory} for "
             f"{n_in} x {n_out} entries; effective_information needs no matrix"
         )
-
-
-def _require_floating(argument: str, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{argument} must be a tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{argument} must have floating values, got {value.dtype}")

@@ -81,6 +81,8 @@ def label_purity(
         (0.625, [1.0, 0.5, 0.0, 0.0, 0.0])
     """
     c = checks.count("n_classes", n_classes)
+    checks.room("n_classes", 16 * c)
+    checks.flag("skip_dead", skip_dead)
     if isinstance(top, TopActivations):
         if top.labels is None:
             raise ValueError("top must have labels: give max_activating pairs (samples, targets)")
@@ -91,6 +93,7 @@ def label_purity(
         labels = top
     else:
         raise TypeError(f"top must be a TopActivations or labels, got {type(top).__name__}")
+    checks.dense("labels" if labels is not top else "top", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if labels.dim() != 2 or labels.numel() == 0:
@@ -102,8 +105,7 @@ def label_purity(
     if low < 0 or high >= c:
         wrong = low if low < 0 else high
         raise ValueError(f"labels must be from 0 to {c - 1}, got {wrong}")
-    seen = torch.zeros(len(labels), c, dtype=torch.bool, device=labels.device)
-    distinct = seen.scatter_(1, labels, True).sum(1)
+    distinct = 1 + labels.sort(1).values.diff().ne(0).sum(1)
     counts = torch.bincount(distinct, minlength=c + 1)
     survival = 1 - counts.cumsum(0).double() / len(labels)
     score = 1 - float(distinct.double().mean()) / c

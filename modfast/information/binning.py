@@ -83,6 +83,7 @@ class Binning:
         """
         if self.bounds is None:
             return None
+        checks.dense(argument, values)
         bounds, d = self.bounds.to(values.device), values.shape[1]
         if len(bounds) not in (1, d):
             raise ValueError(
@@ -230,13 +231,15 @@ def refuse_not_finite(argument: str, wrong: Tensor) -> None:
 
 
 def _bounds(given: Range) -> Tensor | None:
-    if given == "global" or given == "column":
+    if isinstance(given, str) and given in ("global", "column"):
         return None
     if not isinstance(given, tuple) or len(given) != 2:
         raise ValueError(f"range must be 'global', 'column' or (lo, hi), got {given!r}")
-    low, high = (
-        torch.as_tensor(bound, dtype=torch.float64, device="cpu").reshape(-1) for bound in given
-    )
+    try:
+        low, high = (torch.as_tensor(x, dtype=torch.float64, device="cpu") for x in given)
+        low, high = low.reshape(-1), high.reshape(-1)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"range must have numbers or tensors, got {given!r:.60}") from None
     if len(low) != len(high):
         raise ValueError(
             f"range must have as many lower as upper bounds, got {len(low)} and {len(high)}"

@@ -35,9 +35,9 @@ class Terms:
     def of_counts(cls, counts: Tensor) -> Terms:
         """Plug-in values of joint counts `[..., bins_x, bins_y]`."""
         counts = counts.double()
-        x, y = entropies_of_counts(counts.sum(-1)), entropies_of_counts(counts.sum(-2))
+        x, y = _plug_in(counts.sum(-1)), _plug_in(counts.sum(-2))
         # No table of counts has less than no information, but a rounded difference may.
-        mutual = (x + y - entropies_of_counts(counts.flatten(-2))).clamp_(min=0)
+        mutual = (x + y - _plug_in(counts.flatten(-2))).clamp_(min=0)
         return cls(mutual, lambda: (x, y))
 
     @classmethod
@@ -68,7 +68,26 @@ class Terms:
 
 
 def entropies_of_counts(counts: Tensor) -> Tensor:
-    """Plug-in entropies in nats of counts `[..., bins]`: log N - (1/N) sum c log c, in float64."""
+    """Plug-in entropies in nats of counts `[..., bins]`: log N - (1/N) sum c log c, in float64.
+
+    NaN where there are no counts.
+
+    Raises:
+        TypeError: no tensor of real numbers.
+        ValueError: no bins, negative or infinite counts.
+    """
+    checks.dense("counts", counts)
+    if counts.is_complex():
+        raise TypeError(f"counts must be real, got {counts.dtype}")
+    counts = counts.double()
+    if counts.dim() == 0 or counts.numel() == 0:
+        raise ValueError(f"counts must be [..., bins], got shape {tuple(counts.shape)}")
+    if not bool(((counts >= 0) & counts.isfinite()).all()):
+        raise ValueError("counts must be finite and at least 0")
+    return _plug_in(counts)
+
+
+def _plug_in(counts: Tensor) -> Tensor:
     counts = counts.double()
     total = counts.sum(-1)
     found: Tensor = total.log() - torch.special.xlogy(counts, counts).sum(-1) / total
@@ -80,7 +99,7 @@ def corrected_entropies(counts: Tensor, correction: Correction) -> Tensor:
 
     R is the number of occupied bins ("miller-madow") or of relevant ones ("panzeri-treves").
     """
-    found = entropies_of_counts(counts)
+    found = _plug_in(counts)
     if correction is None:
         return found
     if correction == "miller-madow":

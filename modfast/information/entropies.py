@@ -136,7 +136,7 @@ def joint_entropy(
         >>> joint_entropy(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), bins=2)
         tensor(1.3863, dtype=torch.float64)
     """
-    binning = _binning(bins, range, rule, pairing)
+    binning = _binning(bins, range, rule, pairing, seed=seed)
     if _is_notebook(rule, pairing, correction):
         return notebook.joint_entropy(x, y, binning)
     found = terms(x, y, binning, pairing, correction, seed)
@@ -171,7 +171,7 @@ def conditional_entropy(
         >>> conditional_entropy(x, 1 - x, bins=2)
         tensor(0., dtype=torch.float64)
     """
-    binning = _binning(bins, range, rule, pairing)
+    binning = _binning(bins, range, rule, pairing, seed=seed)
     if _is_notebook(rule, pairing, correction):
         return notebook.conditional_entropy(x, y, binning)
     found = terms(x, y, binning, pairing, correction, seed)
@@ -234,15 +234,22 @@ def mutual_information(
         >>> [f"{mutual_information(a, b, rule=rule):.3f}" for rule in ("uniform", "notebook")]
         ['0.000', '0.105']
     """
-    binning = _binning(bins, range, rule, pairing)
+    binning = _binning(bins, range, rule, pairing, seed=seed)
     if _is_notebook(rule, pairing, correction):
         return notebook.mutual_information(x, y, binning)
     return terms(x, y, binning, pairing, correction, seed).mutual
 
 
 def _binning(
-    bins: int, range: Range | None, rule: Rule, pairing: Pairing, outside: Outside = "clip"
+    bins: int,
+    range: Range | None,
+    rule: Rule,
+    pairing: Pairing,
+    outside: Outside = "clip",
+    seed: int | None = None,
 ) -> Binning:
+    if seed is not None:
+        checks.seed("seed", seed)
     if range is None:
         range = "column" if pairing == "pairwise" and rule != "notebook" else "global"
     return Binning(bins, range, rule, outside)

@@ -84,6 +84,7 @@ def gaussian_mutual_information(
 
 def of_samples(groups: Groups, unbiased: bool = False) -> Tensor:
     """The result of a call: information of all pairs of groups."""
+    checks.flag("unbiased", unbiased)
     sizes = sorted(len(units) for units in groups.members)
     n = _samples(groups, sum(sizes[-2:]))
     found = pair_matrix(*correlations(groups), groups.names)
@@ -92,6 +93,7 @@ def of_samples(groups: Groups, unbiased: bool = False) -> Tensor:
 
 def total_of_samples(groups: Groups, unbiased: bool = False) -> Tensor:
     """Total correlation of the groups."""
+    checks.flag("unbiased", unbiased)
     sizes = [len(units) for units in groups.members]
     n = _samples(groups, sum(sizes))
     found = total(*correlations(groups), groups.names)
@@ -227,11 +229,11 @@ def _given(
     """Correlations, the modules' units, what rounding may leave `[d]`, and the modules' names."""
     if x is not None:
         raise ValueError("covariance must be given instead of samples, got both")
-    if unbiased:
+    if checks.flag("unbiased", unbiased):
         raise ValueError("unbiased must be False with a covariance, which has no number of samples")
-    if not isinstance(covariance, Tensor) or not covariance.is_floating_point():
-        found = covariance.dtype if isinstance(covariance, Tensor) else type(covariance).__name__
-        raise TypeError(f"covariance must be a tensor of floating values, got {found}")
+    checks.dense("covariance", covariance)
+    if not covariance.is_floating_point():
+        raise TypeError(f"covariance must be a tensor of floating values, got {covariance.dtype}")
     if covariance.dim() != 2 or len(covariance) != covariance.shape[1] or not covariance.numel():
         raise ValueError(f"covariance must be [d, d], got shape {tuple(covariance.shape)}")
     checks.finite("covariance", covariance)

@@ -293,13 +293,14 @@ def _pairs(pairs: Sequence[tuple[str, str]] | None, sites: list[str]) -> _Pairs:
             raise ValueError(f"activations must have at least two sites, got {sites}")
         wide = [(sites[0], sites[-1])] if len(sites) > 2 else []
         return (*pairwise(sites), *wide)
+    pairs = checks.several("pairs", pairs)
     if not pairs:
         raise ValueError("pairs must hold at least one pair of sites, got none")
     for pair in pairs:
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise TypeError(f"pairs must be pairs of sites, got {pair!r}")
         for site in pair:
-            if site not in sites:
+            if checks.text("pairs", site) not in sites:
                 raise ValueError(f"pairs: no such site {site!r}; {nearest(site, sites)}")
     return tuple((first, second) for first, second in pairs)
 

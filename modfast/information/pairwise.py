@@ -53,6 +53,7 @@ class PairwiseInformation(WasTensor, Result):
 
     def plot(self, alpha: float = 0.05) -> Figure:
         """The matrix as a heat map; pairs whose q-value is above `alpha` are left blank."""
+        alpha = checks.finite_number("alpha", alpha)
         return plots.pairwise_information(
             self.mi, self.p_value, self.q_value, self.null_mean, alpha
         )
@@ -111,8 +112,9 @@ def pairwise_mutual_information(
     checks.choice("rule", rule, get_args(Literal["uniform", "quantile"]))
     checks.choice("correction", correction, get_args(Correction))
     checks.choice("normalized", normalized, get_args(Normalized))
-    if isinstance(n_permutations, bool) or not isinstance(n_permutations, int):
-        raise TypeError(f"n_permutations must be an integer, got {n_permutations!r}")
+    if seed is not None:
+        checks.seed("seed", seed)
+    n_permutations = checks.integer("n_permutations", n_permutations)
     if n_permutations < 0:
         raise ValueError(f"n_permutations must be at least 0, got {n_permutations}")
     binning = Binning(bins, range, rule)
@@ -124,6 +126,7 @@ def pairwise_mutual_information(
         found = Terms.of_pairs(x_codes, y_codes, bins, correction, seed)
         return PairwiseInformation(found.mutual / _divisor(found, normalized)).cpu()
 
+    checks.room("n_permutations", 8 * n_permutations * len(x_codes))
     orders = permutations(len(x_codes), n_permutations, seed, x_codes.device)
     plain, _ = ops.pairwise_information(x_codes, y_codes, bins, bins)
     at_least, mean, deviations = ops.permuted_information(

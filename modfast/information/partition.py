@@ -56,7 +56,7 @@ class Groups:
             units = torch.arange(x.shape[1] + y.shape[1], device=x.device)
             members = [units[: x.shape[1]], units[x.shape[1] :]]
             return cls(torch.cat([x, y], dim=1), members, ["x", "y"], True)
-        return cls.of_modules(x, y, differentiable, argument="y")
+        return cls.of_modules(x, y, differentiable, argument="y", name="x")
 
     @classmethod
     def of_modules(
@@ -66,9 +66,10 @@ class Groups:
         differentiable: bool = False,
         least: int = 2,
         argument: str = "units",
+        name: str = "activations",
     ) -> Groups:
         """The modules of a partition of the units of activations `[n, d]`; errors as in `of`."""
-        x = _values("activations", activations, differentiable)
+        x = _values(name, activations, differentiable)
         found = read_groups(argument, partition, x.shape[1], overlap=False, least=least)
         members = [units.to(x.device) for units in found]
         return cls(x, members, module_names(members), False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -100,11 +102,17 @@ class JointHistogram:
                 f"got {features!r} with pairing={pairing!r}"
             )
         y_range = range if y_range is None else y_range
-        self.x_binning = Binning(bins, range or "global", outside=outside)
-        self.y_binning = Binning(bins, y_range or "global", outside=outside)
+        whole = "global"
+        self.x_binning = Binning(bins, whole if range is None else range, outside=outside)
+        try:
+            self.y_binning = Binning(bins, whole if y_range is None else y_range, outside=outside)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"y_range: {error}") from None
         self.pairing = pairing
         pairs = () if features is None else _pair(features)
         bins = self.x_binning.bins
+        checks.room("features and bins", 8 * math.prod((*pairs, bins, bins)))
+        device = checks.device("device", device)
         self.counts = torch.zeros((*pairs, bins, bins), dtype=torch.int64, device=device)
 
     def update(self, x: Tensor, y: Tensor) -> JointHistogram:
@@ -173,17 +181,24 @@ class JointHistogram:
         """Takes up the counts of a histogram of the same bins, ranges and pairing.
 
         Raises:
-            ValueError: it was of other ones.
+            TypeError: no such state.
+            ValueError: it was of other ones, or counts are negative.
         """
         self._require_same("state", state)
-        self.counts.copy_(state["counts"])
+        counts = state["counts"]
+        checks.tensor("state['counts']", counts, torch.int64)
+        if counts.shape != self.counts.shape or bool((counts < 0).any()):
+            raise ValueError(f"state must have counts {list(self.counts.shape)} of at least 0")
+        self.counts.copy_(counts)
 
     def _require_same(self, argument: str, state: dict[str, Any]) -> None:
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{argument} must be a mapping, got {checks.shown(state)}")
         own = self.state_dict()
         if own.keys() != state.keys():
             raise ValueError(f"{argument} must have keys {list(own)}, got {list(state)}")
         for name in own.keys() - {"counts"}:
-            if own[name] != state[name]:
+            if type(own[name]) is not type(state[name]) or own[name] != state[name]:
                 raise ValueError(f"{argument} must have {name}={own[name]}, got {state[name]}")
 
 

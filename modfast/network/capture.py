@@ -172,6 +172,7 @@ def read_passes(
     targets: Targets = None,
     batch_size: int | None = None,
     progress: bool = False,
+    argument: str = "inputs",
 ) -> Iterator[Batch]:
     """The batches of a stream, or those of `batch_size` rows into which one batch is cut.
 
@@ -182,18 +183,20 @@ def read_passes(
     if is_stream(inputs):
         if batch_size is not None:
             raise ValueError(
-                f"batch_size must be None where inputs is a stream of batches, got {batch_size!r}"
+                f"batch_size must be None where {argument} is a stream, got {batch_size!r}"
             )
-        yield from read_batches(model, bar(inputs, "batches", progress), targets)
+        yield from read_batches(model, bar(inputs, "batches", progress), targets, argument=argument)
         return
     size = None if batch_size is None else checks.count("batch_size", batch_size)
-    (batch,) = read_batches(model, inputs, targets)
+    (batch,) = read_batches(model, inputs, targets, argument=argument)
     if size is None:
         yield batch
         return
     shapes = [tuple(tensor.shape) for tensor in batch.tensors()]
     if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
-        raise ValueError(f"batch_size needs inputs with one number of rows, got shapes {shapes}")
+        raise ValueError(
+            f"batch_size needs {argument} with one number of rows, got shapes {shapes}"
+        )
     for start in range(0, shapes[0][0], size):
         yield batch.rows(slice(start, start + size))
 

@@ -210,8 +210,8 @@ def _batch(model: nn.Module, inputs: Any, targets: Targets, finite: bool, argume
         )
     if isinstance(targets, str):
         raise ValueError(f"targets={targets!r} must name one of {argument}, which is no mapping")
-    if targets is not None and not isinstance(targets, Tensor):
-        raise TypeError(f"targets must be a tensor, got {type(targets).__name__}")
+    if targets is not None:
+        checks.dense("targets", targets)
     first = True
     for tensor in tensors_in((args, kwargs)):
         checks.dense(argument, tensor)

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from modfast import checks
 from modfast.network.inputs import Batch
 
 Output: TypeAlias = Callable[[Any], Tensor] | str | int | None
@@ -38,9 +39,13 @@ def last_token(output: Any, mask: Tensor | None = None) -> Tensor:
         >>> modfast.last_token(logits, torch.tensor([[1, 1, 0]]))
         tensor([[2., 3.]])
     """
+    if isinstance(output, Tensor):
+        checks.dense("output", output)
     logits = pick(output, None)
     if logits.dim() != 3:
-        raise ValueError(f"last_token needs logits [n, t, c], got shape {tuple(logits.shape)}")
+        raise ValueError(f"output must have logits [n, t, c], got shape {tuple(logits.shape)}")
+    if mask is not None:
+        checks.dense("mask", mask)
     if mask is None or mask.shape != logits.shape[:2]:
         return logits[:, -1]
     t = mask.shape[1]
@@ -55,9 +60,15 @@ def pick(output: Any, chosen: Output, batch: Batch | None = None) -> Tensor:
     a key picks.
 
     Raises:
-        TypeError: what is found is no tensor.
+        TypeError: what is found is no dense tensor.
         ValueError: no such key.
     """
+    found = _picked(output, chosen, batch)
+    checks.dense("the model's logits", found)
+    return found
+
+
+def _picked(output: Any, chosen: Output, batch: Batch | None) -> Tensor:
     if isinstance(output, Tensor) and chosen is None:
         return output
     if chosen is last_token:
@@ -132,6 +143,11 @@ def read_rows(logits: Tensor, batch: Batch, argument: str | None = None) -> Rows
         wide = mask.reshape(*mask.shape, *[1] * (logits.dim() - 3)).expand(logits.shape[:-1])
         kept = wide.reshape(-1)
     if y is not None:
+        if y.dim() != 1 and y.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"{argument or 'targets'} must have one target per sample, "
+                f"{list(logits.shape[:-1])}, got shape {list(y.shape)}"
+            )
         y = check_classes(argument or "targets", y, len(flat), flat.shape[1])
         if bool((y == IGNORED).any()):
             kept = y != IGNORED if kept is None else kept & (y != IGNORED)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from modfast import checks
@@ -18,6 +19,8 @@ WRAPPED = "_orig_mod."
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside of torch.compile's wrapper."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return model
     inner = model._modules.get(WRAPPED.rstrip("."))
     return model if inner is None else inner
 

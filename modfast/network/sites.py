@@ -67,7 +67,8 @@ def parse_site(model: nn.Module, site: str, argument: str = "site") -> Site:
         'fc2'
     """
     if not isinstance(site, str):
-        raise TypeError(f"{argument} must be a name, got {site!r}")
+        raise TypeError(f"{argument} must be a name, got {checks.shown(site)}")
+    checks.module("model", model)
     if site.isidentifier() and site in unwrapped(model)._modules:
         return Site(site, site)  # the commonest case, at once
     found = resolve_sites(model, [site], argument, patterns=False)
@@ -189,6 +190,7 @@ def heads(width: int, n_heads: int) -> list[list[int]]:
         [[0, 1], [2, 3], [4, 5]]
     """
     width, n_heads = checks.count("width", width), checks.count("n_heads", n_heads)
+    checks.room("width", 64 * width)
     if width % n_heads:
         raise ValueError(f"width must be a multiple of n_heads={n_heads}, got {width}")
     size = width // n_heads

@@ -201,6 +201,8 @@ def _require_units(argument: str, n: int, d: int) -> None:
 
 def _lists(argument: str, lists: Any, size: int | None) -> dict[int, list[int]]:
     """Indices by label, all from 0 to `size` - 1."""
+    if not isinstance(lists, Mapping):
+        lists = checks.several(argument, lists)
     groups: dict[int, list[int]] = {}
     for label, group in lists.items() if isinstance(lists, Mapping) else enumerate(lists):
         # An integer of NumPy is one, as the labels of scikit-learn are.

@@ -91,7 +91,7 @@ def ablation_sweep(
         tensor([0.6931], dtype=torch.float64)
     """
     tensors = {"logits": logits, "scales": scales, "updates": updates}
-    _check(tensors, targets)
+    targets = _check(tensors, targets, per_sample)
     n, c = logits.shape
     a = scales.shape[1]
     _check_shapes(tensors, {"scales": (n, a), "updates": (a, c)})
@@ -146,7 +146,7 @@ def ablation_sweep_hidden(
     """
     tensors = {"logits": logits, "hidden": hidden, "scales": scales, "updates": updates}
     tensors["weight"] = weight
-    _check(tensors, targets)
+    targets = _check(tensors, targets, per_sample)
     (n, c), m, a = logits.shape, hidden.shape[1], scales.shape[1]
     _check_shapes(
         tensors, {"hidden": (n, m), "scales": (n, a), "updates": (a, m), "weight": (c, m)}
@@ -190,9 +190,14 @@ def logit_terms(
         >>> terms[0]  # all of the entropy ln 2 is lost
         tensor([0.6931], dtype=torch.float64)
     """
+    checks.dense("logits", logits)
+    checks.dense("ablated", ablated)
     if logits.dtype in (torch.bfloat16, torch.float16) and ablated.dtype == logits.dtype:
         logits, ablated = logits.float(), ablated.float()
-    _check({"logits": logits, "ablated": ablated.flatten(0, -2)}, targets)
+    if ablated.dim() < 2:
+        raise ValueError(f"ablated must be [a, n, c], got shape {tuple(ablated.shape)}")
+    flat = {"logits": logits, "ablated": ablated.flatten(0, -2)}
+    targets = _check(flat, targets, per_sample)
     if ablated.dim() != 3 or ablated.shape[1:] != logits.shape:
         raise ValueError(
             f"ablated must have shape [a, {logits.shape[0]}, {logits.shape[1]}], "
@@ -204,9 +209,13 @@ def logit_terms(
     return found
 
 
-def _check(tensors: Mapping[str, Tensor], targets: Tensor | None) -> None:
+def _check(
+    tensors: Mapping[str, Tensor], targets: Tensor | None, per_sample: bool
+) -> Tensor | None:
     logits = tensors["logits"]
+    checks.flag("per_sample", per_sample)
     for name, tensor in tensors.items():
+        checks.dense(name, tensor)
         if tensor.dtype not in SWEEP_DTYPES or tensor.dtype != logits.dtype:
             raise TypeError(
                 f"{name} must be float32 or float64, and as logits {logits.dtype}, "
@@ -224,14 +233,14 @@ def _check(tensors: Mapping[str, Tensor], targets: Tensor | None) -> None:
                 "under torch.no_grad()"
             )
     if targets is None:
-        return
-    if targets.dtype != torch.int64:
-        raise TypeError(f"targets must be int64, got {targets.dtype}")
+        return None
+    checks.tensor("targets", targets, torch.int64)
     if targets.shape != logits.shape[:1] or targets.device != logits.device:
         raise ValueError(
             f"targets must have shape {tuple(logits.shape[:1])} on {logits.device}, "
             f"got {tuple(targets.shape)} on {targets.device}"
         )
+    return targets.contiguous()
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modfast import reference
+from modfast import checks, reference
 from modfast._extension import operator
 
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -89,13 +89,13 @@ def cluster_penalty(weights: Sequence[Tensor], labels: Tensor, scale: float) -> 
         >>> cluster_penalty([torch.tensor([[3.0, 1.0], [1.0, 1.0]])], labels, scale=1.0)
         tensor(0.8333)
     """
-    weights = checked_weights(weights, labels)
-    return penalty(labels, scale, *weights)
+    weights, labels = checked_weights(weights, labels)
+    return penalty(labels, checks.finite_number("scale", scale), *weights)
 
 
 def cluster_sums(weights: Sequence[Tensor], labels: Tensor) -> Tensor:
     """The sums S and T of `cluster_penalty`: float64 `[n, 2]`, without a graph."""
-    weights = checked_weights(weights, labels)
+    weights, labels = checked_weights(weights, labels)
     with torch.no_grad():
         sums: Tensor = _penalty(weights, labels, 1.0)[1]
     return sums
@@ -109,7 +109,16 @@ def cluster_penalty_gradient(
     d(scale C)/dw = 2 scale w (m - C) / T, m being 1 inside clusters and 0 outside. `sums`, where
     the weights are shards, are those of the whole weights.
     """
-    weights = checked_weights(weights, labels)
+    weights, labels = checked_weights(weights, labels)
+    scale = checks.finite_number("scale", scale)
+    if sums is not None:
+        checks.tensor("sums", sums, torch.float64)
+        if sums.shape != (len(weights), 2) or sums.device != labels.device:
+            raise ValueError(
+                f"sums must be [{len(weights)}, 2] on {labels.device}, "
+                f"got {list(sums.shape)} on {sums.device}"
+            )
+        sums = sums.contiguous()
     with torch.no_grad():
         if sums is None:
             sums = _penalty(weights, labels, scale)[1]
@@ -118,16 +127,17 @@ def cluster_penalty_gradient(
     return gradients
 
 
-def checked_weights(weights: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
-    """Contiguous weights; refuses those that no kernel should see, as `cluster_penalty` says."""
+def checked_weights(weights: Sequence[Tensor], labels: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Contiguous weights and labels; refuses those that no kernel should see, as `cluster_penalty` says."""
+    weights = checks.several("weights", weights)
     if not weights:
         raise ValueError("weights must not be empty")
-    if labels.dtype != torch.int32:
-        raise TypeError(f"labels must be int32, got {labels.dtype}")
+    checks.tensor("labels", labels, torch.int32)
     device, needed = labels.device, 0
     for w in weights:
-        if w.dtype not in WEIGHT_DTYPES:
-            raise TypeError(f"weights must be float32, float64, bfloat16 or float16, got {w.dtype}")
+        checks.tensor("weights", w, *WEIGHT_DTYPES)
+        if w.dim() == 0:
+            raise ValueError("weights must have dimensions, got a scalar")
         if w.device != device:
             raise ValueError(
                 f"weights and labels must be on one device, "
@@ -140,4 +150,4 @@ def checked_weights(weights: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
             f"labels must have one entry per row and column of each weight, {needed} for shapes "
             f"{[tuple(w.shape) for w in weights]}, got {labels.numel()}"
         )
-    return [w if w.is_contiguous() else w.contiguous() for w in weights]
+    return [w.contiguous() for w in weights], labels.contiguous()

@@ -106,6 +106,7 @@ def digitize(
     """
     x = _values("x", x)
     _check_bins("bins", bins)
+    checks.flag("per_column", per_column)
     checks.choice("rule", rule, get_args(Rule))
     if range is not None:
         range = _limits("range", range, x, (1, x.shape[1]), rule)
@@ -126,7 +127,7 @@ def digitize_edges(x: Tensor, edges: Tensor) -> Tensor:
         ValueError: x that is not `[n, d]` or requires grad; edges of another shape or device.
     """
     x = _values("x", x)
-    _check_type("edges", edges, compute_dtype(x))
+    checks.tensor("edges", edges, compute_dtype(x))
     if edges.dim() != 2 or edges.shape[0] not in (1, x.shape[1]):
         raise ValueError(
             f"edges must be [1, m] or [{x.shape[1]}, m], got shape {tuple(edges.shape)}"
@@ -269,7 +270,7 @@ def permuted_information(
         ("permutations", permutations, torch.int64),
         ("observed", observed, torch.float64),
     ):
-        _check_type(name, tensor, dtype)
+        checks.tensor(name, tensor, dtype)
         _check_device(name, tensor, "x_codes", x_codes)
     if permutations.dim() != 2 or permutations.shape[1] != n:
         raise ValueError(f"permutations must be [p, {n}], got shape {tuple(permutations.shape)}")
@@ -283,14 +284,6 @@ def permuted_information(
     return at_least, mean, m2
 
 
-def _check_type(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in dtypes:
-        words = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{name} must be {words}, got {tensor.dtype}")
-
-
 def _check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     if tensor.device != other.device:
         raise ValueError(
@@ -299,15 +292,13 @@ def _check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> 
 
 
 def _check_bins(name: str, bins: int) -> None:
-    if isinstance(bins, bool) or not isinstance(bins, int):
-        raise TypeError(f"{name} must be an integer, got {bins!r}")
-    if not 2 <= bins <= MAX_BINS:
+    if not 2 <= checks.integer(name, bins) <= MAX_BINS:
         raise ValueError(f"{name} must be 2 to {MAX_BINS}, got {bins}")
 
 
 def _values(name: str, x: Tensor) -> Tensor:
     """Contiguous values `[n, d]`."""
-    _check_type(name, x, *VALUE_DTYPES)
+    checks.tensor(name, x, *VALUE_DTYPES)
     if x.dim() != 2:
         raise ValueError(f"{name} must be [n, d], got shape {tuple(x.shape)}")
     if x.requires_grad and torch.is_grad_enabled():
@@ -316,7 +307,7 @@ def _values(name: str, x: Tensor) -> Tensor:
 
 
 def _limits(name: str, limits: Tensor, x: Tensor, rows: tuple[int, ...], rule: Rule) -> Tensor:
-    _check_type(name, limits, *dict.fromkeys((compute_dtype(x), torch.float64)))
+    checks.tensor(name, limits, *dict.fromkeys((compute_dtype(x), torch.float64)))
     if limits.dim() != 2 or limits.shape[1] != 2 or limits.shape[0] not in rows:
         words = " or ".join(f"[{r}, 2]" for r in dict.fromkeys(rows))
         raise ValueError(f"{name} must be {words}, got shape {tuple(limits.shape)}")
@@ -332,7 +323,7 @@ def _codes(x_codes: Tensor, y_codes: Tensor, bins_x: int, bins_y: int) -> tuple[
         ("x_codes", x_codes, "bins_x", bins_x),
         ("y_codes", y_codes, "bins_y", bins_y),
     ):
-        _check_type(name, codes, torch.uint8, torch.int16)
+        checks.tensor(name, codes, torch.uint8, torch.int16)
         _check_bins(bins_name, bins)
         if codes.dim() != 2:
             raise ValueError(f"{name} must be [n, d], got shape {tuple(codes.shape)}")

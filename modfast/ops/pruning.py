@@ -86,14 +86,14 @@ def prune_layer(
         >>> margins > 0  # one of the 12 is enough
         tensor([[False, False,  True, False]])
     """
+    weights, biases = checks.several("weights", weights), checks.several("biases", biases)
     tensors = {"inputs": inputs}
     tensors |= {f"weights[{m}]": weight for m, weight in enumerate(weights)}
     tensors |= {f"biases[{m}]": bias for m, bias in enumerate(biases)}
     _check_floats(tensors)
     integers = {"targets": targets, "sizes": sizes, "order": order}
     for name, tensor in integers.items():
-        if tensor.dtype != torch.int64:
-            raise TypeError(f"{name} must be int64, got {tensor.dtype}")
+        checks.tensor(name, tensor, torch.int64)
         if tensor.dim() != 1:
             raise ValueError(f"{name} must have 1 dimension, got shape {tuple(tensor.shape)}")
     groups = len(sizes)
@@ -110,8 +110,7 @@ def prune_layer(
         wanted |= {f"weights[{m}]": (groups, n_out, width), f"biases[{m}]": (groups, n_out)}
         width = n_out
     if original is not None:
-        if original.dtype != torch.float64:
-            raise TypeError(f"original must be float64, got {original.dtype}")
+        checks.tensor("original", original, torch.float64)
         tensors["original"] = original
         wanted["original"] = (groups,)
     everything = tensors | integers
@@ -140,6 +139,8 @@ def prune_layer(
 
 
 def _check_floats(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        checks.dense(name, tensor)
     dtype = tensors["inputs"].dtype
     for name, tensor in tensors.items():
         if tensor.dtype not in PRUNING_DTYPES or tensor.dtype != dtype:

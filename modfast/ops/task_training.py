@@ -78,6 +78,11 @@ def train_mlps_(
     """
     tensors = {"x": x, "y": y, "parameters": parameters}
     tensors |= {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    for name, tensor in tensors.items():
+        checks.dense(name, tensor)
+    sizes = checks.several("sizes", sizes)
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise TypeError(f"betas must be a pair of numbers, got {checks.shown(betas)}")
     _check(tensors, sizes, step, epochs)
     options = {"lr": lr, "betas[0]": betas[0], "betas[1]": betas[1], "eps": eps}
     for name, value in options.items():
@@ -106,10 +111,10 @@ def _check(tensors: dict[str, Tensor], sizes: Sequence[int], step: int, epochs: 
     if len(widths) < 2:
         raise ValueError(f"sizes must hold at least two widths, got {list(sizes)}")
     for name, value in (("step", step), ("epochs", epochs)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value < 0:
-            raise ValueError(f"{name} must be at least 0, got {value}")
+        if checks.integer(name, value) < 0:
+            raise ValueError(f"{name} must be at least 0, got {value!r:.40}")
+        if value >= 2**62:
+            raise ValueError(f"{name} must be below 2**62, got {value!r:.40}")
     n_parameters = sum((a + 1) * b for a, b in pairwise(widths))
     rows = parameters.shape[0] if parameters.dim() else 0
     n = x.shape[0] if x.dim() else 0

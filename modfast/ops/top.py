@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from modfast import checks
 from modfast._extension import operator
 
 TOP_DTYPES = (torch.float32, torch.float64)
@@ -49,6 +50,9 @@ def update_top_(top_values: Tensor, top_indices: Tensor, values: Tensor, first: 
         >>> top.tolist(), index.tolist()
         ([[3.0, 3.0]], [[11, 12]])
     """
+    tensors = {"top_values": top_values, "top_indices": top_indices, "values": values}
+    for name, tensor in tensors.items():
+        checks.dense(name, tensor)
     if values.dtype not in TOP_DTYPES or top_values.dtype != values.dtype:
         raise TypeError(
             f"values must be float32 or float64, and as top_values {top_values.dtype}, "
@@ -58,6 +62,9 @@ def update_top_(top_values: Tensor, top_indices: Tensor, values: Tensor, first: 
         raise TypeError(f"top_indices must be int64, got {top_indices.dtype}")
     if values.dim() != 2:
         raise ValueError(f"values must have 2 dimensions, got shape {tuple(values.shape)}")
+    first = checks.integer("first", first)
+    if not 0 <= first < 2**63 - len(values):
+        raise ValueError(f"first must be at least 0 and be held by int64, got {first!r:.40}")
     for name, tensor in (("top_values", top_values), ("top_indices", top_indices)):
         if tensor.dim() != 2 or len(tensor) != values.shape[1] or tensor.shape[1] < 1:
             raise ValueError(

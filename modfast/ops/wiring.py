@@ -93,8 +93,9 @@ def wiring_sums(
 def _check(
     weight: Tensor, scale: Tensor | None, sources: Tensor, n_in: Tensor, n_out: Tensor, norm: str
 ) -> None:
-    if weight.dtype not in WIRING_DTYPES:
-        raise TypeError(f"weight must be float32, float64, bfloat16 or float16, got {weight.dtype}")
+    checks.tensor("weight", weight, *WIRING_DTYPES)
+    for name, each in (("sources", sources), ("n_in", n_in), ("n_out", n_out)):
+        checks.dense(name, each)
     if weight.dim() != 4:
         raise ValueError(
             f"weight must be [groups, outputs, inputs, taps], got shape {tuple(weight.shape)}"
@@ -113,8 +114,7 @@ def _check(
     if scale is not None:
         wanted.append(("scale", scale, torch.float64, (groups, outputs)))
     for name, tensor, dtype, shape in wanted:
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+        checks.tensor(name, tensor, dtype)
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
         if tensor.device != weight.device:

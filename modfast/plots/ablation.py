@@ -57,7 +57,10 @@ def cluster_evaluation(
         ValueError: another number of names than classes.
     """
     k, c = off_class_accuracy.shape
-    names = [f"class {i}" for i in range(c)] if class_names is None else list(class_names)
+    checks.text("score", score)
+    names = [f"class {i}" for i in range(c)]
+    if class_names is not None:
+        names = [checks.text("class_names", x) for x in checks.several("class_names", class_names)]
     if len(names) != c:
         raise ValueError(f"class_names must be {c} names, got {len(names)}")
     require_plotly()

@@ -91,11 +91,11 @@ def _chosen(largest: Tensor, units: Sequence[int] | Tensor | None) -> list[int]:
     if units is None:
         alive = (largest > 0).nonzero()[:_UNITS, 0].tolist()
         return alive or list(range(min(_UNITS, len(largest))))
-    chosen = torch.as_tensor(units, device="cpu")
+    chosen = checks.integers("units", units)
     if chosen.numel() == 0:
         raise ValueError("units must not be empty")
-    if chosen.dim() != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
-        raise TypeError(f"units must be a list of integers, got {units!r}")
+    if chosen.dim() != 1:
+        raise TypeError(f"units must be a list of integers, got shape {tuple(chosen.shape)}")
     outside = chosen[(chosen < 0) | (chosen >= len(largest))]
     if len(outside):
         raise ValueError(f"units must be from 0 to {len(largest) - 1}, got {outside[0].item()}")
@@ -104,12 +104,16 @@ def _chosen(largest: Tensor, units: Sequence[int] | Tensor | None) -> list[int]:
 
 
 def _sample(inputs: Any, index: int) -> Tensor:
+    if not (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")):
+        raise TypeError(f"inputs must be a tensor or a data set, got {checks.shown(inputs)}")
+    if isinstance(inputs, Tensor):
+        checks.dense("inputs", inputs)
+        inputs = inputs if inputs.dim() else inputs[None]
     if not 0 <= index < len(inputs):
         raise ValueError(f"inputs must be the data set's, got {len(inputs)}, without {index}")
     item = inputs[index]
     item = item[0] if isinstance(item, (tuple, list)) else item
-    if not isinstance(item, Tensor):
-        raise TypeError(f"inputs must be tensors, got {type(item).__name__}")
+    checks.dense("inputs", item)
     item = item.detach().cpu().float()
     return item[0] if item.dim() == 3 and len(item) == 1 else item
 

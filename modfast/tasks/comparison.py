@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from modfast import plots
+from modfast import checks, plots
 from modfast.network.inputs import Inputs
 from modfast.network.logits import Output
 from modfast.results import Result
@@ -20,7 +20,7 @@ from modfast.tasks.directions import (
     variance_explained,
 )
 from modfast.tasks.distinct import DistinctGradients
-from modfast.tasks.gradients import task_gradients
+from modfast.tasks.gradients import gradients_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -59,7 +59,13 @@ class TaskComparison(Result):
         return self._by_pair(lambda found: found.matrix.abs().mean())
 
     def similarity(self, a: int = 0, b: int = 1) -> TaskSimilarity:
-        """Of two of the tasks' gradients."""
+        """Of two of the tasks' gradients.
+
+        Raises:
+            TypeError, ValueError: there is no such task.
+        """
+        n = len(self.distinct)
+        a, b = checks.index("a", a, n), checks.index("b", b, n)
         return task_similarity(self.distinct[a], self.distinct[b])
 
     def plot(self) -> Figure:
@@ -116,6 +122,8 @@ def compare_tasks(
         >>> found["act2"].norms.shape  # the last layer's: one gradient per output
         torch.Size([2])
     """
+    if isinstance(inputs_by_task, Tensor):
+        checks.dense("inputs_by_task", inputs_by_task)
     if not isinstance(inputs_by_task, (Sequence, Tensor)) or len(inputs_by_task) < 2:
         raise ValueError("inputs_by_task must hold the inputs of at least two tasks")
     numbers = range(len(inputs_by_task)) if tasks is None else tasks
@@ -124,18 +132,10 @@ def compare_tasks(
             f"tasks must be {len(inputs_by_task)} outputs, one for each task's inputs, "
             f"got {len(numbers)}"
         )
+    rest = output, pool, batch_size, progress
     by_task = [
-        task_gradients(
-            model,
-            inputs,
-            sites,
-            [task],
-            output=output,
-            pool=pool,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        for inputs, task in zip(inputs_by_task, numbers, strict=True)
+        gradients_of(f"inputs_by_task[{i}]", model, inputs, sites, [task], *rest)
+        for i, (inputs, task) in enumerate(zip(inputs_by_task, numbers, strict=True))
     ]
     found = {}
     for site in by_task[0]:

@@ -175,8 +175,7 @@ def task_capture(variances: Tensor, norms: Tensor) -> Tensor:
         0.875
     """
     for name, values in (("variances", variances), ("norms", norms)):
-        if not isinstance(values, Tensor) or not values.is_floating_point():
-            raise TypeError(f"{name} must be a floating tensor")
+        checks.floating(name, values)
         checks.finite(name, values)
         if values.numel() and values.min() < 0:
             raise ValueError(f"{name} must be at least 0, got {float(values.min())}")

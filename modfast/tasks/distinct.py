@@ -92,9 +92,7 @@ def distinct_gradients(
 
 def check_rows(argument: str, rows: Tensor, least: int = 1) -> None:
     """Refuses what is no finite floating matrix with at least so many rows, and a column."""
-    if not isinstance(rows, Tensor) or not rows.is_floating_point():
-        kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
-        raise TypeError(f"{argument} must be a floating tensor, got {kind}")
+    checks.floating(argument, rows)
     if rows.dim() != 2 or rows.shape[0] < least or rows.shape[1] == 0:
         raise ValueError(
             f"{argument} must have shape [n, d] with n at least {least} and d at least 1, "
@@ -113,8 +111,8 @@ def holds_equal(gradients: Tensor, regions: Tensor) -> bool:
 
 def _check_regions(gradients: Tensor, regions: Tensor, allowed: float) -> Tensor:
     """The regions numbered from 0."""
-    if not isinstance(regions, Tensor) or regions.is_floating_point() or regions.is_complex():
-        raise TypeError("regions must be an integer tensor")
+    checks.dense("regions", regions)
+    regions = checks.integers("regions", regions)
     if regions.shape != gradients.shape[:1]:
         raise ValueError(
             f"regions must have shape [{len(gradients)}], one for each gradient, "

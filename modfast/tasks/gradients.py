@@ -104,12 +104,29 @@ def task_gradients(
         >>> torch.equal(found["act2"].gradients[0, 0], model.fc3.weight[0])
         True
     """
+    return gradients_of("inputs", model, inputs, sites, tasks, output, pool, batch_size, progress)
+
+
+def gradients_of(
+    argument: str,
+    model: nn.Module,
+    inputs: Inputs,
+    sites: str | Sequence[str],
+    tasks: int | Sequence[int] | None,
+    output: Output,
+    pool: bool,
+    batch_size: int | None,
+    progress: bool,
+) -> dict[str, TaskGradients]:
+    """`task_gradients`, by whose caller the inputs are called `argument`."""
     check_output(output)
+    checks.flag("pool", pool)
+    checks.flag("progress", progress)
     places = resolve_sites(model, sites)
     require_differentiable(model)
     collected = _Collected([site.name for site in places], tasks, pool)
-    with running(model) as run, torch.enable_grad():
-        for batch in read_passes(model, inputs, None, batch_size, progress):
+    with running(model, argument=argument) as run, torch.enable_grad():
+        for batch in read_passes(model, inputs, None, batch_size, progress, argument):
             outputs: dict[str, Tensor] = {}
             visits = [Visit(site, partial(_keep, outputs, site.name), "sites") for site in places]
 

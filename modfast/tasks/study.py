@@ -108,6 +108,8 @@ class TaskStudy(Result):
         n_models, epochs = checks.count("n_models", n_models), checks.count("epochs", epochs)
         seed = checks.seed("seed", seed)
         x, y = checks.pair("data", data)
+        checks.floating("data[0]", x)
+        checks.floating("data[1]", y)
         checks.finite("data[0]", x)
         checks.finite("data[1]", y)
         starts = []
@@ -118,6 +120,12 @@ class TaskStudy(Result):
                     if isinstance(layer, nn.Linear):
                         layer.reset_parameters()
             starts.append(nn.utils.parameters_to_vector(model.parameters()).detach())
+        n, (first, *_, last) = len(x) if x.dim() else 0, model.sizes
+        if (x.shape, y.shape, x.dtype) != ((n, first), (n, last), y.dtype):
+            raise ValueError(
+                f"data must be [n, {first}] and [n, {last}], as sizes, of one dtype, "
+                f"got {[*x.shape]} and {[*y.shape]}, {x.dtype} and {y.dtype}"
+            )
         parameters = torch.stack(starts).to(x)
         state = torch.zeros_like(parameters), torch.zeros_like(parameters)
         losses = []
@@ -139,8 +147,12 @@ class TaskStudy(Result):
         """One of the networks, on its own.
 
         Raises:
+            TypeError: no integer.
             IndexError: there is none of that number.
         """
+        index = checks.integer("index", index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index must be from {-len(self)} to {len(self) - 1}, got {index}")
         row = self.parameters[index].clone()
         model = _empty(self.sizes, row.dtype, row.device)
         nn.utils.vector_to_parameters(row, model.parameters())
@@ -163,6 +175,7 @@ class TaskStudy(Result):
             TypeError, ValueError: as `outputs`, of samples and targets; not as many of both.
         """
         x, y = checks.pair("data", data)
+        self._check("data[0]", x, self.sizes[0])
         outputs = self.outputs(x)
         self._check("data[1]", y, self.sizes[-1])
         if len(x) != len(y):

@@ -166,8 +166,9 @@ def fit(
             optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         elif not isinstance(optimizer, torch.optim.Optimizer):
             optimizer = optimizer(model.named_parameters())
+        path = None if checkpoint is None else checks.path("checkpoint", checkpoint)
         run = _Run(model, feed, optimizer, regularizer, held_out, output, seed, random, aside)
-        run.train(epochs, progress, None if checkpoint is None else Path(checkpoint))
+        run.train(epochs, progress, path)
         return run.history()
 
 

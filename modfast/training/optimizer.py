@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -94,7 +95,12 @@ class Modularity(torch.optim.Optimizer):
         **base_options: Any,
     ) -> None:
         alpha = checks.finite_number("alpha", alpha)
-        self._base = _base_class(base)(params, lr=lr, **base_options)  # type: ignore[call-arg]
+        chosen = _base_class(base)
+        with _refusing("params", "lr", *base_options):
+            self._base = chosen(params, lr=lr, **base_options)  # type: ignore[call-arg]
+        for group in self._base.param_groups:
+            for name in group.get("param_names", ()):
+                checks.text("params' names", name)
         self._fused: FusedStep | None = None
         self._key = "cluster_alpha" if "alpha" in self._base.defaults else "alpha"
         groups = [self._own(group) for group in self._base.param_groups]
@@ -106,7 +112,13 @@ class Modularity(torch.optim.Optimizer):
         self._share()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One optimizer step; returns what `closure` returns at its first call."""
+        """One optimizer step; returns what `closure` returns at its first call.
+
+        Raises:
+            TypeError: `closure` is no function.
+        """
+        if closure is not None and not callable(closure):
+            raise TypeError(f"closure must be a function or None, got {checks.shown(closure)}")
         fits = self._fused is not None and self._fused.still_fits()
         if not fits and not fusable(self._base):
             return self._base_step(closure)
@@ -135,7 +147,15 @@ class Modularity(torch.optim.Optimizer):
         return ratio(self.sums)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state_dict of this class, or of the base optimizer (clusters then stay)."""
+        """Takes over a state_dict of this class, or of the base optimizer (clusters then stay).
+
+        Raises:
+            TypeError, ValueError: it is none, or of other parameters.
+        """
+        with _refusing("state_dict"):
+            self._load(state_dict)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         saved = state_dict["param_groups"]
         if len(saved) == len(self.param_groups):
             kept = [
@@ -149,8 +169,17 @@ class Modularity(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds parameters, without clusters."""
-        super().add_param_group(self._own(param_group))
+        """Adds parameters, without clusters.
+
+        Raises:
+            TypeError, ValueError: no group of parameters.
+        """
+        if not isinstance(param_group, Mapping) or "params" not in param_group:
+            raise TypeError(
+                f"param_group must be a dict with 'params', got {checks.shown(param_group)}"
+            )
+        with _refusing("param_group"):
+            super().add_param_group(self._own(dict(param_group)))
         group = self.param_groups[-1]
         group.setdefault("clusters", [None] * len(group["params"]))
         self._fused = None
@@ -238,6 +267,17 @@ class _Group(dict[str, Any]):
     def update(self, *groups: Any, **values: Any) -> None:
         for key, value in dict(*groups, **values).items():
             self[key] = value
+
+
+@contextmanager
+def _refusing(*arguments: str) -> Iterator[None]:
+    """Torch's own errors about these arguments name them."""
+    try:
+        yield
+    except (TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{' or '.join(arguments)} must be another: {error}") from error
+    except (ValueError, LookupError) as error:
+        raise ValueError(f"{' or '.join(arguments)} must be another: {error}") from error
 
 
 def _new_key(key: str) -> str:

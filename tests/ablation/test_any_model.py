@@ -188,6 +188,7 @@ def test_a_linear_layer_is_not_all_that_follows(path: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["replay", "model", None])
+@pytest.mark.slow
 def test_gpt2(path: str | None) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(

@@ -28,6 +28,7 @@ def digits() -> tuple[MLP, modfast.data.Dataset]:
 
 
 @pytest.mark.parametrize("site", ["act1", "act2"])
+@pytest.mark.slow
 def test_beats_units_and_random_directions(
     digits: tuple[MLP, modfast.data.Dataset], site: str
 ) -> None:
@@ -98,6 +99,7 @@ def test_bad_input() -> None:
         max_information_direction(model, x, "fc2", backend="fused")
 
 
+@pytest.mark.slow
 def test_on_mnist(mnist_root: Path) -> None:
     data = modfast.data.load("mnist", mnist_root)
     torch.manual_seed(0)

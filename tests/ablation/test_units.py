@@ -69,6 +69,7 @@ def test_units_equal_the_notebooks_way(
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("site", ["act1", "act2"])
+@pytest.mark.slow
 def test_a_network_trained_on_mnist(mnist_root: Path, path: str, site: str) -> None:
     data = modfast.data.load("mnist", mnist_root)
     torch.manual_seed(0)

@@ -53,6 +53,7 @@ def test_other_metrics(metric: str) -> None:
         assert torch.equal(mask, expected)
 
 
+@pytest.mark.slow
 def test_long_runs_of_edges_of_one_kind() -> None:
     # Batches grow beyond their first size, and go against the guess in the middle.
     torch.manual_seed(0)

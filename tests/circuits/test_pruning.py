@@ -353,6 +353,7 @@ def test_bad_input() -> None:
         prune_circuit(huge, x, y, labels=1)
 
 
+@pytest.mark.slow
 def test_same_bits_for_any_number_of_threads() -> None:
     # 9000 samples are enough for threads to share.
     # Of the first layer, as torch's own forward pass up to another may differ.

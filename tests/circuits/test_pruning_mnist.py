@@ -37,6 +37,7 @@ def trained(root: Path) -> tuple[MLP, Tensor, Tensor]:
 
 @pytest.mark.parametrize("against", ["running", "original"])
 @pytest.mark.parametrize("label", [1, 4, 8])
+@pytest.mark.slow
 def test_all_decisions(mnist_root: Path, against: str, label: int) -> None:
     model, x, y = trained(mnist_root)
     rows = (y == label).nonzero()[:SAMPLES, 0]

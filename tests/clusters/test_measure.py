@@ -38,6 +38,7 @@ def test_convolution_positions_belong_to_their_channel() -> None:
 
 
 @pytest.mark.parametrize("fullgraph", [True])
+@pytest.mark.slow
 def test_compiles_to_one_graph(fullgraph: bool) -> None:
     clusters = Clusters.equal(8, 8, 2)
 

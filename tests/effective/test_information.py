@@ -52,6 +52,7 @@ def draw(make_random: random.Random) -> tuple[nn.Module, tuple[int, ...]] | None
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.slow
 def test_equals_the_dense_matrix_for_any_convolution(norm: str) -> None:
     make_random, n = random.Random(norm), 0
     while n < 150:
@@ -446,6 +447,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_large_networks(torchvision: None, name: str) -> None:
     """In a process of its own, whose memory tells of these only."""
     n_layers, n_out = NETWORKS[name]

@@ -105,6 +105,7 @@ def test_types_and_strides(name: str, dtype: torch.dtype) -> None:
 
 
 @every_estimator
+@pytest.mark.slow
 def test_any_number_of_threads(name: str) -> None:
     x, before = activations(3000), torch.get_num_threads()
     found = []

@@ -158,6 +158,7 @@ def test_gradients() -> None:
 
 
 @pytest.mark.parametrize("estimate", [gaussian_mutual_information, copula_mutual_information])
+@pytest.mark.slow
 def test_unbiased_values_are_right_on_average(estimate) -> None:
     torch.manual_seed(0)
     values = []

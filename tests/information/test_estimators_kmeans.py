@@ -74,6 +74,7 @@ def test_nearest_centers_are_exact(
 
 
 @pytest.mark.parametrize(("n", "d"), [(5001, 64), (333, 784), (40_000, 2)])
+@pytest.mark.slow
 def test_any_number_of_threads(n: int, d: int) -> None:
     x, before, found = samples(n, d), torch.get_num_threads(), []
     for threads in (1, 2, 3):

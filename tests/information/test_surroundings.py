@@ -113,3 +113,12 @@ def test_surroundings_change_no_measure(name: str, surroundings: str) -> None:
     assert found.device == expected.device
     assert found.dtype == expected.dtype
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_no_measure_draws_from_the_global_generator(name: str) -> None:
+    if name == "digits":
+        pytest.importorskip("sklearn")
+    before = torch.get_rng_state()
+    MEASURES[name]()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -328,6 +328,7 @@ def test_a_pattern_leaves_out_what_has_no_one_tensor():
         capture(model, x, "map*")
 
 
+@pytest.mark.slow
 def test_every_block_of_gpt2():
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
@@ -396,6 +397,7 @@ def test_autocast_gives_the_models_dtype():
     assert torch.equal(found["fc1"], wanted.detach())
 
 
+@pytest.mark.slow
 def test_a_compiled_model_has_its_own_names():
     model, x = MLP([6, 5, 3]), torch.randn(4, 6)
     wanted = capture(model, x, ["fc1", "input"])

@@ -16,6 +16,7 @@ from network.trying import (
     attempt,
     close,
     situation,
+    situations,
     truth,
     twice,
 )
@@ -27,7 +28,7 @@ from modfast import ablate_directions, ablate_groups, ablate_units, max_informat
 BACKENDS = ("fused", "vmap", "replay", "model")
 
 every_model = pytest.mark.parametrize("name", zoo.NAMES)
-every_situation = pytest.mark.parametrize("kind", SITUATIONS)
+every_situation = situations(*SITUATIONS)
 
 
 def options(case: zoo.Case, site: str) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def look_at_groups(case: zoo.Case, wanted: dict[str, Asked]) -> dict[str, dict[s
     return found
 
 
-@pytest.mark.parametrize("kind", ["plain", "changed"])
+@situations("plain", "changed")
 @every_model
 def test_directions_and_groups(name: str, kind: str) -> None:
     known = truth(name, kind)

@@ -12,7 +12,7 @@ import torch
 from network import oracle, zoo
 from network.test_zoo import every_model
 from network.test_zoo_weights import COMPUTED, weight_of
-from network.trying import Truth, attempt, close, is_refused, situation, truth, twice
+from network.trying import Truth, attempt, close, is_refused, situation, situations, truth, twice
 from torch import Tensor, nn
 
 import modfast
@@ -97,7 +97,7 @@ REFUSED: dict[str, set[str]] = {
         *("Mixtral, experts in one call, float32", "a static output buffer"),
     },
 }
-some_situations = pytest.mark.parametrize("kind", ["plain", "changed", "inference"])
+some_situations = situations("plain", "changed", "inference")
 TOGETHER = {"a branch on values", "item()", "a value in words"}
 VISITS = 10
 THRESHOLD = 1e-3

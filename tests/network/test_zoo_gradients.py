@@ -9,13 +9,13 @@ import pytest
 import torch
 from network import oracle, trying, zoo
 from network.test_zoo import every_model
-from network.trying import Refusal, Truth, attempt, close, situation, truth, twice
+from network.trying import Refusal, Truth, attempt, close, situation, situations, truth, twice
 from torch import Tensor
 
 import modfast
 from modfast import compare_tasks, jacobian_mutual_information, task_gradients
 
-some_situations = pytest.mark.parametrize("kind", ["plain", "changed", "inference"])
+some_situations = situations("plain", "changed", "inference")
 
 NO_GRADIENT = {"numpy"}
 """Models through which no gradient flows."""
@@ -85,7 +85,7 @@ def look_at_two_tasks(case: zoo.Case, site: str, output: Any, rows: list[slice])
     return attempt(case, compare_tasks, halves, [site], output=output)
 
 
-@pytest.mark.parametrize("kind", ["plain", "changed", "inference", "train"])
+@situations("plain", "changed", "inference", "train")
 @every_model
 def test_compare_tasks(name: str, kind: str) -> None:
     known = truth(name, kind)

@@ -12,7 +12,7 @@ import torch
 from network import oracle, trying, zoo
 from network.snapshot import Snapshot
 from network.test_zoo import every_model
-from network.trying import Truth, attempt, close, is_refused, situation, truth, twice
+from network.trying import Truth, attempt, close, is_refused, situation, situations, truth, twice
 from network.zoo_case import same_numbers
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,7 +37,7 @@ REFUSED: dict[str, set[str]] = {
     "reduction": {"attention that returns a tuple and no weights", "Qwen2", "Mamba"},
 }
 UNTRAINABLE = {"numpy", "a static output buffer"}
-some_situations = pytest.mark.parametrize("kind", ["plain", "changed", "train"])
+some_situations = situations("plain", "changed", "train")
 
 
 def blocks(n: int, k: int = 2) -> Tensor:

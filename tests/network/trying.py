@@ -21,6 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 SITUATIONS = ("plain", "changed", "autocast", "inference", "train")
 """As it is; again after a change of the model; in float32 under autocast; in inference mode, with
 inputs made in it; in training mode but for one module."""
+
+
+def situations(*kinds: str) -> pytest.MarkDecorator:
+    """A test in each of some situations; in all but the first it is slow."""
+    later = [pytest.param(kind, marks=pytest.mark.slow) for kind in kinds[1:]]
+    return pytest.mark.parametrize("kind", [kinds[0], *later])
+
+
 SLACK = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 5e-2}
 """How far a sum may be from the oracle's, relative to the largest, by the narrowest dtype."""
 

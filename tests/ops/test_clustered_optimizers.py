@@ -154,6 +154,7 @@ def test_zero_weight_takes_the_plain_step(device: torch.device) -> None:
 
 
 @pytest.mark.skipif(not has_ops(), reason="modfast's library is not built")
+@pytest.mark.slow
 def test_opcheck(device: torch.device) -> None:
     lists = example(torch.float32, device, 2)
     labels = (lists["labels"], lists["sums"], -0.7, 0.05)

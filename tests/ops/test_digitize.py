@@ -41,7 +41,7 @@ def same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("per_column", [False, True])
-@pytest.mark.parametrize("bins", [2, 10, 256, 257, 3000])
+@pytest.mark.parametrize("bins", [2, 10, 256, 257, pytest.param(3000, marks=pytest.mark.slow)])
 def test_matches_reference(
     bins: int, per_column: bool, rule: Rule, dtype: torch.dtype, device: torch.device, small: bool
 ) -> None:
@@ -311,7 +311,7 @@ def test_bad_input() -> None:
         ops.digitize_edges(x, torch.zeros(1, 0))
     with pytest.raises(ValueError, match=r"one shape, got \(6, 4\) and \(5, 4\)"):
         ops.binned_histogram(x, x[1:], 5)
-    with pytest.raises(ValueError, match="y and x must be on one device, got meta and cpu"):
+    with pytest.raises(TypeError, match="y must be a dense tensor in memory, got a meta"):
         ops.binned_histogram(x, x.to("meta"), 5)
     with pytest.raises(ValueError, match=r"range_x must be \[1, 2\], got shape \(4, 2\)"):
         ops.binned_histogram(x, x, 5, torch.zeros(4, 2))

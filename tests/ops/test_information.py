@@ -100,6 +100,7 @@ def test_cells_beyond_16_bits() -> None:
     assert torch.equal(counts, reference.joint_histogram(x, y, 300, 300, "aligned"))
 
 
+@pytest.mark.slow
 def test_hundreds_of_millions_of_samples() -> None:
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if free < 3 << 30:
@@ -116,6 +117,7 @@ def test_hundreds_of_millions_of_samples() -> None:
 
 
 @pytest.mark.parametrize(("bins_x", "bins_y"), [(2, 3), (10, 10), (17, 33), (130, 70), (5, 300)])
+@pytest.mark.slow
 def test_information_matches_reference(
     bins_x: int, bins_y: int, device: torch.device, small: bool
 ) -> None:
@@ -139,6 +141,7 @@ def test_more_tiles_of_products_than_blocks(device: torch.device) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_more_samples_than_one_sum_holds(device: torch.device, small: bool) -> None:
     if small:
         pytest.skip("takes too long on the host")
@@ -165,6 +168,7 @@ def test_information_is_the_same_at_every_simd_level(simd: str) -> None:
 
 
 @pytest.mark.parametrize("bins", [2, 10, 40, 300])
+@pytest.mark.slow
 def test_same_bits_for_any_number_of_threads(bins: int, n_threads: int) -> None:
     x, y = sides((30_000, 40, 39), bins, bins)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[None]
@@ -298,11 +302,13 @@ def calls(device: torch.device) -> list[tuple[str, tuple[Any, ...]]]:
 
 
 @pytest.mark.skipif(not has_ops(), reason="modfast's library is not built")
+@pytest.mark.slow
 def test_opcheck(device: torch.device) -> None:
     for name, arguments in calls(device):
         torch.library.opcheck(getattr(torch.ops.modfast, name).default, arguments)
 
 
+@pytest.mark.slow
 def test_compile(device: torch.device) -> None:
     def measure(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         x_codes, _, bad = ops.digitize(x, 6, per_column=True)

@@ -132,6 +132,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.modfast.train_mlps_.default, arguments)
 
 
+@pytest.mark.slow
 def test_compiles_without_graph_breaks() -> None:
     def run(x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
         return 2 * ops.train_mlps_(2 * x, y, (4, 5, 2), *tensors, epochs=2)

@@ -180,7 +180,7 @@ def test_bad_input() -> None:
         ops.update_top_(values.T.contiguous().T, indices, x, 0)
     with pytest.raises(ValueError, match="2 dimensions, got shape \\(9,\\)"):
         ops.update_top_(values, indices, x[:, 0], 0)
-    with pytest.raises(ValueError, match="on the device of values, cpu, got meta"):
+    with pytest.raises(TypeError, match="top_values must be a dense tensor in memory, got a meta"):
         ops.update_top_(values.to("meta"), indices, x, 0)
     with pytest.raises(ValueError, match="require a gradient"):
         ops.update_top_(values, indices, x.requires_grad_(), 0)

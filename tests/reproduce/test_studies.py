@@ -32,6 +32,7 @@ def near(row: Row, tolerance: float) -> bool:
     return abs(float(values.mean()) - row.printed) <= tolerance
 
 
+@pytest.mark.slow
 def test_metric(mnist_root: Path) -> None:
     rows = rows_of("metric", root=mnist_root)
     information = rows["I(fc1; fc2), untrained"]
@@ -47,6 +48,7 @@ def test_metric(mnist_root: Path) -> None:
         assert (row.correct.abs() < 0.1).all()
 
 
+@pytest.mark.slow
 def test_ablation(mnist_root: Path) -> None:
     rows = rows_of("ablation", root=mnist_root)
     assert near(rows["mean over 128 units"], 0.06)
@@ -61,6 +63,7 @@ def test_ablation(mnist_root: Path) -> None:
     assert (held_out > 2).all()
 
 
+@pytest.mark.slow
 def test_clusterability(mnist_root: Path) -> None:
     rows = rows_of_clustered(mnist_root)
     assert near(rows["loss at step 0"], 0.2)
@@ -130,6 +133,7 @@ def test_effective_information() -> None:
     torch.testing.assert_close(pooling.correct - pooling.notebook, torch.tensor([2.0]))
 
 
+@pytest.mark.slow
 def test_mutual_information() -> None:
     rows = rows_of("mutual-information")
     exact = rows["two halves of an output: from weights"].correct
@@ -150,6 +154,7 @@ def test_mutual_information() -> None:
         assert abs(float(estimate.mean()) - 1) < tolerance
 
 
+@pytest.mark.slow
 def test_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     if not modfast.has_ops():
         pytest.skip("the compiled library is not built; this takes minutes without")

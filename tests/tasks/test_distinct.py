@@ -80,5 +80,5 @@ def test_bad_input() -> None:
         distinct_gradients(rows, torch.tensor([4, 4]))
     with pytest.raises(ValueError, match=r"regions must have shape \[2\].*got \[3\]"):
         distinct_gradients(rows, torch.tensor([4, 4, 4]))
-    with pytest.raises(TypeError, match="regions must be an integer tensor"):
+    with pytest.raises(TypeError, match="regions must be integer labels"):
         distinct_gradients(rows, rows[0])

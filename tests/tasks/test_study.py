@@ -51,6 +51,7 @@ def test_each_network_is_a_single_training(sizes: tuple[int, ...]) -> None:
     assert study.losses.shape == (4, 120)
 
 
+@pytest.mark.slow
 def test_reaches_the_notebooks_loss(study: TaskStudy) -> None:
     losses = study.validate(modfast.data.load("physics").test)
     assert losses.shape == (100,)
@@ -59,6 +60,7 @@ def test_reaches_the_notebooks_loss(study: TaskStudy) -> None:
     assert (study.losses[:, -1] < study.losses[:, 0] / 20).all()
 
 
+@pytest.mark.slow
 def test_capture_rises_towards_the_output(study: TaskStudy) -> None:
     found = study.compare(modfast.data.physics_grids(40), progress=False)
     assert found.sites == ("input", "act1", "act2")
@@ -74,6 +76,7 @@ def test_capture_rises_towards_the_output(study: TaskStudy) -> None:
     assert (found.n_distinct[:, 0].double().mean(0) > found.n_distinct[:, 1].double().mean(0)).all()
 
 
+@pytest.mark.slow
 def test_comparisons_are_what_their_parts_are(study: TaskStudy) -> None:
     model, grids = study.model(3), modfast.data.physics_grids(30)
     found = compare_tasks(model, grids, SITES)
@@ -144,7 +147,7 @@ def test_bad_input() -> None:
         study.model(2)
     with pytest.raises(ValueError, match=r"x must have shape \[n, 4\], got \[50, 2\]"):
         study.outputs(y)
-    with pytest.raises(TypeError, match="x must be torch.float32, as the networks"):
+    with pytest.raises(TypeError, match="data.0. must be torch.float32, as the networks"):
         study.validate((x.double(), y))
     with pytest.raises(ValueError, match=r"data\[1\] must have shape \[n, 2\], got \[50, 4\]"):
         study.validate((x, x))

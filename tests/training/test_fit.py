@@ -168,6 +168,7 @@ test_fit.fit(model, test_fit.data(), 6, optimizer=optimizer, test=test_fit.data(
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "run.pt"
     code = KILLED.format(test=__file__, checkpoint=str(path))

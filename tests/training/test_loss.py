@@ -100,6 +100,7 @@ def test_state_dict_keeps_the_clusters() -> None:
     torch.testing.assert_close(copy.deepcopy(reg)(), reg())
 
 
+@pytest.mark.slow
 def test_compiles_to_one_graph() -> None:
     model = network()
     reg = ClusterabilityLoss(model, ["0", "2"], n_clusters=2)

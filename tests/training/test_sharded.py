@@ -115,6 +115,8 @@ def main() -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_processes() -> None:
     if not torch.distributed.is_available():
         pytest.skip("this build of torch has no torch.distributed")

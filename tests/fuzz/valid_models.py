@@ -1,0 +1,449 @@
+"""Valid calls of what runs or takes a model, and of the operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fuzz.calls import entries, entry
+from fuzz.valid import clusters
+from torch import Tensor, nn
+
+import modfast
+from modfast.models import MLP
+
+QUIET = {"output": None, "progress": False}
+LOGITS = (
+    *("the model", "the model's logits", "outputs", "metric", "the weight of", "the loss"),
+    *("the logits", "partition"),
+)
+"""What messages call that which is no argument itself."""
+
+
+def net() -> MLP:
+    """Outputs 6 and inputs 5 in its first layer, as `clusters()` fit."""
+    return MLP([5, 6, 6, 3])
+
+
+def batch(n: int = 8) -> dict[str, Tensor]:
+    return {"inputs": torch.randn(n, 5), "targets": torch.arange(n) % 3}
+
+
+ABLATED = {"output": None, "dim": -1, "per_sample": False, "max_memory": 2**20}
+ABLATED |= {"progress": False, "backend": "fused"}
+
+
+@entry("ablation.ablate_units", aliases=LOGITS, nan=True)
+def _() -> dict[str, Any]:
+    return {"model": net(), **batch(), "site": "act2", "units": [0, 3], "value": 0.0, **ABLATED}
+
+
+@entry("ablation.ablate_groups", aliases=LOGITS, nan=True)
+def _() -> dict[str, Any]:
+    more = {"units": [[0, 1], [3]], "keep": False, "value": "mean"}
+    return {"model": net(), **batch(), "site": "act2", **more, **ABLATED, "backend": None}
+
+
+@entry("ablation.ablate_directions", aliases=LOGITS, nan=True)
+def _() -> dict[str, Any]:
+    directions = torch.eye(6)[:3]
+    return {"model": net(), **batch(), "site": "act2", "directions": directions, **ABLATED}
+
+
+@entry("ablation.evaluate_clusters", aliases=LOGITS, nan=True, work=frozenset({"clusters"}))
+def _() -> dict[str, Any]:
+    data = tuple(batch().values())
+    more = {"layer": "fc1", "clusters": clusters(), "output": None}
+    return {"model": net(), "data": data, **more}
+
+
+@entry("ablation.max_information_direction", aliases=LOGITS, work=frozenset({"steps", "restarts"}))
+def _() -> dict[str, Any]:
+    inputs = {"inputs": batch()["inputs"], "site": "act2"}
+    counts = {"steps": 3, "lr": 0.01, "restarts": 2, "seed": 0}
+    return {"model": net(), **inputs, **counts, "output": None, "dim": -1, "backend": None}
+
+
+@entry("information.jacobian_mutual_information", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    inputs = {"inputs": batch()["inputs"], "sites": "fc1", "units": [[0], [1, 2]]}
+    more = {"total": False, "max_memory": 2**20, "progress": False}
+    return {"model": net(), **inputs, **more}
+
+
+@entry("training.ClusterabilityLoss", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    more = {"layers": ["fc1", "fc2"], "n_clusters": 2, "clusters": None, "alpha": 2.0}
+    return {"model": net(), **more}
+
+
+@entry("training.Modularity")
+def _() -> dict[str, Any]:
+    params = list(net().named_parameters())
+    more = {"lr": 0.1, "n_clusters": 2, "alpha": 2.0, "layers": "fc2", "clusters": None}
+    return {"params": params, **more, "base": "adam", "weight_decay": 0.1}
+
+
+def optimizer() -> modfast.Modularity:
+    model = net()
+    found = modfast.Modularity(model.named_parameters(), lr=0.1, n_clusters=2)
+    model(torch.randn(4, 5)).square().mean().backward()
+    found.step()
+    return found
+
+
+@entry("training.Modularity.add_param_group", moves=frozenset({"self"}), aliases=("params",))
+def _() -> dict[str, Any]:
+    group = {"params": [("more", nn.Parameter(torch.randn(3, 3)))]}
+    return {"self": optimizer(), "param_group": group}
+
+
+@entry("training.Modularity.load_state_dict", moves=frozenset({"self"}))
+def _() -> dict[str, Any]:
+    return {"self": optimizer(), "state_dict": optimizer().state_dict()}
+
+
+@entry("training.Modularity.step", moves=frozenset({"self"}))
+def _() -> dict[str, Any]:
+    return {"self": optimizer(), "closure": lambda: torch.zeros(())}
+
+
+@entry(
+    "training.fit",
+    moves=frozenset({"model", "optimizer", "checkpoint"}),
+    work=frozenset({"epochs"}),
+    errors=(FloatingPointError, OSError),
+    aliases=LOGITS,
+)
+def _() -> dict[str, Any]:
+    train, test = tuple(batch().values()), tuple(batch().values())
+    more = {"epochs": 1, "batch_size": 4, "optimizer": None, "regularizer": None, "seed": 0}
+    return {"model": net(), "train": train, "test": test, **more, "checkpoint": None, **QUIET}
+
+
+@entry("features.max_activating", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    data = {"data": tuple(batch().values()), "sites": ["act1", "fc2"], "k": 3}
+    more = {"reduce": "max", "dim": -1, "batch_size": 4, "progress": False}
+    return {"model": net(), **data, **more}
+
+
+@entry("circuits.prune_circuit", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    more = {"layers": ["fc1", "fc3"], "order": "row", "threshold": 1e-3, "baseline": "running"}
+    return {"model": net(), **batch(), **more, "labels": [0, 1], **QUIET, "backend": None}
+
+
+@entry("circuits.effective_circuit_size", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    more = {"thresholds": [1e-3, 1e-2], "labels": [0, 2], "layers": "fc1"}
+    rest = {"order": "row", "baseline": "running", **QUIET, "backend": None}
+    return {"model": net(), **batch(), **more, **rest}
+
+
+@entry("circuits.search_space_reduction", aliases=(*LOGITS, "layers"))
+def _() -> dict[str, Any]:
+    return {"model": net(), "clusters": clusters(), "keep": [1], "layer": "fc1"}
+
+
+@entry("circuits.Circuit.apply")
+def _() -> dict[str, Any]:
+    model = net()
+    return {"self": modfast.prune_circuit(model, **batch(), layers="fc1"), "model": model}
+
+
+@entry("circuits.Circuit.close_calls")
+def _() -> dict[str, Any]:
+    return {"self": modfast.prune_circuit(net(), **batch(), layers="fc1"), "rounding": 1e-6}
+
+
+def edges() -> dict[str, Any]:
+    clean, targets = batch().values()
+    return {"model": net(), "clean": clean, "corrupted": clean.flip(0), "targets": targets}
+
+
+NODES = {"fc1": [[0, 1], [2]]}
+
+
+@entry("circuits.attribute_edges", aliases=LOGITS, work=frozenset({"steps"}))
+def _() -> dict[str, Any]:
+    more = {"method": "eap-ig", "metric": "loss", "nodes": NODES, "steps": 2}
+    return {**edges(), **more, **QUIET, "max_memory": 2**20}
+
+
+@entry("circuits.discover_circuit", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    more = {"threshold": 1e-2, "metric": "kl", "nodes": NODES}
+    return {**edges(), **more, **QUIET, "max_memory": 2**20}
+
+
+def edge_scores(model: nn.Module) -> modfast.EdgeScores:
+    return modfast.attribute_edges(**{**edges(), "model": model}, progress=False)
+
+
+@entry("circuits.EdgeScores.circuit")
+def _() -> dict[str, Any]:
+    return {"self": edge_scores(net()), "n_edges": 5}
+
+
+@entry("circuits.EdgeScores.top")
+def _() -> dict[str, Any]:
+    return {"self": edge_scores(net()), "k": 5}
+
+
+@entry("circuits.EdgeCircuit.evaluate", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    found = edges()
+    circuit = edge_scores(found["model"]).circuit(9)
+    return {"self": circuit, **found, "output": None}
+
+
+@entry("circuits.EdgeCircuit.logits", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    found = edges()
+    circuit = edge_scores(found["model"]).circuit(9)
+    del found["targets"]
+    return {"self": circuit, **found, "output": None}
+
+
+@entry("effective.connectivity_matrix")
+def _() -> dict[str, Any]:
+    more = {"input_shape": (2, 4), "channel_mixing": False, "max_memory": 2**20}
+    return {"module": nn.Conv1d(2, 3, 2), **more}
+
+
+@entries(
+    "effective.effective_information",
+    "effective.determinism",
+    "effective.degeneracy",
+    aliases=LOGITS,
+)
+def _() -> dict[str, Any]:
+    more = {"norm": "linear", "inputs": None, "batch_norm": "skip", "channel_mixing": False}
+    return {"model": net(), "input_shape": 5, **more, "unsupported": "error"}
+
+
+DRIVEN = {
+    "in_range": (0.0, 1.0),
+    "out_range": (-1.0, 1.0),
+    "output": None,
+    "activation": torch.tanh,
+}
+DRIVEN |= {"bins": 4, "correction": "miller-madow", "samples": 40, "tolerance": 0.5}
+DRIVEN |= {"max_samples": 100, "seed": 0, "progress": False}
+MOST = frozenset({"samples", "max_samples"})
+
+
+@entry("effective.perturbational_ei", aliases=LOGITS, work=MOST)
+def _() -> dict[str, Any]:
+    return {"model": net(), "input_shape": (5,), "layer": "fc2", "mode": "parts", **DRIVEN}
+
+
+@entry("effective.sensitivity", aliases=LOGITS, work=MOST)
+def _() -> dict[str, Any]:
+    driven = {**DRIVEN, "out_range": None, "activation": None}
+    return {"model": net(), "input_shape": 5, "layer": None, "silent": 0.5, **driven}
+
+
+@entry("tasks.task_gradients", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    more = {"sites": ["input", "act*"], "tasks": [0, 2], "pool": False, "batch_size": 4}
+    return {"model": net(), "inputs": batch()["inputs"], **more, **QUIET}
+
+
+@entry("tasks.compare_tasks", aliases=LOGITS, nan=True)
+def _() -> dict[str, Any]:
+    more = {"sites": "act*", "tasks": [0, 1], "pool": False, "batch_size": 4}
+    return {"model": net(), "inputs_by_task": torch.randn(2, 6, 5), **more, **QUIET}
+
+
+def study() -> modfast.TaskStudy:
+    data = torch.randn(6, 4), torch.randn(6, 2)
+    return modfast.TaskStudy.train(data, (4, 3, 2), n_models=2, epochs=2, progress=False)
+
+
+COUNTS = frozenset({"sizes", "n_models", "epochs"})
+
+
+@entry("tasks.TaskStudy.train", work=COUNTS, errors=(FloatingPointError,))
+def _() -> dict[str, Any]:
+    data = {"data": (torch.randn(6, 4), torch.randn(6, 2)), "sizes": (4, 3, 2)}
+    more = {"n_models": 2, "epochs": 2, "lr": 0.01, "seed": 0, "progress": False}
+    return {**data, **more}
+
+
+@entry("tasks.TaskStudy.model", errors=(IndexError,))
+def _() -> dict[str, Any]:
+    return {"self": study(), "index": 1}
+
+
+@entry("tasks.TaskStudy.outputs")
+def _() -> dict[str, Any]:
+    return {"self": study(), "x": torch.randn(5, 4)}
+
+
+@entry("tasks.TaskStudy.validate")
+def _() -> dict[str, Any]:
+    return {"self": study(), "data": (torch.randn(5, 4), torch.randn(5, 2))}
+
+
+@entry("tasks.TaskStudy.compare", nan=True)
+def _() -> dict[str, Any]:
+    inputs = modfast.data.physics_grids(3)
+    return {"self": study(), "inputs_by_task": inputs, "sites": ["act1"], "progress": False}
+
+
+@entry("models.MLP.forward", nan=True)
+def _() -> dict[str, Any]:
+    return {"self": net(), "x": torch.randn(4, 5)}
+
+
+@entry("capture", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    more = {"sites": ["act1", "fc2:input"], "batch_size": 4, "progress": False}
+    return {"model": net(), "inputs": batch()["inputs"], **more}
+
+
+def logits() -> dict[str, Tensor]:
+    return {"logits": torch.randn(5, 3), "targets": torch.arange(5) % 3}
+
+
+@entry("ops.ablation_sweep", nan=True, errors=(RuntimeError,))
+def _() -> dict[str, Any]:
+    change = {"scales": torch.randn(5, 4), "updates": torch.randn(4, 3)}
+    return {**logits(), **change, "per_sample": False}
+
+
+@entry("ops.ablation_sweep_hidden", nan=True, errors=(RuntimeError,))
+def _() -> dict[str, Any]:
+    change = {"hidden": torch.randn(5, 6), "scales": torch.randn(5, 4)}
+    change |= {"updates": torch.randn(4, 6), "weight": torch.randn(3, 6)}
+    return {**logits(), **change, "activation": "relu", "per_sample": False}
+
+
+@entry("ops.logit_terms", nan=True, errors=(RuntimeError,))
+def _() -> dict[str, Any]:
+    return {**logits(), "ablated": torch.randn(4, 5, 3), "per_sample": False}
+
+
+def labeled() -> dict[str, Any]:
+    weights = [torch.randn(6, 5), torch.randn(6, 5)]
+    return {"weights": weights, "labels": clusters().labels.repeat(2)}
+
+
+@entry("ops.cluster_penalty", nan=True)
+def _() -> dict[str, Any]:
+    return {**labeled(), "scale": 1.5}
+
+
+@entry("ops.cluster_penalty_gradient", nan=True)
+def _() -> dict[str, Any]:
+    return {**labeled(), "scale": 1.5, "sums": torch.ones(2, 2, dtype=torch.float64)}
+
+
+@entry("ops.cluster_sums", nan=True)
+def _() -> dict[str, Any]:
+    return labeled()
+
+
+@entry("ops.binned_histogram")
+def _() -> dict[str, Any]:
+    limits = torch.tensor([[-2.0, 2.0]])
+    values = {"x": torch.randn(9, 3), "y": torch.randn(9, 3)}
+    return {**values, "bins": 4, "range_x": limits, "range_y": limits, "rule": "uniform"}
+
+
+@entry("ops.digitize")
+def _() -> dict[str, Any]:
+    more = {"range": torch.tensor([[-2.0, 2.0]]), "per_column": False, "rule": "uniform"}
+    return {"x": torch.randn(9, 3), "bins": 4, **more}
+
+
+@entry("ops.digitize_edges")
+def _() -> dict[str, Any]:
+    return {"x": torch.randn(9, 3), "edges": torch.tensor([[-1.0, 0.0, 1.0]])}
+
+
+def codes() -> dict[str, Any]:
+    x, y = torch.randint(4, (2, 9, 3), dtype=torch.uint8)
+    return {"x_codes": x, "y_codes": y, "bins_x": 4, "bins_y": 4}
+
+
+@entry("ops.joint_histogram", errors=(RuntimeError,))
+def _() -> dict[str, Any]:
+    return {**codes(), "pairing": "pairwise"}
+
+
+@entry("ops.pairwise_information", errors=(RuntimeError,))
+def _() -> dict[str, Any]:
+    return {**codes(), "correction": "miller-madow"}
+
+
+@entry("ops.permuted_information", errors=(RuntimeError,))
+def _() -> dict[str, Any]:
+    orders = torch.stack([torch.randperm(9) for _ in range(3)])
+    return {**codes(), "permutations": orders, "observed": torch.zeros(3, 3).double()}
+
+
+@entry("ops.prune_layer", nan=True, errors=(RuntimeError,))
+def _() -> dict[str, Any]:
+    layers = {"weights": [torch.randn(2, 3, 4), torch.randn(2, 3, 3)]}
+    layers["biases"] = [torch.randn(2, 3), torch.randn(2, 3)]
+    more = {"targets": torch.arange(6) % 3, "sizes": torch.tensor([2, 4])}
+    rest = {"order": torch.arange(12), "original": torch.ones(2).double(), "threshold": 1e-3}
+    return {"inputs": torch.randn(6, 4), **layers, **more, **rest}
+
+
+STATE = frozenset({"parameters", "exp_avgs", "exp_avg_sqs"})
+
+
+@entry("ops.train_mlps_", nan=True, moves=STATE, work=frozenset({"epochs"}))
+def _() -> dict[str, Any]:
+    data = {"x": torch.randn(5, 4), "y": torch.randn(5, 2), "sizes": [4, 3, 2]}
+    state = {"parameters": torch.randn(2, 23)} | {k: torch.zeros(2, 23) for k in ("exp_avgs",)}
+    state["exp_avg_sqs"] = torch.zeros(2, 23)
+    more = {"step": 0, "epochs": 2, "lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8}
+    return {**data, **state, **more}
+
+
+@entry("ops.update_top_", moves=frozenset({"top_values", "top_indices"}))
+def _() -> dict[str, Any]:
+    best = {"top_values": torch.full((3, 2), -torch.inf)}
+    best["top_indices"] = torch.full((3, 2), -1)
+    return {**best, "values": torch.randn(5, 3), "first": 0}
+
+
+@entry("ops.wiring_sums", nan=True, errors=(RuntimeError,))
+def _() -> dict[str, Any]:
+    weight = {"weight": torch.randn(1, 3, 2, 1), "scale": torch.ones(1, 3).double()}
+    one = torch.ones(1).double()
+    more = {"sources": torch.zeros(1, 1, dtype=torch.int64), "n_in": one, "n_out": one}
+    return {**weight, **more, "norm": "linear", "blocks": 1, "ins": 2, "outs": 2}
+
+
+def stepped() -> dict[str, Any]:
+    found = labeled()
+    sums = modfast.ops.cluster_sums(found["weights"], found["labels"])
+    grads = [torch.randn(6, 5) for _ in range(2)]
+    return {"*0": found["weights"], "*1": grads, "labels": found["labels"], "sums": sums}
+
+
+# The operators themselves, whose errors are torch's dispatcher's.
+@entry("ops.clustered_sgd_", moves=frozenset({"*0", "*2", "*4"}), errors=(RuntimeError,))
+def _() -> dict[str, Any]:
+    found = stepped()
+    tensors = [found["*0"], found["*1"], [torch.zeros(6, 5)] * 2, found["labels"], found["sums"]]
+    values = [*tensors, 1.5, 0.1, 0.9, 0.0, 0.01, False, True]
+    return {f"*{i}": each for i, each in enumerate(values)}
+
+
+@entry(
+    "ops.clustered_adam_", moves=frozenset({"*0", "*2", "*3", "*4", "*6"}), errors=(RuntimeError,)
+)
+def _() -> dict[str, Any]:
+    found = stepped()
+    state = [[torch.zeros(6, 5) for _ in range(2)] for _ in range(2)]
+    steps = [torch.ones(()) for _ in range(2)]
+    tensors = [found["*0"], found["*1"], *state, steps, found["labels"], found["sums"]]
+    values = [*tensors, 1.5, 0.1, 0.9, 0.999, 1e-8, 0.01, False]
+    return {f"*{i}": each for i, each in enumerate(values)}
