@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import random
+import subprocess
+import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,3 +135,115 @@ def test_values_that_no_file_holds(tmp_path: Path) -> None:
         with pytest.raises(TypeError, match=r"values\.1\.a must be a tensor, a plain value"):
             save_values(tmp_path / "x", "values", {"values": [1, {"a": value}]})
     assert not list(tmp_path.iterdir())
+
+
+def test_altered_bytes_are_seen(tmp_path: Path) -> None:
+    path, draw = tmp_path / "kept", random.Random(0)
+    for values in ({"x": torch.randn(40), "y": torch.arange(9)}, {}):
+        Kept(values, 0.5).save(path)
+        whole = path.read_bytes()
+        for _ in range(500):
+            altered = bytearray(whole)
+            for at in draw.sample(range(len(whole)), draw.randint(1, 10)):
+                altered[at] ^= draw.randint(1, 255)
+            path.write_bytes(altered)
+            with pytest.raises(ValueError, match="kept' holds no Kept that modfast saved .*: ."):
+                Kept.load(path)
+
+
+def test_each_byte_of_a_header_counts(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    Kept({"x": torch.zeros(2)}, 0.5).save(path)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for other in {whole[at] ^ 1, 0, 32, ord("3")} - {whole[at]}:
+            path.write_bytes(whole[:at] + bytes([other]) + whole[at + 1 :])
+            with pytest.raises(ValueError, match="kept' holds no Kept"):
+                Kept.load(path)
+    for n in range(len(whole)):
+        path.write_bytes(whole[:n])
+        with pytest.raises(ValueError, match="kept' holds no Kept that modfast saved .*: ."):
+            Kept.load(path)
+
+
+def test_the_format_without_a_checksum_is_read(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "kept"
+    text = (
+        '{"format": 3, "kind": "Kept", "values": {"values": '
+        '{"mapping": [["x", {"tensor": "values.x"}]]}, "share": 0.5}}'
+    )
+    save_file({"values.x": torch.arange(3)}, path, {"modfast": text})
+    found = Kept.load(path)
+    assert torch.equal(found.values["x"], torch.arange(3))
+    save_file({"values.x": torch.arange(3)}, path, {"modfast": text.replace("3", "4", 1)})
+    with pytest.raises(ValueError, match="its format is 4"):
+        Kept.load(path)
+
+
+WRITE = """
+import resource, sys
+from modfast.files import save_values
+import torch
+save_values(sys.argv[1], "values", {"x": torch.zeros(10)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+try:
+    save_values(sys.argv[1], "values", {"x": torch.zeros(2**16)})
+except OSError as error:
+    print(type(error).__name__, error.errno, error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no limits of that kind")
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE, path], capture_output=True, text=True, check=True
+    )
+    assert f"OSError {errno.EFBIG} " in done.stdout
+    assert "cannot be written" in done.stdout
+    assert f"'{path}'" in done.stdout
+    assert torch.equal(load_values(path, "values")["x"], torch.zeros(10))
+    assert [file.name for file in tmp_path.iterdir()] == ["kept"]
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot be written .*kept'"):
+        save_values(tmp_path / "file" / "kept", "values", {})
+    (tmp_path / "folder" / "in").mkdir(parents=True)
+    with pytest.raises(OSError, match="cannot be written .*folder'"):
+        save_values(tmp_path / "folder", "values", {})
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
+    kill = (
+        "import os, sys\nfrom pathlib import Path\nfrom modfast.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_bytes(b'half')\n    os.kill(os.getpid(), 9)\n"
+    )
+    path = tmp_path / "other.name"
+    subprocess.run([sys.executable, "-c", kill, path], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.read_bytes() == b"half"
+    alive = tmp_path / left.name.replace(left.name.split(".")[-3], str(os.getpid()))
+    elsewhere = tmp_path / f".a.another-machine.{2**22 + 1}.0.tmp"
+    strange = tmp_path / ".a.tmp"
+    for file in (alive, elsewhere, strange):
+        file.touch()
+    save_values(tmp_path / "kept", "values", {})
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("kept", alive.name, elsewhere.name, strange.name)
+    }
+
+
+def test_threads_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+
+    def write(i: int) -> None:
+        for _ in range(20):
+            save_values(path, "values", {"x": torch.full((100,), i)})
+            found = load_values(path, "values")["x"]
+            assert bool((found == found[0]).all())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert [file.name for file in tmp_path.iterdir()] == ["kept"]

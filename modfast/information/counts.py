@@ -17,6 +17,7 @@ from modfast.reference import compute_dtype, relevant_bins
 Pairing: TypeAlias = Literal["aligned", "all", "pairwise"]
 Correction: TypeAlias = Literal["miller-madow", "panzeri-treves", "shuffle", None]
 
+_CODES_AT_ONCE = 2**20
 _SHUFFLES = 100  # Their mean is then known to a tenth of the null's own spread.
 
 
@@ -112,9 +113,12 @@ def corrected_entropies(counts: Tensor, correction: Correction) -> Tensor:
 def marginals(codes: Tensor, bins: int) -> Tensor:
     """Counts `[d, bins]` of each column of codes `[n, d]`."""
     d = codes.shape[1]
-    if d > 1:
-        codes = codes + torch.arange(0, d * bins, bins, device=codes.device)
-    return codes.flatten().bincount(minlength=d * bins).reshape(d, bins)
+    offsets = torch.arange(0, d * bins, bins, device=codes.device)
+    found = torch.zeros(d * bins, dtype=torch.int64, device=codes.device)
+    # By parts, as bincount takes eight bytes for each code.
+    for part in codes.split(max(1, _CODES_AT_ONCE // d)):
+        found += (part + offsets).flatten().bincount(minlength=d * bins)
+    return found.reshape(d, bins)
 
 
 def joint_counts(x: Tensor, y: Tensor, binning: Binning, pairing: Pairing) -> Tensor:
