@@ -11,7 +11,9 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**36
+_MEMORY = (
+    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**36
+)
 
 
 def integer(argument: str, value: SupportsIndex) -> int:
@@ -223,6 +225,8 @@ def several(argument: str, values: Any) -> list[Any]:
     Raises:
         TypeError: a single value, or a string.
     """
+    if isinstance(values, Tensor):
+        dense(argument, values)
     scalar = isinstance(values, Tensor) and values.dim() == 0
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) or scalar:
         raise TypeError(f"{argument} must be several, as a list, got {shown(values)}")

@@ -33,7 +33,8 @@ def layers_to_prune(model: nn.Module, layers: str | Sequence[str] | None) -> dic
                 "by torch.nn.utils.parametrize.remove_parametrizations or prune.remove, or name "
                 "other layers"
             )
-        weight_of(module, name)  # checks it
+        if not weight_of(module, name).numel():
+            raise ValueError(f"model must have weights in {name!r}, got shape {[*weight.shape]}")
         holders = [each for each, parameter in parameters if parameter is weight]
         if holders != [f"{name}.weight"]:
             raise ValueError(

@@ -142,7 +142,7 @@ def prune_circuit(
         True
     """
     checks.choice("baseline", baseline, BASELINES)
-    if backend == "modules":
+    if isinstance(backend, str) and backend == "modules":
         warn_renamed("backend='modules'", "backend='replay' or 'model'", stacklevel=3)
         backends: tuple[str, ...] = BACKENDS[1:]
     else:

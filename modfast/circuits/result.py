@@ -77,7 +77,8 @@ class Circuit(Result):
             parameter = parameters[name]
             if parameter.shape != mask.shape:
                 raise ValueError(
-                    f"model must have {name!r} of shape {tuple(mask.shape)}, got {tuple(parameter.shape)}"
+                    f"model must have {name!r} of shape {tuple(mask.shape)}, "
+                    f"got {tuple(parameter.shape)}"
                 )
             with torch.no_grad():
                 parameter.masked_fill_(~mask.to(parameter.device), 0)

@@ -94,7 +94,9 @@ def jacobian_mutual_information(
             d, n_in = found.d, x[0].numel()
             rows = max(1, limit // (d * n_in * (3 * x.itemsize + 8) + 3 * 8 * d * d))
             starts = range(0, len(x), rows)
-            for start in bar(starts, "Jacobians", checks.flag("progress", progress) and len(starts) > 1):
+            for start in bar(
+                starts, "Jacobians", checks.flag("progress", progress) and len(starts) > 1
+            ):
                 jacobian = found.jacobians(x[start : start + rows])
                 with full_precision():
                     parts.append(found.information(jacobian, total, start))

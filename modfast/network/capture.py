@@ -182,7 +182,9 @@ def read_passes(
         return
     shapes = [tuple(tensor.shape) for tensor in batch.tensors()]
     if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
-        raise ValueError(f"batch_size needs {argument} with one number of rows, got shapes {shapes}")
+        raise ValueError(
+            f"batch_size needs {argument} with one number of rows, got shapes {shapes}"
+        )
     for start in range(0, shapes[0][0], size):
         yield batch.rows(slice(start, start + size))
 

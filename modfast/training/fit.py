@@ -162,7 +162,9 @@ def fit(
     elif not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer(model.named_parameters())
     run = _Run(model, feed, optimizer, regularizer, held_out, output, seed, random, aside)
-    run.train(epochs, progress, None if checkpoint is None else checks.path("checkpoint", checkpoint))
+    run.train(
+        epochs, progress, None if checkpoint is None else checks.path("checkpoint", checkpoint)
+    )
     return run.history()
 
 

@@ -54,7 +54,11 @@ class Call:
         own = inspect.signature(self.function).parameters
         kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         known = [name for name, each in own.items() if each.kind not in kinds]
-        return [name for name in dict.fromkeys([*known, *self.arguments]) if name not in {"self"} | self.fixed]
+        return [
+            name
+            for name in dict.fromkeys([*known, *self.arguments])
+            if name not in {"self"} | self.fixed
+        ]
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fuzz import calls, judge, odd_models, valid, valid_models  # noqa: F401  (they fill the table)
+from fuzz import calls, judge, odd_models, valid, valid_models
 from fuzz.mutations import LAYOUTS
 from torch import nn
 
@@ -44,9 +44,7 @@ CASES: dict[str, tuple[str, Callable[[], Any]]] = {
     "fit on a list of numbers": ("train", lambda: modfast.fit(valid_models.net(), [99], 1)),
     "per_sample is a string": (
         "per_sample",
-        lambda: modfast.ablate_units(
-            valid_models.net(), torch.randn(8, 5), "act2", per_sample="a"
-        ),
+        lambda: modfast.ablate_units(valid_models.net(), torch.randn(8, 5), "act2", per_sample="a"),
     ),
     "layers of numbers": (
         "layers",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from fuzz.calls import entries, entry
-from fuzz.valid import clusters, distinct
+from fuzz.valid import clusters
 from torch import Tensor, nn
 
 import modfast
@@ -57,9 +57,7 @@ def _() -> dict[str, Any]:
     return {"model": net(), "data": data, **more}
 
 
-@entry(
-    "ablation.max_information_direction", aliases=LOGITS, work=frozenset({"steps", "restarts"})
-)
+@entry("ablation.max_information_direction", aliases=LOGITS, work=frozenset({"steps", "restarts"}))
 def _() -> dict[str, Any]:
     inputs = {"inputs": batch()["inputs"], "site": "act2"}
     counts = {"steps": 3, "lr": 0.01, "restarts": 2, "seed": 0}
@@ -214,13 +212,23 @@ def _() -> dict[str, Any]:
     return {"module": nn.Conv1d(2, 3, 2), **more}
 
 
-@entries("effective.effective_information", "effective.determinism", "effective.degeneracy", aliases=LOGITS)
+@entries(
+    "effective.effective_information",
+    "effective.determinism",
+    "effective.degeneracy",
+    aliases=LOGITS,
+)
 def _() -> dict[str, Any]:
     more = {"norm": "linear", "inputs": None, "batch_norm": "skip", "channel_mixing": False}
     return {"model": net(), "input_shape": 5, **more, "unsupported": "error"}
 
 
-DRIVEN = {"in_range": (0.0, 1.0), "out_range": (-1.0, 1.0), "output": None, "activation": torch.tanh}
+DRIVEN = {
+    "in_range": (0.0, 1.0),
+    "out_range": (-1.0, 1.0),
+    "output": None,
+    "activation": torch.tanh,
+}
 DRIVEN |= {"bins": 4, "correction": "miller-madow", "samples": 40, "tolerance": 0.5}
 DRIVEN |= {"max_samples": 100, "seed": 0, "progress": False}
 MOST = frozenset({"samples", "max_samples"})
@@ -429,7 +437,9 @@ def _() -> dict[str, Any]:
     return {f"*{i}": each for i, each in enumerate(values)}
 
 
-@entry("ops.clustered_adam_", moves=frozenset({"*0", "*2", "*3", "*4", "*6"}), errors=(RuntimeError,))
+@entry(
+    "ops.clustered_adam_", moves=frozenset({"*0", "*2", "*3", "*4", "*6"}), errors=(RuntimeError,)
+)
 def _() -> dict[str, Any]:
     found = stepped()
     state = [[torch.zeros(6, 5) for _ in range(2)] for _ in range(2)]
