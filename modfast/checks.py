@@ -197,7 +197,7 @@ def device(argument: str, value: Any) -> torch.device:
         found = torch.device(value)
         if found.type != "cpu":
             torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, OverflowError):
         raise ValueError(
             f"{argument} must be the name of a device that there is, got {value!r:.60}"
         ) from None

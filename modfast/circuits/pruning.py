@@ -348,6 +348,8 @@ def _groups(labels: int | str | Sequence[int] | None, batch: Batch) -> list[_Gro
     by_row = all(tensor.shape[:1] == targets.shape for tensor in batch.tensors())
     groups = []
     for label in wanted:
+        if not -(2**63) <= label < 2**63:
+            raise ValueError(f"labels must be held by int64, got {label!r:.40}")
         chosen = targets == label
         if not bool(chosen.any()):
             raise ValueError(f"labels must have samples, {label} has none")

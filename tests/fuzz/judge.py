@@ -16,7 +16,7 @@ import torch
 from fuzz import mutations
 from fuzz.calls import BUILDERS, Call
 from network import zoo
-from network.snapshot import Snapshot
+from network.snapshot import Snapshot, _globals
 from network.zoo_case import same_numbers
 from torch import Tensor, nn
 
@@ -180,8 +180,7 @@ class _State:
 
     @staticmethod
     def _now(call: Call) -> dict[str, Any]:
-        found = {k: v for k, v in Snapshot(nn.Identity()).seen.items() if "model" not in k}
-        found.pop("inputs", None)
+        found = _globals()
         found["default device"] = str(torch.get_default_device())
         if "seed" not in call.arguments or call.arguments["seed"] is None:
             found.pop("torch's random state")
@@ -216,7 +215,9 @@ def _module(model: nn.Module) -> Any:
         x.layout is not torch.strided or x.is_meta or nn.parameter.is_lazy(x) for x in tensors
     )
     if not odd:
-        return Snapshot(model)
+        found = Snapshot(model)
+        found.seen = {k: v for k, v in found.seen.items() if k not in _globals()}
+        return found
     # What cannot be compared by value.
     modules = [(id(each), each.training, len(each._forward_hooks)) for each in model.modules()]
     return [*modules, *((id(x), x.requires_grad) for x in tensors)]
