@@ -197,7 +197,7 @@ def device(argument: str, value: Any) -> torch.device:
         found = torch.device(value)
         if found.type != "cpu":
             torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, OverflowError):
         raise ValueError(
             f"{argument} must be the name of a device that there is, got {value!r:.60}"
         ) from None
@@ -225,6 +225,8 @@ def several(argument: str, values: Any) -> list[Any]:
     Raises:
         TypeError: a single value, or a string.
     """
+    if isinstance(values, Tensor):
+        dense(argument, values)
     scalar = isinstance(values, Tensor) and values.dim() == 0
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) or scalar:
         raise TypeError(f"{argument} must be several, as a list, got {shown(values)}")

@@ -162,7 +162,9 @@ def read_network(
         units = len(weight)
     sizes = {INPUT: layers[0].weight.shape[1]}
     sizes |= {layer.name: len(layer.weight) for layer in layers}
-    network = Network(before, layers, _nodes(sizes, nodes or {}, layers[0].weight.device))
+    network = Network(
+        before, layers, _nodes(sizes, {} if nodes is None else nodes, layers[0].weight.device)
+    )
 
     def own(x: Tensor) -> Tensor:
         found: Tensor = run(Batch((x,), {}), lambda result: run.own(pick(result, output)))
@@ -356,6 +358,8 @@ def checked_inputs(
             finite.
     """
     checks.module("model", model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("model must be a module of Python, got a scripted or traced one")
     for argument, x in (("clean", clean), ("corrupted", corrupted)):
         checks.dense(argument, x)
         if x.numel() == 0:

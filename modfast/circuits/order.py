@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from modfast import checks
 from modfast.network.names import check_patterns, nearest, resolve_modules
 from modfast.network.weights import has_weight, weight_of
 
@@ -33,7 +34,8 @@ def layers_to_prune(model: nn.Module, layers: str | Sequence[str] | None) -> dic
                 "by torch.nn.utils.parametrize.remove_parametrizations or prune.remove, or name "
                 "other layers"
             )
-        weight_of(module, name)  # checks it
+        if not weight_of(module, name).numel():
+            raise ValueError(f"model must have weights in {name!r}, got shape {[*weight.shape]}")
         holders = [each for each, parameter in parameters if parameter is weight]
         if holders != [f"{name}.weight"]:
             raise ValueError(
@@ -67,6 +69,8 @@ def read_order(order: Order, name: str, weights: Mapping[str, Tensor]) -> Tensor
         index = order[name]
     else:
         raise TypeError(f"order must be a name, indices or a mapping, got {type(order).__name__}")
+    if isinstance(index, Tensor):
+        checks.dense("order", index)
     if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
         found = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else repr(index)
         raise TypeError(f"order of {name!r} must be a tensor of int64 indices [v], got {found}")

@@ -143,7 +143,7 @@ def prune_circuit(
         True
     """
     checks.choice("baseline", baseline, BASELINES)
-    if backend == "modules":
+    if isinstance(backend, str) and backend == "modules":
         warn_renamed("backend='modules'", "backend='replay' or 'model'", stacklevel=3)
         backends: tuple[str, ...] = BACKENDS[1:]
     else:
@@ -349,6 +349,8 @@ def _groups(labels: int | str | Sequence[int] | None, batch: Batch) -> list[_Gro
     by_row = all(tensor.shape[:1] == targets.shape for tensor in batch.tensors())
     groups = []
     for label in wanted:
+        if not -(2**63) <= label < 2**63:
+            raise ValueError(f"labels must be held by int64, got {label!r:.40}")
         chosen = targets == label
         if not bool(chosen.any()):
             raise ValueError(f"labels must have samples, {label} has none")

@@ -56,8 +56,9 @@ class Circuit(Result):
         """A copy of the model, hooks and all, whose weights outside of the circuit are 0.
 
         Raises:
+            TypeError: no module.
             ValueError: the model has no such parameter (the nearest are listed), or of another
-                shape.
+                shape; it cannot be copied.
         """
         checks.module("model", model)
         # What was computed from parameters, as an old weight_norm's weight, has no deep copy.
@@ -67,7 +68,10 @@ class Circuit(Result):
             for tensor in tensors_in(list(vars(module).values()))
             if not tensor.is_leaf
         ]
-        pruned = copy.deepcopy(model, {id(x): x.detach().clone() for x in computed})
+        try:
+            pruned = copy.deepcopy(model, {id(x): x.detach().clone() for x in computed})
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise ValueError(f"model must be one that can be copied: {error}") from error
         parameters = dict(unwrapped(pruned).named_parameters(remove_duplicate=False))
         for name, mask in self.mask.items():
             if name not in parameters:
@@ -77,7 +81,8 @@ class Circuit(Result):
             parameter = parameters[name]
             if parameter.shape != mask.shape:
                 raise ValueError(
-                    f"model must have {name!r} of shape {tuple(mask.shape)}, got {tuple(parameter.shape)}"
+                    f"model must have {name!r} of shape {tuple(mask.shape)}, "
+                    f"got {tuple(parameter.shape)}"
                 )
             with torch.no_grad():
                 parameter.masked_fill_(~mask.to(parameter.device), 0)

@@ -68,9 +68,11 @@ def effective_circuit_size(
     """
     several = checks.several("thresholds", thresholds)
     ascending = sorted(checks.finite_number("thresholds", value) for value in several)
+    if ascending and ascending[0] < 0:
+        raise ValueError(f"thresholds must be at least 0, got {ascending[0]}")
     if not ascending or len(set(ascending)) < len(ascending):
         raise ValueError(f"thresholds must be different numbers, at least one, got {thresholds!r}")
-    if labels != "all":
+    if not (isinstance(labels, str) and labels == "all"):
         labels = checks.several("labels", labels)
     found = [
         prune_circuit(

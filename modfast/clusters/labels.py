@@ -49,9 +49,8 @@ class Clusters:
     def __post_init__(self) -> None:
         rows, cols = checked_labels("rows", self.rows), checked_labels("cols", self.cols)
         largest = max((int(x.max()) for x in (rows, cols) if x.numel()), default=-1)
-        count = (
-            largest + 1 if self.n_clusters == -1 else checks.count("n_clusters", self.n_clusters)
-        )
+        count = checks.integer("n_clusters", self.n_clusters)
+        count = largest + 1 if count == -1 else checks.count("n_clusters", count)
         if largest >= count:
             raise ValueError(f"labels must be below n_clusters={count}, got label {largest}")
         labels = torch.cat([rows, cols])

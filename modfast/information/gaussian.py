@@ -231,9 +231,7 @@ def _given(
         raise ValueError("covariance must be given instead of samples, got both")
     if checks.flag("unbiased", unbiased):
         raise ValueError("unbiased must be False with a covariance, which has no number of samples")
-    checks.dense("covariance", covariance)
-    if not covariance.is_floating_point():
-        raise TypeError(f"covariance must be a tensor of floating values, got {covariance.dtype}")
+    checks.floating("covariance", covariance)
     if covariance.dim() != 2 or len(covariance) != covariance.shape[1] or not covariance.numel():
         raise ValueError(f"covariance must be [d, d], got shape {tuple(covariance.shape)}")
     checks.finite("covariance", covariance)

@@ -82,7 +82,8 @@ def ksg_mutual_information(
     n, k = len(groups.values), checks.count("k", k)
     if k >= n:
         raise ValueError(f"k must be below the number of samples, {n}, got {k}")
-    if checks.finite_number("jitter", jitter) < 0:
+    jitter = checks.finite_number("jitter", jitter)
+    if jitter < 0:
         raise ValueError(f"jitter must be at least 0, got {jitter}")
     generator = torch.Generator("cpu").manual_seed(checks.seed("seed", seed))
     points = []

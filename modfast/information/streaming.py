@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from modfast import checks, plots
-from modfast.information.binning import Binning, Outside, matrices
+from modfast.information.binning import Binning, Outside, Range, matrices
 from modfast.information.counts import Pairing, Terms, count_codes
 from modfast.results import Result
 
@@ -102,7 +102,7 @@ class JointHistogram:
                 f"got {features!r} with pairing={pairing!r}"
             )
         y_range = range if y_range is None else y_range
-        whole = "global"
+        whole: Range = "global"
         self.x_binning = Binning(bins, whole if range is None else range, outside=outside)
         try:
             self.y_binning = Binning(bins, whole if y_range is None else y_range, outside=outside)

@@ -65,6 +65,8 @@ def pick(output: Any, chosen: Output, batch: Batch | None = None) -> Tensor:
     """
     found = _picked(output, chosen, batch)
     checks.dense("the model's logits", found)
+    if 0 in found.shape:
+        raise ValueError(f"the model's logits must not be empty, got shape {tuple(found.shape)}")
     return found
 
 

@@ -116,7 +116,9 @@ class Kept:
                 if value is None or type(value) in _PLAIN or (name in _OWN and not value):
                     continue
                 self._keep(value, 2, found)
-        self.parameters = [x for x in found if isinstance(x, nn.Parameter)]
+        self.parameters = [
+            x for x in found if isinstance(x, nn.Parameter) and x.layout is torch.strided
+        ]
         self.data = [parameter.data for parameter in self.parameters]
         self.tensors = [
             (x, version_of(x), x.detach().clone(), x.grad_fn is not None)

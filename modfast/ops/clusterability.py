@@ -128,7 +128,7 @@ def cluster_penalty_gradient(
 
 
 def checked_weights(weights: Sequence[Tensor], labels: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Contiguous weights and labels; refuses those that no kernel should see, as `cluster_penalty` says."""
+    """Contiguous; refuses those that no kernel should see, as `cluster_penalty` says."""
     weights = checks.several("weights", weights)
     if not weights:
         raise ValueError("weights must not be empty")

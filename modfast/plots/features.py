@@ -111,11 +111,11 @@ def _sample(inputs: Any, index: int) -> Tensor:
         inputs = inputs if inputs.dim() else inputs[None]
     if not 0 <= index < len(inputs):
         raise ValueError(f"inputs must be the data set's, got {len(inputs)}, without {index}")
-    item = inputs[index]
+    item: Any = inputs[index]
     item = item[0] if isinstance(item, (tuple, list)) else item
     checks.dense("inputs", item)
-    item = item.detach().cpu().float()
-    return item[0] if item.dim() == 3 and len(item) == 1 else item
+    found: Tensor = item.detach().cpu().float()
+    return found[0] if found.dim() == 3 and len(found) == 1 else found
 
 
 def _is_image(sample: Tensor) -> bool:

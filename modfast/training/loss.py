@@ -83,6 +83,8 @@ class ClusterabilityLoss(nn.Module):
         # A plain list: the layers stay the model's, and are no submodules of this one.
         self._targets = list(targets.items())
         if isinstance(clusters, Mapping):
+            for name in clusters:
+                checks.text("clusters' keys", name)
             clusters = {name.removeprefix(WRAPPED): each for name, each in clusters.items()}
         for name in clusters if isinstance(clusters, Mapping) else ():
             if name not in targets:

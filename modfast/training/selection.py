@@ -25,6 +25,8 @@ def choose_labels(
     """
     weights = _choose_weights(groups, layers)
     if isinstance(clusters, Mapping):
+        for name in clusters:
+            checks.text("clusters' keys", name)
         given = {_short(name): each for name, each in clusters.items()}
     else:
         given = {} if clusters is None else dict.fromkeys(weights, clusters)

@@ -16,7 +16,7 @@ import torch
 from fuzz import mutations
 from fuzz.calls import BUILDERS, Call
 from network import zoo
-from network.snapshot import Snapshot
+from network.snapshot import Snapshot, _globals
 from network.zoo_case import same_numbers
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ USERS = ("output", "metric", "activation", "estimator", "optimizer", "regularize
 """Arguments that are functions of the user's."""
 
 
-class NotAllowed(AssertionError):
+class NotAllowedError(AssertionError):
     """What came of a call is not one of the allowed outcomes."""
 
 
@@ -46,7 +46,7 @@ def judge(call: Call, mutated: Mapping[str, bool]) -> str:
         "result", "refused", "documented" or "the model's own error".
 
     Raises:
-        NotAllowed: anything else.
+        NotAllowedError: anything else.
     """
     before = _State(call)
     moved = call.moves
@@ -55,7 +55,7 @@ def judge(call: Call, mutated: Mapping[str, bool]) -> str:
             warnings.simplefilter("ignore")
             result = call()
         outcome = "result"
-    except NotAllowed:
+    except NotAllowedError:
         raise
     except (TypeError, ValueError) as error:
         outcome = _named(call, mutated, error)
@@ -64,11 +64,11 @@ def judge(call: Call, mutated: Mapping[str, bool]) -> str:
         outcome = "documented"
     except Exception as error:
         if not _of_the_model(call, error):
-            raise NotAllowed(f"{type(error).__name__}: {error}") from error
+            raise NotAllowedError(f"{type(error).__name__}: {error}") from error
         outcome = "the model's own error"
     changes = before.changes(call, moved)
     if changes:
-        raise NotAllowed(f"after {outcome}: " + "; ".join(changes[:5]))
+        raise NotAllowedError(f"after {outcome}: " + "; ".join(changes[:5]))
     if outcome == "result":
         _look(call, result)
     return outcome
@@ -85,7 +85,7 @@ def _named(call: Call, mutated: Mapping[str, bool], error: Exception) -> str:
         return "the model's own error"
     if isinstance(error, call.errors):
         return "documented"
-    raise NotAllowed(f"{type(error).__name__} that names no argument: {error}") from error
+    raise NotAllowedError(f"{type(error).__name__} that names no argument: {error}") from error
 
 
 def _of_the_model(call: Call, error: Exception) -> bool:
@@ -142,7 +142,7 @@ def _look(call: Call, result: Any) -> None:
         if tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized:
             checkable = tensor.is_floating_point() or tensor.is_complex()
             if checkable and tensor.numel() < 2**20 and bool(tensor.isnan().any()):
-                raise NotAllowed(f"a result with NaN: {type(result).__name__}")
+                raise NotAllowedError(f"a result with NaN: {type(result).__name__}")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -180,8 +180,7 @@ class _State:
 
     @staticmethod
     def _now(call: Call) -> dict[str, Any]:
-        found = {k: v for k, v in Snapshot(nn.Identity()).seen.items() if "model" not in k}
-        found.pop("inputs", None)
+        found = _globals()
         found["default device"] = str(torch.get_default_device())
         if "seed" not in call.arguments or call.arguments["seed"] is None:
             found.pop("torch's random state")
@@ -216,7 +215,9 @@ def _module(model: nn.Module) -> Any:
         x.layout is not torch.strided or x.is_meta or nn.parameter.is_lazy(x) for x in tensors
     )
     if not odd:
-        return Snapshot(model)
+        found = Snapshot(model)
+        found.seen = {k: v for k, v in found.seen.items() if k not in _globals()}
+        return found
     # What cannot be compared by value.
     modules = [(id(each), each.training, len(each._forward_hooks)) for each in model.modules()]
     return [*modules, *((id(x), x.requires_grad) for x in tensors)]
@@ -257,7 +258,7 @@ def limits() -> Iterator[None]:
     """Time and memory for one call; what exceeds them is not allowed."""
 
     def stop(*_: Any) -> None:
-        raise NotAllowed(f"took more than {SECONDS} s")
+        raise NotAllowedError(f"took more than {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -275,6 +276,12 @@ def limits() -> Iterator[None]:
 
 def draw(choose: mutations.Choose) -> tuple[str, Call, dict[str, bool]] | None:
     """A call by choice: what it is in words, itself, and what was done to its arguments."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of odd tensors and models
+        return _drawn(choose)
+
+
+def _drawn(choose: mutations.Choose) -> tuple[str, Call, dict[str, bool]] | None:
     name = choose(list(BUILDERS))
     call = BUILDERS[name]()
     if "model" in call.arguments and choose((False, False, False, True)):

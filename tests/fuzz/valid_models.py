@@ -15,6 +15,7 @@ from modfast.models import MLP
 QUIET = {"output": None, "progress": False}
 LOGITS = (
     *("the model", "the model's logits", "outputs", "metric", "the weight of", "the loss"),
+    "the driven module",
     *("the logits", "partition"),
 )
 """What messages call that which is no argument itself."""
@@ -429,7 +430,7 @@ def stepped() -> dict[str, Any]:
 
 
 # The operators themselves, whose errors are torch's dispatcher's.
-@entry("ops.clustered_sgd_", moves=frozenset({"*0", "*2", "*4"}), errors=(RuntimeError,))
+@entry("ops.clustered_sgd_", moves=frozenset({"*0", "*2", "*4"}), errors=(Exception,))
 def _() -> dict[str, Any]:
     found = stepped()
     tensors = [found["*0"], found["*1"], [torch.zeros(6, 5)] * 2, found["labels"], found["sums"]]

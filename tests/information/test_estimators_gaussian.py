@@ -108,8 +108,8 @@ def test_singular_groups_are_named(value: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"covariance": [[1.0]]}, TypeError, "covariance must be a tensor of floating values"),
-        ({"covariance": torch.eye(3).int()}, TypeError, "floating values, got torch.int32"),
+        ({"covariance": [[1.0]]}, TypeError, "covariance must be a floating tensor, got list"),
+        ({"covariance": torch.eye(3).int()}, TypeError, "floating tensor, got torch.int32"),
         ({"covariance": torch.ones(2, 3)}, ValueError, r"must be \[d, d\], got shape \(2, 3\)"),
         ({"covariance": torch.eye(3) * torch.nan}, ValueError, "covariance must be finite"),
         ({"covariance": torch.eye(3) + torch.ones(3, 3).triu(1)}, ValueError, "be symmetric"),
