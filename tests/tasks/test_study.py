@@ -134,7 +134,9 @@ def test_bad_input() -> None:
         train(x)
     with pytest.raises(ValueError, match=r"data\[1\] must be finite, got 100 of 100"):
         train((x, y * torch.nan))
-    with pytest.raises(ValueError, match=r"data must be .* and \[n, 3\], as sizes.* got .* and \[50, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"data must be .* and \[n, 3\], as sizes.* got .* and \[50, 2\]"
+    ):
         train(sizes=(4, 8, 3))
     with pytest.raises(ValueError, match="sizes=.*at least two widths"):
         train(sizes=(4,))
