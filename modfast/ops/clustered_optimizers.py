@@ -2,8 +2,8 @@
 
 One call updates all weights of a group, adds the clusterability gradient to those that have labels,
 and takes the sums of the new weights in the same pass over memory, so that a penalty costs almost
-nothing beside the step. The callers (`modfast.Modularity`) own the checks: these run at every step, and what they
-cannot take ends in an error of torch's or of the kernel.
+nothing beside the step. The callers (`modfast.Modularity`) own the checks: these run at every step,
+and what they cannot take ends in an error of torch's or of the kernel.
 """
 
 from __future__ import annotations
