@@ -134,6 +134,7 @@ def effective_information(
         2.0
     """
     checks.choice("norm", norm, get_args(Norm))
+    checks.flag("channel_mixing", channel_mixing)
     checks.choice("batch_norm", batch_norm, get_args(BatchNorm))
     checks.choice("unsupported", unsupported, get_args(Unsupported))
     uses = uses_of(model, input_shape, inputs, batch_norm, unsupported)
