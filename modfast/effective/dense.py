@@ -66,6 +66,7 @@ def connectivity_matrix(
             f"module must be a linear, convolution, transposed convolution or average pooling "
             f"layer, got {module!r:.80}"
         )
+    checks.flag("channel_mixing", channel_mixing)
     shape = shape_of(input_shape)
     n_in = math.prod(shape)
     memory = MAX_MEMORY if max_memory is None else checks.count("max_memory", max_memory)

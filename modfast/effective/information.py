@@ -136,6 +136,7 @@ def effective_information(
         2.0
     """
     checks.choice("norm", norm, get_args(Norm))
+    checks.flag("channel_mixing", channel_mixing)
     checks.choice("batch_norm", batch_norm, get_args(BatchNorm))
     checks.choice("unsupported", unsupported, get_args(Unsupported))
     checks.module("model", model)

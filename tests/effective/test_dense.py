@@ -104,9 +104,9 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="weight must be finite, got 1 of 4"):
         connectivity_matrix(layer, 2)
 
-    with pytest.raises(TypeError, match="weight must be a tensor, got list"):
+    with pytest.raises(TypeError, match="weight must be a floating tensor, got list"):
         normalize_rows([[1.0]])
-    with pytest.raises(TypeError, match="weight must have floating values, got torch.int64"):
+    with pytest.raises(TypeError, match="weight must be a floating tensor, got torch.int64"):
         normalize_rows(torch.ones(2, 2).long())
     with pytest.raises(ValueError, match=r"weight must be \[n_in, n_out\], got shape \(3,\)"):
         normalize_rows(torch.ones(3))
@@ -125,5 +125,5 @@ def test_bad_arguments() -> None:
         entropy_bits(torch.ones(1), dim=0.5)
     with pytest.raises(ValueError, match="p must be finite"):
         entropy_bits(torch.tensor([math.nan]))
-    with pytest.raises(TypeError, match="p must have floating values"):
+    with pytest.raises(TypeError, match="p must be a floating tensor"):
         entropy_bits(torch.ones(1, dtype=torch.int64))

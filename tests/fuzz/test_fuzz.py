@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fuzz import calls, judge, valid, valid_models  # noqa: F401  (the last two fill the table)
+from fuzz import calls, judge, valid, valid_models, valid_ops  # noqa: F401  (the last three fill the table)
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -362,55 +361,3 @@ def sizes() -> modfast.CircuitSizes:
 @entry("circuits.CircuitSizes.overlay")
 def _() -> dict[str, Any]:
     return {"results": {"a": sizes(), "b": sizes()}}
-
-
-@entry("data.load", errors=(FileNotFoundError, ImportError))
-def _() -> dict[str, Any]:
-    return {"name": "physics", "root": None, "download": False}
-
-
-@entry("data.physics", work=frozenset({"n"}))
-def _() -> dict[str, Any]:
-    return {"n": 10, "eps": 0.5, "seed": 0}
-
-
-@entry("data.physics_grids", work=frozenset({"points"}))
-def _() -> dict[str, Any]:
-    return {"points": 4, "fixed": 0.5}
-
-
-@entry("models.MLP", work=frozenset({"sizes"}))
-def _() -> dict[str, Any]:
-    return {"sizes": [5, 4, 3], "bias": True}
-
-
-@entry("Result.by_name")
-def _() -> dict[str, Any]:
-    return {"results": {"a": history()}}
-
-
-@entry("Result.save", errors=(OSError,))
-def _() -> dict[str, Any]:
-    return {"self": history(), "path": Path(FOLDER.name) / "history.safetensors"}
-
-
-@entry("Result.load", errors=(OSError,), aliases=("holds no",))
-def _() -> dict[str, Any]:
-    path = Path(FOLDER.name) / "nothing.safetensors"
-    modfast.Result().save(path)
-    return {"path": str(path)}
-
-
-@entry("Result.plot", errors=(NotImplementedError,))
-def _() -> dict[str, Any]:
-    return {"self": distinct(), "*0": 1}
-
-
-@entry("heads", work=frozenset({"width"}))
-def _() -> dict[str, Any]:
-    return {"width": 6, "n_heads": 3}
-
-
-@entry("last_token", nan=True)
-def _() -> dict[str, Any]:
-    return {"output": torch.rand(2, 4, 3), "mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])}
