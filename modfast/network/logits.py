@@ -145,7 +145,7 @@ def read_rows(logits: Tensor, batch: Batch, argument: str | None = None) -> Rows
         wide = mask.reshape(*mask.shape, *[1] * (logits.dim() - 3)).expand(logits.shape[:-1])
         kept = wide.reshape(-1)
     if y is not None:
-        if y.dim() != 1 and y.shape != logits.shape[:-1]:
+        if y.dim() != 1 and y.shape not in (logits.shape[:-1], (*logits.shape[:-1], 1)):
             raise ValueError(
                 f"{argument or 'targets'} must have one target per sample, "
                 f"{list(logits.shape[:-1])}, got shape {list(y.shape)}"
