@@ -170,7 +170,7 @@ def test_bad_input() -> None:
         sums(norm="relu")
     with pytest.raises(TypeError, match="n_in must be float64, got torch.float32"):
         sums(n_in=n_in.float())
-    with pytest.raises(TypeError, match="sources must be torch.int64, got torch.int32"):
+    with pytest.raises(TypeError, match="sources must be int64, got torch.int32"):
         sums(sources=sources.int())
     with pytest.raises(ValueError, match=r"sources must have shape \(6, 7\), got \(5, 7\)"):
         sums(sources=sources[:5])
