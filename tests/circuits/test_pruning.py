@@ -234,9 +234,13 @@ def test_the_circuit_alone_has_its_loss() -> None:
         functional.cross_entropy(alone(x).double(), y).detach(), circuit.loss, rtol=0, atol=1e-5
     )
     assert sum(int((alone.get_parameter(name) != 0).sum()) for name in circuit.mask) == circuit.kept
-    with pytest.raises(ValueError, match=r"model must have the parameter 'fc3.weight'; did you mean"):
+    with pytest.raises(
+        ValueError, match=r"model must have the parameter 'fc3.weight'; did you mean"
+    ):
         circuit.apply(MLP([6, 8, 3]))
-    with pytest.raises(ValueError, match=r"model must have 'fc3.weight' of shape \(3, 8\), got \(4, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"model must have 'fc3.weight' of shape \(3, 8\), got \(4, 8\)"
+    ):
         circuit.apply(MLP([6, 8, 8, 4]))
 
 
