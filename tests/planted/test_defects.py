@@ -26,6 +26,8 @@ def copy(tmp_path: Path) -> Path:
     shutil.copytree(PACKAGE, tmp_path / "modfast", ignore=ignored)
     for library in PACKAGE.glob("*.so"):
         (tmp_path / "modfast" / library.name).symlink_to(library)
+    if not (PACKAGE / "bench").exists():  # in a clone the suite lies beside the package
+        shutil.copytree(ROOT / "bench", tmp_path / "modfast" / "bench", ignore=ignored)
     return tmp_path
 
 
