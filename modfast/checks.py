@@ -280,6 +280,11 @@ def shown(value: object) -> str:
     return f"{value!r:.60}" if plain else type(value).__name__
 
 
+def is_negated(tensor: Tensor) -> bool:
+    """Whether a tensor's memory holds its negative; torch.compile, which cannot tell, makes none."""
+    return not torch.compiler.is_compiling() and tensor.is_neg()
+
+
 def dense(argument: str, tensor: Tensor) -> None:
     """Refuses tensors without plain memory: sparse, nested, quantized, on the meta device.
 

@@ -18,6 +18,7 @@ _get: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.get
 _set: Callable[[int, Any], Any] = getattr(signal.signal, "__wrapped__", signal.signal)
 _NUMBER = int(signal.SIGINT)
 _SETTLING = frozenset({"__enter__", "__exit__", "enter_context", "__del__"})
+_AT_THE_END = frozenset({"weakref", "torch._dynamo.utils"})  # of an object: its dictionaries' doing
 
 
 class Decorator(Protocol):
@@ -110,7 +111,7 @@ def _is_settling(frame: FrameType | None) -> bool:
     found = False
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if frame.f_code.co_name in _SETTLING or module == "weakref":
+        if frame.f_code.co_name in _SETTLING or module in _AT_THE_END:
             found = True
         if found and module.startswith("modfast."):
             return True

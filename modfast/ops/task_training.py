@@ -131,7 +131,7 @@ def _check(tensors: dict[str, Tensor], sizes: Sequence[int], step: int, epochs: 
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
         if tensor.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
-        if name not in shapes and (tensor.is_neg() or not tensor.is_contiguous()):
+        if name not in shapes and (checks.is_negated(tensor) or not tensor.is_contiguous()):
             raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(

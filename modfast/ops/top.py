@@ -74,7 +74,7 @@ def update_top_(top_values: Tensor, top_indices: Tensor, values: Tensor, first: 
             raise ValueError(
                 f"{name} must be on the device of values, {values.device}, got {tensor.device}"
             )
-        if not tensor.is_contiguous() or tensor.is_neg():
+        if not tensor.is_contiguous() or checks.is_negated(tensor):
             raise ValueError(f"{name} must be contiguous, since it is written to")
     if top_indices.shape != top_values.shape:
         raise ValueError(
