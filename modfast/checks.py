@@ -281,7 +281,7 @@ def shown(value: object) -> str:
 
 
 def is_negated(tensor: Tensor) -> bool:
-    """Whether a tensor's memory holds its negative; torch.compile, which cannot tell, makes none."""
+    """Whether a tensor lies in memory negated; torch.compile makes none, and cannot tell."""
     return not torch.compiler.is_compiling() and tensor.is_neg()
 
 
