@@ -106,7 +106,7 @@ def test_bad_input() -> None:
     refuses("clean must be a dense tensor in memory", *x.to("meta"), y, error=TypeError)
     refuses("clean must fit the model, whose forward pass failed: mat1 and mat2", *x[..., 1:], y)
     refuses("clean must be a floating tensor, .* got torch.int64", *x.long(), y)
-    refuses("targets must be on cpu, got meta", *x, y.to("meta"))
+    refuses("targets must be a dense tensor in memory", *x, y.to("meta"), error=TypeError)
     refuses("targets must have one target per sample, got 9 samples and 1", *x, y[0])
     complex_metric = {"metric": lambda z: z.sum() * 1j}
     refuses("metric must return one real number .*complex64", *x, **complex_metric, error=TypeError)

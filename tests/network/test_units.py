@@ -70,7 +70,7 @@ def test_huge_clusters_are_refused() -> None:
         Clusters.equal(2**64, 4, 2)
     with pytest.raises(ValueError, match=r"must be below 2\*\*31"):
         Clusters.equal(2**40, 4, 2)
-    with pytest.raises(ValueError, match="device must be the name of a device, got 'mean'"):
+    with pytest.raises(ValueError, match="device must be the name of a device .*, got 'mean'"):
         Clusters.equal(4, 4, 2).to("mean")
     with pytest.raises(ValueError, match="indices from 0 to"):
         Clusters.from_indices([[2**40]], [[0]])
