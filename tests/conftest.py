@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,18 +19,12 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    """Tells a process of pytest-xdist what the session is, which it cannot see."""
-    node.workerinput["whole"] = _is_whole(node.config) and node.config.option.dist == "loadgroup"
-
-
-def _is_whole(config: pytest.Config) -> bool:
-    if hasattr(config, "workerinput"):
-        return bool(config.workerinput["whole"])
+def _sees_all_kernels(config: pytest.Config) -> bool:
+    """Whether one process runs all tests of CUDA kernels on the host."""
     option = config.option
-    chosen = option.keyword or option.markexpr or config.getoption("lf", False)
-    return not chosen and config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    chosen = option.keyword or option.markexpr not in ("", "simt") or config.getoption("lf", False)
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return whole and not chosen and not hasattr(config, "workerinput")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -42,15 +35,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         fixtures = getattr(item, "fixturenames", ())
         if params.get("device") == "simt" or "simt" in fixtures or item.path.parent.name == "simt":
             item.add_marker("simt")
-            if config.pluginmanager.hasplugin("xdist"):
-                item.add_marker(pytest.mark.xdist_group("simt"))  # one process has seen it all
         if "mnist_root" in fixtures:
             item.add_marker("mnist")
     last = [item for item in items if item.get_closest_marker("whole_session")]
     items[:] = [item for item in items if item not in last] + last
-    if not _is_whole(config):
+    if not _sees_all_kernels(config):
         for item in last:
-            item.add_marker(pytest.mark.skip(reason="needs the session of all tests"))
+            item.add_marker(pytest.mark.skip(reason="needs one session of all tests of kernels"))
 
 
 @pytest.fixture

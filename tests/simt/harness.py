@@ -5,6 +5,7 @@ README.md beside this file tells what is checked, and how to write a kernel for 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
@@ -138,9 +139,10 @@ class Machine:
 
     def __init__(self, library: Path):
         self.library = library
-        self._counters = tempfile.TemporaryDirectory()
+        self._counters = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, self._counters, ignore_errors=True)
         # Read when counters are written: not into the shared build.
-        os.environ["GCOV_PREFIX"] = self._counters.name
+        os.environ["GCOV_PREFIX"] = str(self._counters)
         self._api = load(library)
         names = torch._C._dispatch_get_all_op_names()
         mine = [name.split("::")[1] for name in names if name.startswith("modfast_simt::")]
@@ -175,9 +177,8 @@ class Machine:
     def lines(self) -> dict[Path, Lines]:
         """What ran of each source in csrc/cuda."""
         self._api.simt_write_counters()
-        counters = Path(self._counters.name)
         counts: dict[Path, dict[int, int]] = {}
-        for data in counters.rglob("*.gcda"):
+        for data in self._counters.rglob("*.gcda"):
             shutil.copy(self.library.with_name(data.with_suffix(".gcno").name), data.parent)
             report = json.loads(run(["gcov", "--json-format", "--stdout", data]))
             for file in report["files"]:
