@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -146,14 +147,36 @@ def choice(argument: str, value: object, options: Iterable[object]) -> None:
         raise ValueError(f"{argument} must be one of {names}, got {value!r}")
 
 
+def takes_pair(argument: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuses a function that cannot be called as `function(x, y, **options)`.
+
+    Raises:
+        TypeError: it has other parameters.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of C, which tells nothing
+        return
+    try:
+        signature.bind(None, None, **options)
+    except TypeError as error:
+        raise TypeError(
+            f"{argument} must take (x, y) and the options {[*options]}: {error}"
+        ) from None
+
+
 def scalar(argument: str, value: Any) -> Tensor:
     """What a function such as an estimator gave, as a tensor without dimensions.
 
     Raises:
+        TypeError: no number.
         ValueError: more than one number, or none.
     """
     if not isinstance(value, Tensor):
-        value = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+        try:
+            value = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{argument} must give a scalar, got {type(value).__name__}") from None
     if value.numel() != 1:
         raise ValueError(f"{argument} must give a scalar, got shape {tuple(value.shape)}")
     found: Tensor = value.reshape(())

@@ -145,6 +145,7 @@ def modularity_measures(
     elif estimator == "soft":
         information = _soft(sites, parts, chosen_pairs, **options)
     elif callable(estimator):
+        checks.takes_pair("estimator", estimator, options)
         information = _each(sites, parts, chosen_pairs, partial(estimator, **options))
     else:
         raise TypeError(

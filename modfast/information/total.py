@@ -71,6 +71,7 @@ def total_correlation(
         raise TypeError(
             f"estimator must be 'gaussian', 'copula' or a function of (x, y), got {estimator!r}"
         )
+    checks.takes_pair("estimator", estimator, options)
     found = groups.values.new_zeros((), dtype=torch.float64)
     before, *others = groups.each()
     for module in others:
