@@ -106,7 +106,7 @@ def _parser() -> _Parser:
     )
     timed = commands.add_parser(
         "bench",
-        help="time modfast beside its peers on this machine (about five minutes)",
+        help="time modfast beside its peers on this machine, in some minutes",
         description="Checks and times a selection of the benchmark suite, and prints a table with "
         "the machine. All other options are pytest's, as --benchmark-json=FILE.json, which also "
         "writes FILE.md, --threads=N, -k WORDS or --collect-only.",
