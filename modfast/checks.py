@@ -100,6 +100,17 @@ def module(argument: str, value: Any) -> None:
         raise TypeError(f"{argument} must be a torch.nn.Module, got {type(value).__name__}")
 
 
+def python_module(argument: str, value: Any) -> None:
+    """Refuses what is no module whose code is Python's.
+
+    Raises:
+        TypeError: it is none.
+    """
+    module(argument, value)
+    if isinstance(value, torch.jit.ScriptModule):
+        raise TypeError(f"{argument} must be a module of Python, got a scripted or traced one")
+
+
 def text(argument: str, value: Any) -> str:
     """`value` as a string.
 
@@ -308,14 +319,23 @@ def is_negated(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and tensor.is_neg()
 
 
+def some_tensor(argument: str, value: Any) -> None:
+    """Refuses what is no tensor; its memory may be of any kind.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument} must be a tensor, got {type(value).__name__}")
+
+
 def dense(argument: str, tensor: Tensor) -> None:
     """Refuses tensors without plain memory: sparse, nested, quantized, on the meta device.
 
     Raises:
         TypeError: it is one, or no tensor.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{argument} must be a tensor, got {type(tensor).__name__}")
+    some_tensor(argument, tensor)
     if (
         tensor.layout is not torch.strided
         or tensor.is_nested

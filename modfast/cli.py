@@ -112,7 +112,7 @@ def _parser() -> _Parser:
         "writes FILE.md, --threads=N, -k WORDS or --collect-only.",
         epilog="MODFAST_MNIST_ROOT names the folder that holds MNIST/raw, which some cases need.",
     )
-    timed.add_argument("--all", action="store_true", help="the whole suite (about fifteen minutes)")
+    timed.add_argument("--all", action="store_true", help="the whole suite")
     timed.add_argument("--targets", action="store_true", help="fail where a target is missed")
     return parser
 

@@ -63,13 +63,13 @@ class MLP(nn.Module):
 
 
 def _checked_sizes(sizes: object) -> tuple[int, ...]:
+    rule = f"sizes={sizes!r}: must be a sequence of integers, such as [784, 64, 10]"
+    if not isinstance(sizes, Sequence):
+        raise TypeError(rule)
     try:
-        assert isinstance(sizes, Sequence)
         widths = tuple(checks.integer("sizes", size) for size in sizes)
-    except (AssertionError, TypeError):
-        raise TypeError(
-            f"sizes={sizes!r}: must be a sequence of integers, such as [784, 64, 10]"
-        ) from None
+    except TypeError:
+        raise TypeError(rule) from None
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"sizes={sizes!r}: must hold at least two widths, each at least 1")
     return widths

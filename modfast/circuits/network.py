@@ -357,9 +357,7 @@ def checked_inputs(
         ValueError: different shapes, dtypes or devices; not the model's; integers; empty; not
             finite.
     """
-    checks.module("model", model)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("model must be a module of Python, got a scripted or traced one")
+    checks.python_module("model", model)
     for argument, x in (("clean", clean), ("corrupted", corrupted)):
         checks.dense(argument, x)
         if x.numel() == 0:

@@ -29,8 +29,7 @@ def fit_labels(clusters: Clusters, weight: Tensor, name: str, transposed: bool =
         raise TypeError(f"clusters must be a Clusters, got {type(clusters).__name__}")
     checks.flag("transposed", transposed)
     checks.text("name", name)
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, got {checks.shown(weight)}")
+    checks.some_tensor("weight", weight)
     if weight.shape == clusters.shape and not transposed:
         labels = clusters.labels
     else:
@@ -63,8 +62,7 @@ def equal_clusters(weight: Tensor, k: int, name: str, transposed: bool = False) 
 
 
 def _require_matrix(weight: Tensor, name: str) -> None:
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, got {checks.shown(weight)}")
+    checks.some_tensor("weight", weight)
     if weight.is_nested or weight.dim() < 2:
         raise ValueError(
             f"{name} must have at least two dimensions, got shape {tuple(weight.shape)}"

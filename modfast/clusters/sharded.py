@@ -70,8 +70,7 @@ def gradient_of(weight: Tensor, labels: Tensor, scale: float, sums: Tensor) -> T
         sums: float64 `[1, 2]` of the whole weight.
     """
     checks.dense("sums", sums)
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, got {checks.shown(weight)}")
+    checks.some_tensor("weight", weight)
     weight, sums = weight.detach(), sums.to(weight.device)
     if not is_sharded(weight):
         return cluster_penalty_gradient([weight], labels, scale, sums)[0]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
 
 from modfast import checks
@@ -69,7 +68,7 @@ def parse_site(model: nn.Module, site: str, argument: str = "site") -> Site:
     """
     if not isinstance(site, str):
         raise TypeError(f"{argument} must be a name, got {checks.shown(site)}")
-    _require_python(model)
+    checks.python_module("model", model)
     if site.isidentifier() and site in unwrapped(model)._modules:
         return Site(site, site)  # the commonest case, at once
     found = resolve_sites(model, [site], argument, patterns=False)
@@ -91,7 +90,7 @@ def resolve_sites(
         ValueError: none, or one that matches no module (the nearest are listed).
     """
     wanted = [sites] if isinstance(sites, str) else sites
-    _require_python(model)
+    checks.python_module("model", model)
     check_patterns(wanted, argument)
     modules = dict(unwrapped(model).named_modules(remove_duplicate=False))
     found: dict[tuple[Any, ...], tuple[int, Site]] = {}
@@ -107,12 +106,6 @@ def resolve_sites(
             elif not any(key[: len(place)] == place for key in found):
                 found[place] = order[site.module], site
     return [site for _, site in sorted(found.values(), key=lambda each: each[0])]
-
-
-def _require_python(model: nn.Module) -> None:
-    checks.module("model", model)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("model must be a module of Python, got a scripted or traced one")
 
 
 def _matches(

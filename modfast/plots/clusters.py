@@ -180,8 +180,7 @@ def bipartite(
 
 def _on_cpu(weight: Tensor, rows: Labels, cols: Labels) -> tuple[Tensor, Tensor, Tensor]:
     """The weight as a float32 matrix, and labels that fit it, all on the CPU."""
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    checks.some_tensor("weight", weight)
     if weight.dim() < 2:
         raise ValueError(f"weight must have at least two dimensions, got {tuple(weight.shape)}")
     weight = weight.detach().cpu().float()

@@ -112,20 +112,20 @@ class TaskStudy(Result):
         checks.floating("data[1]", y)
         checks.finite("data[0]", x)
         checks.finite("data[1]", y)
-        starts = []
-        for i in range(n_models):
-            model = _empty(sizes, torch.float32, torch.device("cpu"))
-            with OwnRandom(seed + i, torch.device("cpu"))():
-                for layer in model.children():
-                    if isinstance(layer, nn.Linear):
-                        layer.reset_parameters()
-            starts.append(nn.utils.parameters_to_vector(model.parameters()).detach())
+        model = _empty(sizes, torch.float32, torch.device("cpu"))
         n, (first, *_, last) = len(x) if x.dim() else 0, model.sizes
         if (x.shape, y.shape, x.dtype) != ((n, first), (n, last), y.dtype):
             raise ValueError(
                 f"data must be [n, {first}] and [n, {last}], as sizes, of one dtype, "
                 f"got {[*x.shape]} and {[*y.shape]}, {x.dtype} and {y.dtype}"
             )
+        starts = []
+        for i in range(n_models):
+            with OwnRandom(seed + i, torch.device("cpu"))():
+                for layer in model.children():
+                    if isinstance(layer, nn.Linear):
+                        layer.reset_parameters()
+            starts.append(nn.utils.parameters_to_vector(model.parameters()).detach())
         parameters = torch.stack(starts).to(x)
         state = torch.zeros_like(parameters), torch.zeros_like(parameters)
         losses = []
