@@ -13,7 +13,9 @@ Information of groups of units  gaussian_mutual_information, copula_mutual_infor
 ... through a network           jacobian_mutual_information
 ... of many groups              total_correlation
 ... how far off it is           calibrate, Calibration
-What a unit or direction does   ablate_units, ablate_directions, ablate_groups, AblationResult
+What a unit or direction does   ablate_units, ablate_directions, ablate_groups, AblationResult,
+                                SiteAblations, metrics
+... of all units, by gradients  attribute_units, UnitScores, Screening
 The direction that counts most  max_information_direction, DirectionResult
 What a unit responds to         max_activating, TopActivations, label_purity, LabelPurity
 Which edges a behavior needs    attribute_edges, EdgeScores, discover_circuit, EdgeCircuit
@@ -32,15 +34,19 @@ The compiled library            has_ops, and `python -m modfast info`
 ... and the plain way without   reference_mode
 """
 
-from modfast import data, models
+from modfast import data, metrics, models
 from modfast._extension import has_ops, reference_mode
 from modfast.ablation import (
     AblationResult,
     ClusterEvaluation,
     DirectionResult,
+    Screening,
+    SiteAblations,
+    UnitScores,
     ablate_directions,
     ablate_groups,
     ablate_units,
+    attribute_units,
     evaluate_clusters,
     max_information_direction,
 )
@@ -142,16 +148,20 @@ __all__ = [
     "PairwiseInformation",
     "PerturbationalInformation",
     "Result",
+    "Screening",
+    "SiteAblations",
     "TaskComparison",
     "TaskComparisons",
     "TaskGradients",
     "TaskSimilarity",
     "TaskStudy",
     "TopActivations",
+    "UnitScores",
     "ablate_directions",
     "ablate_groups",
     "ablate_units",
     "attribute_edges",
+    "attribute_units",
     "calibrate",
     "capture",
     "clusterability",
@@ -183,6 +193,7 @@ __all__ = [
     "last_token",
     "max_activating",
     "max_information_direction",
+    "metrics",
     "models",
     "modularity_measures",
     "mutual_information",

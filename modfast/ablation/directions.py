@@ -9,15 +9,17 @@ from torch import Tensor, nn
 
 from modfast import checks
 from modfast._renamed import named, renamed
+from modfast.ablation.arguments import options_of
 from modfast.ablation.changes import Directions
+from modfast.ablation.optimal import resumed
 from modfast.ablation.result import DirectionResult
 from modfast.ablation.sweep import NOT_FUSED, starts
-from modfast.ablation.units import options_of
 from modfast.network.chain import Chain
 from modfast.network.inputs import Inputs
-from modfast.network.logits import Output
-from modfast.network.resume import Start, batched, joined, one_by_one
+from modfast.network.logits import Output, log_softmax
+from modfast.network.resume import Start, joined
 from modfast.network.run import require_differentiable
+from modfast.network.sites import parse_site
 from modfast.precision import full_precision
 
 Objective = Callable[[Tensor], Tensor]
@@ -68,9 +70,10 @@ def max_information_direction(
     options = options_of(output, dim, False, None, True, backend)
     checks.module("model", model)
     require_differentiable(model)
-    with starts(model, inputs, site, None, options) as all_starts:
+    places = [parse_site(model, site)]
+    with starts(model, inputs, places, None, options) as every:
         with torch.no_grad():
-            each = list(all_starts)
+            each = [found[0] for _, found, _ in every]
             found = [_objective(start, backend) for start in each]
         activations = each[0].features
         generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
@@ -124,14 +127,15 @@ def _search(
 def _objective(start: Start, backend: str | None) -> tuple[Objective, str]:
     """The sum over samples of KL(ablated | original) for directions `[r, d]`: `[r]`; and how."""
     site, rows = start.features, start.rows
-    log_p = _log_softmax(rows.logits)
+    log_p = log_softmax(rows.logits)
     chain = start.chain
     if chain is not None and chain.start == 0 and chain.activations[0] == "identity":
-        after, kind = _rank_one(start, chain), "fused"
+        after, kind, is_rows = _rank_one(start, chain), "fused", True
     elif backend == "fused":
         raise ValueError(NOT_FUSED)
     else:
-        resume, kind = _resumed(start, backend)
+        resume, kind = resumed(start, backend)
+        is_rows = False
 
         def after(v: Tensor) -> Tensor:
             return resume(Directions(v).apply(site, slice(None)).movedim(-1, start.dim + 1))
@@ -139,38 +143,12 @@ def _objective(start: Start, backend: str | None) -> tuple[Objective, str]:
     def kl(units: Tensor) -> Tensor:
         ablated = after(units)
         with full_precision():
-            ablated = ablated.reshape(len(units), -1, ablated.shape[-1])
-            if rows.kept is not None and ablated.shape[1] != len(rows.kept):
-                ablated = ablated[:, rows.kept]
-            log_q = _log_softmax(ablated)
+            # A chain's are the rows that count already.
+            log_q = log_softmax(ablated if is_rows else rows.of_each(ablated))
             terms = nn.functional.kl_div(log_p, log_q, reduction="none", log_target=True)
             return terms.sum((1, 2))
 
     return kl, kind
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    """In float32 at least."""
-    exact = logits.dtype in (torch.float32, torch.float64)
-    return (logits if exact else logits.float()).log_softmax(-1)
-
-
-def _resumed(start: Start, backend: str | None) -> tuple[Callable[[Tensor], Tensor], str]:
-    """The logits for several values of the site, with their gradient."""
-    alone = one_by_one(start.resume)
-    if start.tape is None or backend == "replay":
-        return alone, start.backend
-    together = batched(start.tape)
-    try:
-        with torch.enable_grad():
-            tried = start.site[None].detach().clone().requires_grad_()
-            torch.autograd.grad(together(tried).sum(), tried, allow_unused=True)
-    except (RuntimeError, NotImplementedError):
-        # An LSTM, say, of which torch.vmap knows nothing.
-        if backend == "vmap":
-            raise ValueError("backend='vmap': torch.vmap cannot run what follows") from None
-        return alone, "replay"
-    return together, "vmap"
 
 
 def _rank_one(start: Start, chain: Chain) -> Objective:

@@ -19,6 +19,34 @@ MEASURES = ("entropy_difference", "kl_ablated_original", "kl_original_ablated", 
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Screening(Result):
+    """How the units of an exact ablation were chosen, and what may have been missed.
+
+    The `k` units that an estimate puts first were ablated, and as many drawn at random from the
+    others (or all of them). float64 tensors on the CPU.
+    """
+
+    estimate: Tensor
+    """Of all units, `[d]`: what `attribute_units` gives, summed over the samples."""
+    units: Tensor
+    """The units that it puts first, most first: int64 `[k]`."""
+    drawn: Tensor
+    """Those drawn at random, int64 `[m]`."""
+    correlation: float
+    """Of the estimate with the exact values, over the ones drawn; NaN below two."""
+    n_exceeding: int
+    """How many drawn ones exceed the least exact value of the `k`, by their absolute values."""
+    most_missed: int
+    """As many of all others may exceed it, at most, with a confidence of 95 %."""
+    measure: str = "kl_ablated_original"
+    """Which of the result's measures is estimated."""
+
+    def plot(self) -> Figure:
+        """The estimates, most first, with those that were ablated marked."""
+        return plots.screening(self.estimate, self.units, self.drawn)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class AblationResult(Result):
     """What each of several ablations does to a network's class probabilities.
 
@@ -48,13 +76,28 @@ class AblationResult(Result):
     """Which: int64 `[a]`, by default 0, 1, ..."""
     backend: str = ""
     """How the network was resumed from the site."""
+    positions: Tensor | None = None
+    """With `positions="each"`: at which position each was made, int64 `[a]`."""
+    metrics: Mapping[str, Tensor] | None = None
+    """With `metric=`: what each function gives after the ablation minus what it gave before, summed
+    over the samples of the inputs `[a]`, or of each `[n, a]`, with `per_sample=True`."""
+    n_inputs: int | None = None
+    """How many samples the inputs have; these are what `metrics` is of."""
+    values: Tensor | None = None
+    """With `value="optimal"`: what was put in the activations' place, `[a]` or, of groups,
+    `[a, d]`."""
+    screening: Screening | None = None
+    """With `screen=`: what stands for the units that were not ablated."""
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Their names: "unit 3", "direction 0"."""
         n = self.kl_ablated_original.shape[-1]
         numbers = range(n) if self.numbers is None else self.numbers.tolist()
-        return tuple(f"{self.kind} {i}" for i in numbers)
+        if self.positions is None:
+            return tuple(f"{self.kind} {i}" for i in numbers)
+        pairs = zip(numbers, self.positions.tolist(), strict=True)
+        return tuple(f"{self.kind} {i} at {p}" for i, p in pairs)
 
     def top(
         self, k: int = 10, by: str = "kl_ablated_original", largest: bool = True
@@ -87,10 +130,12 @@ class AblationResult(Result):
         Raises:
             ValueError: no such measure, or one that needs targets and got none.
         """
+        metrics = self.metrics or {}
         known = isinstance(measure, str) and measure in MEASURES
-        values = getattr(self, measure) if known else None
+        values = getattr(self, measure) if known else metrics.get(measure)
         if not isinstance(values, Tensor):
             names = [name for name in MEASURES if getattr(self, name) is not None]
+            names += metrics
             raise ValueError(f"the measure must be one of {names}, got {measure!r:.60}")
         if values.dim() == 1:
             return values
@@ -109,10 +154,31 @@ class AblationResult(Result):
             tensor([0.2500, 0.2500], dtype=torch.float64)
         """
         total = self.total(measure)
-        return total if measure == "accuracy" else total / self.n_samples
+        if measure == "accuracy":
+            return total
+        of_inputs = measure not in MEASURES and self.n_inputs is not None
+        return total / (self.n_inputs if of_inputs and self.n_inputs else self.n_samples)
+
+    def grid(self, measure: str = "kl_ablated_original") -> Tensor:
+        """With `positions="each"`: one measure, mean over the samples, `[units, positions]`.
+
+        Raises:
+            ValueError: ablations that are not of each position; as `total`.
+        """
+        if self.positions is None:
+            raise ValueError("positions must be 'each' in the ablations of a grid, got none")
+        return self.mean(measure).reshape(-1, int(self.positions.max()) + 1)
 
     def plot(self, measure: str = "kl_ablated_original") -> Figure:
-        """One measure, mean over the samples, as a line: in the ablations' order, and sorted."""
+        """One measure, mean over the samples, as a line: in the ablations' order, and sorted.
+
+        Of ablations at each position, a heat map of units and positions.
+        """
+        if self.positions is not None:
+            grid = self.grid(measure)
+            assert self.numbers is not None
+            names = [f"{self.kind} {i}" for i in self.numbers[:: grid.shape[1]].tolist()]
+            return plots.ablation_map(grid, names, "position", measure)
         return self.overlay({"": self}, measure)
 
     @classmethod
@@ -130,6 +196,105 @@ class AblationResult(Result):
             {name: each.labels for name, each in named.items()},
             measure,
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SiteAblations(Result):
+    """What the ablations of several sites do, by site.
+
+    Example:
+        >>> import torch, modfast
+        >>> model = modfast.models.MLP([8, 6, 6, 3])
+        >>> found = modfast.ablate_units(model, torch.randn(20, 8), ["act1", "act2"])
+        >>> list(found.sites), found["act2"].kl_ablated_original.shape
+        (['act1', 'act2'], torch.Size([6]))
+    """
+
+    sites: Mapping[str, AblationResult]
+
+    def __getitem__(self, site: str) -> AblationResult:
+        """The result of one site."""
+        if site not in self.sites:
+            raise KeyError(f"site must be one of {list(self.sites)}, got {site!r}")
+        return self.sites[site]
+
+    def top(self, k: int = 10, by: str = "kl_ablated_original") -> list[tuple[str, int, float]]:
+        """The k ablations of any site that do most: site, number and value in all, most first.
+
+        By the absolute value, since a metric may fall.
+
+        Raises:
+            TypeError, ValueError: `k` is no integer from 1 on; no such measure.
+        """
+        checks.count("k", k)
+        every = [
+            (site, number, value)
+            for site, result in self.sites.items()
+            for number, value in enumerate(result.total(by).tolist())
+        ]
+        return sorted(every, key=lambda each: -abs(each[2]))[:k]
+
+    def plot(self, measure: str = "kl_ablated_original") -> Figure:
+        """One measure, mean over the samples, as a heat map with a row for each site.
+
+        Columns are the ablations of a site, such as its heads; of ablations at each position, the
+        positions, at which all ablations of a site are added up.
+        """
+        each = list(self.sites.values())
+        by_position = all(result.positions is not None for result in each)
+        rows = [x.grid(measure).sum(0) if by_position else x.mean(measure) for x in each]
+        values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan)
+        kinds = " or ".join(dict.fromkeys(result.kind for result in each))
+        across = "position" if by_position else kinds
+        return plots.ablation_map(values, list(self.sites), across, measure)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class UnitScores(Result):
+    """What changing each unit of several sites would do, as estimated from gradients."""
+
+    scores: Mapping[str, Tensor]
+    """By site, float64 `[units]`, or `[units, positions]`: ablated minus original, summed over the
+    samples."""
+    metric: str
+    """"kl", "loss", "entropy" or the name of a function."""
+    n_samples: int
+    """Of the inputs."""
+    steps: int = 1
+    """Of the way on which gradients were taken; 1 for those of the unchanged run."""
+    kind: str = "unit"
+    """"unit" or "group"."""
+    corrected: tuple[str, ...] = ()
+    """The sites at which attention's softmax was done again."""
+
+    def top(self, k: int = 10) -> list[tuple[str, int, float]]:
+        """The k units of the largest absolute scores: site, unit and score, most first.
+
+        Scores at several positions are added up.
+
+        Raises:
+            TypeError, ValueError: `k` is no integer from 1 on.
+        """
+        checks.count("k", k)
+        every = [
+            (site, unit, score)
+            for site, scores in self.scores.items()
+            for unit, score in enumerate(
+                scores.flatten(1).sum(1).tolist() if scores.dim() > 1 else scores.tolist()
+            )
+        ]
+        return sorted(every, key=lambda each: -abs(each[2]))[:k]
+
+    def plot(self) -> Figure:
+        """A heat map with a row for each site: its units, or with `positions="each"` its positions.
+
+        Scores at a position are those of all units there, added up.
+        """
+        by_position = all(scores.dim() > 1 for scores in self.scores.values())
+        rows = [scores.sum(0) if by_position else scores for scores in self.scores.values()]
+        across = "position" if by_position else self.kind
+        values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan)
+        return plots.ablation_map(values / self.n_samples, list(self.scores), across, self.metric)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

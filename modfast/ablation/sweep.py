@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modfast import ops
-from modfast.ablation.changes import Changes, Groups, Units
+from modfast.ablation.changes import AtEach, Changes, Groups, Units
 from modfast.ablation.memory import PeakMemory
-from modfast.ablation.result import AblationResult, class_shares
+from modfast.ablation.optimal import constants, optimized
+from modfast.ablation.result import AblationResult
+from modfast.ablation.table import Found, Part, Table
+from modfast.ablation.values import (
+    At,
+    Positions,
+    Source,
+    corrupted_batches,
+    each_position,
+    read_positions,
+    seen_at,
+)
+from modfast.metrics import Function, samplewise
 from modfast.network.chain import Chain, channels_apart
-from modfast.network.inputs import Inputs, Targets, read_batches
+from modfast.network.inputs import Batch, Inputs, Targets, read_batches
 from modfast.network.interrupts import under
-from modfast.network.logits import Output, Rows
-from modfast.network.resume import Start, batched, begin, follower_of, joined, one_by_one
+from modfast.network.logits import Output
+from modfast.network.resume import Start, batched, begin_all, follower_of, one_by_one
 from modfast.network.run import running
-from modfast.network.sites import parse_site
+from modfast.network.sites import Site
 from modfast.precision import full_precision
 from modfast.progress import bar
 from modfast.reference import ACTIVATIONS
@@ -50,106 +60,180 @@ class Options:
     max_memory: int | None = None
     progress: bool = True
     backend: str | None = None
+    metrics: Mapping[str, Function] = field(default_factory=dict)
+
+
+Make = Callable[[At, Tensor | None, Tensor | None], Changes]
+"""The changes at a site, by the new values (None for the kind's own) and where they are put."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is changed at some sites of a network, and to what."""
+
+    sites: Sequence[Site]
+    make: Make
+    source: Source | None = None
+    positions: Positions = None
+    corrupted: Inputs | None = None
+
+    def changes(self, at: At, start: Start, corrupted: At | None) -> Changes:
+        """Those of a batch."""
+        where = read_positions(self.positions, at)
+        if self.source is not None and self.source.kind == "optimal":
+            mean = at.counted.double().mean(0).to(at.features.dtype)
+            return optimized(start, self.make(at, mean, None), where, at.counted)
+        value = None if self.source is None else self.source.at(at, corrupted)
+        changes = self.make(at, value, where)
+        if isinstance(self.positions, str):
+            return AtEach(changes, *each_position(at))
+        return changes
 
 
 @contextmanager
 def starts(
-    model: nn.Module, inputs: Inputs, site: str, targets: Targets, options: Options
-) -> Iterator[Iterator[Start]]:
-    """Each batch, run once, for as long as a `with` block lasts."""
-    place = parse_site(model, site)
+    model: nn.Module,
+    inputs: Inputs,
+    sites: Sequence[Site],
+    targets: Targets,
+    options: Options,
+    corrupted: Inputs | None = None,
+) -> Iterator[Iterator[tuple[Batch, list[Start], dict[str, At]]]]:
+    """Each batch, run once, for as long as a `with` block lasts; what corrupted inputs have."""
+    others = corrupted_batches(model, inputs, corrupted)
     with running(model) as run:
-        yield (
-            begin(
-                run,
-                model,
-                place,
-                batch,
-                output=options.output,
-                dim=options.dim,
-                backend=options.backend,
-            )
-            for batch in read_batches(model, inputs, targets)
-        )
+
+        def each() -> Iterator[tuple[Batch, list[Start], dict[str, At]]]:
+            for batch in read_batches(model, inputs, targets):
+                found = begin_all(
+                    run,
+                    model,
+                    sites,
+                    batch,
+                    output=options.output,
+                    dim=options.dim,
+                    backend=options.backend,
+                )
+                seen: dict[str, At] = {}
+                if others is not None:
+                    other = next(others, None)
+                    if other is None:
+                        raise ValueError("corrupted must have as many batches as inputs, got fewer")
+                    seen = seen_at(run, model, sites, other, options.dim)
+                yield batch, found, seen
+
+        yield each()
 
 
 @under(torch.no_grad)
 def sweep(
-    model: nn.Module,
-    inputs: Inputs,
-    site: str,
-    make: Callable[[Tensor], Changes],
-    targets: Targets,
-    options: Options,
-) -> AblationResult:
-    """All ablations that `make` gives for the first batch's site `[..., d]`."""
-    changes: Changes | None = None
-    table = _Table(options.per_sample)
-    with starts(model, inputs, site, targets, options) as all_starts:
-        for start in all_starts:
-            changes = changes or make(start.features)
-            table.add(*_run(start, changes, options), start.rows)
-    assert changes is not None
-    return table.result(changes)
+    model: nn.Module, inputs: Inputs, plan: Plan, targets: Targets, options: Options
+) -> dict[str, AblationResult]:
+    """All ablations of a plan, by site."""
+    changes: dict[str, Changes] = {}
+    tables = {site.name: Table(options.per_sample) for site in plan.sites}
+    with starts(model, inputs, plan.sites, targets, options, plan.corrupted) as every:
+        for batch, found, corrupted in every:
+            before = _values(options.metrics, found[0].logits, batch)
+            for site, start in zip(plan.sites, found, strict=True):
+                name = site.name
+                at = At(name, start.features, start.dim, start.mask, batch.first)
+                changes[name] = plan.changes(at, start, corrupted.get(name))
+                judge = Judge(start, options, batch, before)
+                tables[name].add(*_run(start, changes[name], judge), start.rows, len(batch))
+    n = next(iter(tables.values())).n_inputs
+    if plan.source is not None:
+        plan.source.check_rows(n)
+    return {
+        name: table.result(changes[name], **constants(changes[name]))
+        for name, table in tables.items()
+    }
 
 
-@under(torch.no_grad)
-def mean_of_site(model: nn.Module, inputs: Inputs, site: str, options: Options) -> Tensor:
-    """The mean activation of each unit, over samples and positions that count: `[d]`."""
-    total: Tensor | float = 0.0
-    n = 0
-    with starts(model, inputs, site, None, options) as all_starts:
-        for start in all_starts:
-            found = start.counted
-            total, n = total + found.double().sum(0), n + len(found)
-            dtype = found.dtype
-    assert isinstance(total, Tensor)
-    return (total / n).to(dtype)
+def _values(functions: Mapping[str, Function], logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Each metric's values `[n]` of a batch."""
+    with full_precision():
+        found = {name: samplewise(each, logits, batch) for name, each in functions.items()}
+    return {name: each.detach().double().expand(len(batch)) for name, each in found.items()}
 
 
-def _run(start: Start, changes: Changes, options: Options) -> tuple[Tensor, Tensor, str]:
-    """Terms `[k, a]` (per sample: `[k, n, a]`), correct samples by class `[a, c]`, the backend."""
+@dataclass(frozen=True)
+class Judge:
+    """Tells what ablations did to the logits of a batch."""
+
+    start: Start
+    options: Options
+    batch: Batch
+    before: Mapping[str, Tensor]
+    """Each metric of the model's own logits, `[n]`."""
+
+    def __call__(self, ablated: Tensor) -> Part:
+        """Of logits `[a, n, ..., c]`."""
+        rows, per_sample = self.start.rows, self.options.per_sample
+        with full_precision():  # autocast is the run's business; what is measured is so exactly
+            each = rows.of_each(ablated)
+            terms, classes = ops.logit_terms(rows.logits, each, rows.targets, per_sample)
+        return Part(terms, classes, self._metrics(ablated))
+
+    def _metrics(self, ablated: Tensor) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {name: [] for name in self.before}
+        if not found:
+            return {}
+        for each in ablated:
+            logits = each.reshape(self.start.logits.shape)
+            after = _values(self.options.metrics, logits, self.batch)
+            for name, values in after.items():
+                change = values - self.before[name]
+                found[name].append(change if self.options.per_sample else change.sum())
+        return {name: torch.stack(each, -1) for name, each in found.items()}
+
+
+def _run(start: Start, changes: Changes, judge: Judge) -> tuple[Part, str]:
+    """What the ablations do, and the backend."""
+    options = judge.options
     if start.chain is not None:
         with full_precision():
-            found = _fused(start, start.chain, changes, options)
+            found = _fused(start, start.chain, changes, judge)
         if found is not None:
-            return *found, "fused"
+            return found, "fused"
     if options.backend == "fused":
         raise ValueError(NOT_FUSED)
-    return _batched(start, changes, options)
+    return _batched(start, changes, judge)
 
 
-def _fused(
-    start: Start, chain: Chain, changes: Changes, options: Options
-) -> tuple[Tensor, Tensor] | None:
+def _fused(start: Start, chain: Chain, changes: Changes, judge: Judge) -> Part | None:
+    options = judge.options
     place = _after_channels(start, chain, changes)
     if place is None:
         return None
     value, changes = place
     rows = start.rows
     site = rows.of(value)
-    if len(site) != len(rows.logits):
+    if len(site) != len(rows.logits) or (options.metrics and rows.kept is not None):
         return None
+    changes = changes.of_rows(lambda x: rows.of(x.expand(*value.shape[:-1], x.shape[-1])))
     logits, hidden = rows.of(start.outputs[-1]), rows.of(start.outputs[0])
     name = chain.activations[0]
     activation = None if name == "identity" else ACTIVATIONS[name]
     memory = options.max_memory or MAX_MEMORY
     # Scales and updates are all that grows with the number of ablations, ...
     each = (len(site) + hidden.shape[1]) * site.element_size()
-    if is_deep := len(chain.weights) > 2:
+    # Logits are made where they are asked for.
+    if is_deep := len(chain.weights) > 2 or bool(options.metrics):
         # ... or what goes into and comes out of each activation, and the terms' doubles.
         widths = sum(len(weight) for weight in chain.weights)
         each = len(site) * (2 * widths * site.element_size() + 80 * logits.shape[1])
         memory = min(memory, CPU_BLOCK) if site.device.type == "cpu" else memory
     chunks = _chunks(len(changes), each, memory)
-    found = _Found(len(changes))
+    found = Found(len(changes))
     for chosen in bar(chunks, "ablations", options.progress, LONG) if is_deep else chunks:
         rank_one = changes.rank_one(site, activation, chain.weights[0], chosen)
         if rank_one is None:
             return None
         if is_deep:
-            part = _terms(_ablated(chain, logits, hidden, *rank_one), logits, rows, options)
-        elif len(chain.weights) == 1:
+            found.put(chosen, judge(_ablated(chain, logits, hidden, *rank_one)))
+            continue
+        if len(chain.weights) == 1:
             part = ops.ablation_sweep(logits, *rank_one, rows.targets, options.per_sample)
         else:
             part = ops.ablation_sweep_hidden(
@@ -161,8 +245,8 @@ def _fused(
                 rows.targets,
                 options.per_sample,
             )
-        found.put(chosen, *part)
-    return found.whole()
+        found.put(chosen, Part(*part, {}))
+    return found.whole
 
 
 def _after_channels(start: Start, chain: Chain, changes: Changes) -> tuple[Tensor, Changes] | None:
@@ -173,19 +257,25 @@ def _after_channels(start: Start, chain: Chain, changes: Changes) -> tuple[Tenso
     """
     if chain.start == 0:
         return start.site, changes
-    if not isinstance(changes, (Units, Groups)):
+    if not isinstance(changes, (Units, Groups)) or getattr(changes, "own", None) is not None:
         return None
     value, changes = _apart(start, chain.start, changes)
+    if changes.value.dim() > 2:  # of one position
+        changes = replace(changes, value=changes.value.flatten(0, -2))
     return value.flatten(1), changes
 
 
 def _apart(start: Start, stop: int, changes: Units | Groups) -> tuple[Tensor, Units | Groups]:
     tape = start.tape
     assert tape is not None
-    ablated = changes.value[:, None, None].expand(1, *start.site.shape[1:])
+    changed = changes.value
+    if changed.dim() == 1:
+        ablated = changed[:, None, None].expand(1, *start.site.shape[1:])
+    else:
+        ablated = changed.expand(len(changed), *start.features.shape[1:]).movedim(-1, start.dim)
     value = tape.replay(ablated, stop=stop)
-    value = value.movedim(1, -1) if value.dim() > 2 else value[0]
-    if value.dim() > 2 and value[0].numel() == value.shape[-1]:
+    value = value.movedim(1, -1)
+    if len(value) == 1 and value.numel() == value.shape[-1]:
         value = value.reshape(-1)
     return tape.replay(start.site, stop=stop), replace(changes, value=value)
 
@@ -200,39 +290,8 @@ def _ablated(
     j, i = scales.T.nonzero(as_tuple=True)
     changed = hidden[i].addcmul_(scales[i, j, None], updates[j])
     ablated = logits.repeat(len(updates), 1, 1)
-    ablated[j, i] = chain.outputs(changed, 1)[-1]
+    ablated[j, i] = [changed, *chain.outputs(changed, 1)][-1]
     return ablated
-
-
-def _terms(ablated: Tensor, logits: Tensor, rows: Rows, options: Options) -> tuple[Tensor, Tensor]:
-    """What `_run` returns, from the logits after each ablation: `[a, n, c]`."""
-    return ops.logit_terms(logits, ablated, rows.targets, options.per_sample)
-
-
-class _Found:
-    """The terms and classes of n ablations, as runs of some of them are put in.
-
-    All lie in memory that is taken once: small results that are kept between large tensors that
-    are not would keep the allocator from giving these back.
-    """
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self.parts: tuple[Tensor, Tensor] | None = None
-
-    def put(self, chosen: slice, terms: Tensor, classes: Tensor) -> None:
-        if chosen == slice(0, self.n):
-            self.parts = terms, classes
-            return
-        if self.parts is None:
-            shape = (*terms.shape[:-1], self.n)
-            self.parts = terms.new_empty(shape), classes.new_empty(self.n, classes.shape[1])
-        self.parts[0][..., chosen] = terms
-        self.parts[1][chosen] = classes
-
-    def whole(self) -> tuple[Tensor, Tensor]:
-        assert self.parts is not None
-        return self.parts
 
 
 def _chunks(n: int, each: int, memory: int) -> list[slice]:
@@ -241,20 +300,15 @@ def _chunks(n: int, each: int, memory: int) -> list[slice]:
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-def _batched(start: Start, changes: Changes, options: Options) -> tuple[Tensor, Tensor, str]:
+def _batched(start: Start, changes: Changes, judge: Judge) -> tuple[Part, str]:
     """As `_run`, by doing again what followed the site, or by running the model."""
+    options = judge.options
     suffix = _Suffix.of(start, changes)
-    rows, found = start.rows, _Found(len(changes))
+    found = Found(len(changes))
     backend = start.backend if start.backend != "fused" else "replay"
 
     def run(chosen: slice, resume: Callable[[Tensor], Tensor]) -> None:
-        # Autocast is the run's business; what is measured is measured exactly.
-        ablated = resume(suffix.values(chosen))
-        with full_precision():
-            ablated = ablated.reshape(len(ablated), -1, ablated.shape[-1])
-            if rows.kept is not None:
-                ablated = ablated[:, rows.kept]
-            found.put(chosen, *_terms(ablated, rows.logits, rows, options))
+        found.put(chosen, judge(resume(suffix.values(chosen))))
 
     alone = one_by_one(suffix.resume)
     with PeakMemory() as memory:
@@ -276,7 +330,7 @@ def _batched(start: Start, changes: Changes, options: Options) -> tuple[Tensor, 
     rest = _chunks(len(changes) - chosen.stop, peak, limit)
     for chunk in bar(rest, "ablations", options.progress, LONG):
         run(slice(chunk.start + chosen.stop, chunk.stop + chosen.stop), resume)
-    return *found.whole(), backend
+    return found.whole, backend
 
 
 def _gains_by_vmap(start: Start, peak: int, backend: str | None) -> bool:
@@ -309,7 +363,10 @@ class _Suffix:
 
         if tape is None:
             return cls(0, start.resume, values)
-        apart = channels_apart(tape, start.site, dim) if isinstance(changes, Units | Groups) else 0
+        by_unit = isinstance(changes, Units) or (
+            isinstance(changes, Groups) and changes.own is None
+        )
+        apart = channels_apart(tape, start.site, dim) if by_unit else 0
         if apart and start.site.dim() == 4:
             assert isinstance(changes, Units | Groups)
             value, later = _apart(start, apart, changes)
@@ -321,57 +378,14 @@ class _Suffix:
             return cls(apart, lambda x: tape.replay(x, start=apart), after)
         follower = follower_of(start)
         flat = features.flatten(0, -2)
-        if follower is None or changes.rank_one(flat, None, follower.weight, slice(0, 1)) is None:
+        rows = changes.of_rows(lambda x: x.expand(*features.shape[:-1], -1).flatten(0, -2))
+        if follower is None or rows.rank_one(flat, None, follower.weight, slice(0, 1)) is None:
             return cls(0, start.resume, values)
         first, weight = follower.start, follower.weight
 
         def changed(chosen: slice) -> Tensor:
-            rank_one = changes.rank_one(flat, None, weight, chosen)
+            rank_one = rows.rank_one(flat, None, weight, chosen)
             assert rank_one is not None
             return follower.changed(*rank_one)
 
         return cls(first, lambda x: tape.replay(x, start=first), changed)
-
-
-@dataclass
-class _Table:
-    """Adds up batches."""
-
-    per_sample: bool
-    terms: list[Tensor] = field(default_factory=list)
-    classes: list[Tensor] = field(default_factory=list)
-    targets: list[Tensor] = field(default_factory=list)
-    backends: list[str] = field(default_factory=list)
-    n_samples: int = 0
-
-    def add(self, terms: Tensor, classes: Tensor, backend: str, rows: Rows) -> None:
-        if self.terms and (rows.targets is None) == bool(self.targets):
-            raise ValueError("inputs must have targets in all of its batches, or in none")
-        self.terms.append(terms)
-        self.classes.append(classes)
-        self.backends.append(backend)
-        self.n_samples += len(rows.logits)
-        if rows.targets is not None:
-            self.targets.append(rows.targets)
-
-    def result(self, changes: Changes) -> AblationResult:
-        if self.per_sample:
-            terms = torch.cat(self.terms, dim=1)
-        else:
-            terms = self.terms[0] if len(self.terms) == 1 else torch.stack(self.terms).sum(0)
-        terms = terms.cpu()
-        # One pass where all is well, as NaN and infinity spread to the sum.
-        if not math.isfinite(terms.sum().item()) and not terms.isfinite().all():
-            bad = int((~terms.isfinite()).flatten(0, -2).any(0).nonzero()[0])
-            number = int(changes.numbers()[bad])
-            raise ValueError(f"the logits after ablating {changes.kind} {number} must be finite")
-        entropy, kl_after, kl_before, *others = terms.unbind()
-        more: dict[str, Any] = {"kind": changes.kind, "numbers": changes.numbers().cpu()}
-        more["backend"] = joined(self.backends)
-        if self.targets:
-            classes = torch.stack(self.classes).sum(0)
-            loss, correct = others
-            more["loss"] = loss
-            more["accuracy"] = correct if self.per_sample else correct / self.n_samples
-            more["class_accuracy"] = class_shares(classes, torch.cat(self.targets)).cpu()
-        return AblationResult(entropy, kl_after, kl_before, self.n_samples, **more)

@@ -1,46 +1,91 @@
-"""What breaks when a unit, a direction or a group of units is removed?"""
+"""What breaks when a unit, a direction or a group of units is removed or replaced?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
 from modfast import checks
-from modfast._renamed import renamed, warn_renamed
+from modfast._renamed import renamed
+from modfast.ablation.arguments import (
+    Metric,
+    options_of,
+    read_directions,
+    read_masks,
+    read_sites,
+    read_units,
+)
 from modfast.ablation.changes import Changes, Directions, Groups, Units
-from modfast.ablation.result import AblationResult
-from modfast.ablation.sweep import Options, mean_of_site, sweep
-from modfast.network.inputs import Inputs, Targets
-from modfast.network.logits import Output, check_output
-from modfast.network.resume import BACKENDS
+from modfast.ablation.result import AblationResult, SiteAblations
+from modfast.ablation.screening import screened
+from modfast.ablation.sweep import Plan, sweep
+from modfast.ablation.values import At, Positions, Value, read_source
+from modfast.network.inputs import Inputs, Targets, is_stream
+from modfast.network.logits import Output
 from modfast.network.units import Units as UnitGroups
-from modfast.network.units import read_groups
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from modfast.ablation.arguments import AblationOptions
+
+Sites: TypeAlias = list[str] | tuple[str, ...] | Mapping[str, Any]
 
 
-@renamed(path="backend")
+@overload
 def ablate_units(
     model: nn.Module,
     inputs: Inputs,
     site: str,
+    units: Sequence[int] | Tensor | None = ...,
+    value: Value = ...,
+    targets: Targets = ...,
+    *,
+    screen: int | None = ...,
+    **options: Unpack[AblationOptions],
+) -> AblationResult: ...
+@overload
+def ablate_units(
+    model: nn.Module,
+    inputs: Inputs,
+    site: Sites,
+    units: Sequence[int] | Tensor | None = ...,
+    value: Value = ...,
+    targets: Targets = ...,
+    *,
+    screen: int | None = ...,
+    **options: Unpack[AblationOptions],
+) -> SiteAblations: ...
+@renamed(path="backend")
+def ablate_units(
+    model: nn.Module,
+    inputs: Inputs,
+    site: str | Sites,
     units: Sequence[int] | Tensor | None = None,
-    value: float | str | Tensor = 0.0,
+    value: Value = 0.0,
     targets: Targets = None,
     *,
+    corrupted: Inputs | None = None,
+    positions: Positions = None,
+    metric: Metric = None,
+    screen: int | None = None,
+    seed: int = 0,
     output: Output = None,
     dim: int | None = None,
     per_sample: bool = False,
     max_memory: int | None = None,
     progress: bool = True,
     backend: str | None = None,
-) -> AblationResult:
-    """What each unit of a site does: sets one at a time to a value.
+) -> AblationResult | SiteAblations:
+    """What each unit of a site does: puts something else in its place, one at a time.
 
     With p the class probabilities of the whole network on a sample and q those of the ablated one,
     each ablation gets, in nats and summed over the samples, H(p) - H(q), KL(q | p) and KL(p | q),
-    and with targets the loss and the accuracies. What comes before the site runs once.
+    with targets the loss and the accuracies, and with `metric` its change. What comes before the
+    site runs once, for all sites together.
 
     Args:
         model: any module that returns logits `[n, ..., c]`. It runs in eval mode, without
@@ -50,11 +95,34 @@ def ablate_units(
         site: a place by name: a module's output, its input (`"fc2:input"`), an item of an output
             (`"attn[0]"`), one of several calls (`"relu#1"`), or a torch function called in a
             module's forward (`"layer1/add#0"`). The units are the last dimension of what is there
-            `[n, ..., d]`; of convolutions, their pools and norms dimension 1, the channels.
+            `[n, ..., d]`; of convolutions, their pools and norms dimension 1, the channels. Several
+            names or patterns of modules, or a mapping of names to units, give a `SiteAblations`.
         units: their indices, all by default.
-        value: a number, a tensor `[d]` with one for each unit, or `"mean"`, each unit's mean over
-            the samples and positions (a DataLoader is then read twice).
+        value: what is put in a unit's place.
+
+            * a number, or a tensor `[d]` with one for each unit;
+            * a tensor with a value for each position, or of the site's own shape with one for each
+              sample too: activations of other inputs, as `modfast.capture` gives them;
+            * `"mean"`, each unit's mean over the samples and positions that count, or
+              `"positional-mean"`, over the samples, for each position (a DataLoader is then read
+              twice);
+            * `"resample"`: each sample takes the activations of another of its batch;
+            * `"optimal"`: the constant that gives the least KL(p | q) (of inputs in one batch).
+
+            A mapping has one for each site.
         targets: int64 classes, one for each row of logits; -100 for rows that count nowhere.
+        corrupted: inputs that go with `inputs`, sample by sample: what the model has there is put
+            in place (activation patching). Means and `"resample"` are then of these.
+        positions: where it is put: indices of positions (tokens, or pixels row by row; negative
+            ones count from the end), a bool mask of them or of samples and positions `[n, t]`, or
+            `"each"`, an ablation for every unit and position. At all by default.
+        metric: a function `(logits, batch) -> [n]`, or of logits alone, or one that gives one
+            number, such as `modfast.metrics.logit_difference(a, b)`; or a mapping of names to
+            such. The result keeps ablated minus original. The names "kl", "entropy", "loss" and
+            "accuracy" say what every result has; with `screen` they say what is screened by.
+        screen: ablates only the k units of each site that `attribute_units` puts first, and k
+            drawn at random from the others, which tell what may be missed: `result.screening`.
+        seed: of `"resample"` and of what `screen` draws.
         output: picks the logits out of what the model returns.
         dim: the dimension of the units, where the above is wrong.
         per_sample: keep the sums' samples apart.
@@ -70,51 +138,97 @@ def ablate_units(
     Raises:
         TypeError: arguments of a wrong type, a site or model without a floating tensor as output.
         ValueError: an unknown site (the nearest are listed), one that is not reached or called
-            several times, a unit out of range, values that do not fit, inputs, values or logits
-            that are not finite, targets out of range.
+            several times, a unit or position out of range, values that do not fit, inputs, values
+            or logits that are not finite, targets out of range.
 
     Source: N0, which clones the network and runs it whole for each unit, adds 1e-8 to each
-    probability under the logarithm, and sums KL(q | p).
+    probability under the logarithm, and sums KL(q | p). Patching: Wang et al., "Interpretability in
+    the Wild", 2023. Optimal ablation: Li and Janson, 2024.
 
     Example:
         >>> import torch, modfast
         >>> model = modfast.models.MLP([8, 6, 6, 3])
-        >>> result = modfast.ablate_units(model, torch.randn(20, 8), "act2")
-        >>> result.kl_ablated_original.shape
+        >>> x, other = torch.randn(20, 8), torch.randn(20, 8)
+        >>> modfast.ablate_units(model, x, "act2").kl_ablated_original.shape
+        torch.Size([6])
+        >>> difference = modfast.metrics.logit_difference(0, 1)
+        >>> patched = modfast.ablate_units(model, x, "act2", corrupted=other, metric=difference)
+        >>> patched.mean("logit_difference").shape
         torch.Size([6])
     """
-    options = options_of(output, dim, per_sample, max_memory, progress, backend)
-    mean = _mean(model, inputs, site, value, options)
+    options = options_of(output, dim, per_sample, max_memory, progress, backend, metric)
+    sites, each = read_sites(model, site, units, "units")
+    seed = checks.seed("seed", seed)
 
-    def make(activations: Tensor) -> Changes:
-        d = activations.shape[-1]
-        values = _values(value if mean is None else mean, activations)
-        if units is None:
-            return Units(torch.arange(d, device=values.device), values, in_order=True)
-        return Units(_indices("units", units, d).to(values.device), values)
+    def make(at: At, value: Tensor | None, where: Tensor | None) -> Changes:
+        assert value is not None
+        values, device = _merged(at, value, where), at.features.device
+        chosen, d = each[at.name], at.features.shape[-1]
+        if chosen is None:
+            return Units(torch.arange(d, device=device), values, in_order=True)
+        return Units(read_units("units", chosen, d).to(device), values)
 
-    return sweep(model, inputs, site, make, targets, options)
+    k = None if screen is None else checks.count("screen", screen)
+    source = read_source(model, inputs, sites, value, corrupted, dim, seed)
+    _check_optimal(source.kind, inputs, positions)
+    plan = Plan(sites, make, source, positions, corrupted)
+    if k is None:
+        results = sweep(model, inputs, plan, targets, options)
+    else:
+        found = screened(model, inputs, plan, each, k, metric, targets, seed, options)
+        each = found.units
+        results = found.told(sweep(model, inputs, plan, targets, options))
+    return results[site] if isinstance(site, str) else SiteAblations(results)
 
 
-@renamed(path="backend")
+@overload
 def ablate_directions(
     model: nn.Module,
     inputs: Inputs,
     site: str,
-    directions: Tensor,
+    directions: Tensor | None = ...,
+    targets: Targets = ...,
+    *,
+    value: Value = ...,
+    **options: Unpack[AblationOptions],
+) -> AblationResult: ...
+@overload
+def ablate_directions(
+    model: nn.Module,
+    inputs: Inputs,
+    site: Sites,
+    directions: Tensor | None = ...,
+    targets: Targets = ...,
+    *,
+    value: Value = ...,
+    **options: Unpack[AblationOptions],
+) -> SiteAblations: ...
+@renamed(path="backend")
+def ablate_directions(
+    model: nn.Module,
+    inputs: Inputs,
+    site: str | Sites,
+    directions: Tensor | None = None,
     targets: Targets = None,
     *,
+    value: Value = 0.0,
+    corrupted: Inputs | None = None,
+    positions: Positions = None,
+    metric: Metric = None,
+    seed: int = 0,
     output: Output = None,
     dim: int | None = None,
     per_sample: bool = False,
     max_memory: int | None = None,
     progress: bool = True,
     backend: str | None = None,
-) -> AblationResult:
+) -> AblationResult | SiteAblations:
     """What each direction of a site's activations does: turns a into a - (a·v) v, one at a time.
 
-    `directions` stand one a row, `[a, d]`, and each is divided by its length first. The other
-    arguments, the result and the errors are those of `ablate_units`; besides,
+    `directions` stand one a row, `[a, d]`, and each is divided by its length first. With `value`,
+    a becomes a - (a·v - c) v: c is a number, or c = a'·v with a' activations as in
+    `ablate_units`; `"optimal"` is the best c. The other arguments, the result and the errors are
+    those of `ablate_units`; besides,
 
     Raises:
         TypeError: directions that are no floating tensor.
@@ -131,49 +245,84 @@ def ablate_directions(
         >>> torch.allclose(directions.kl_ablated_original, units.kl_ablated_original)
         True
     """
-    options = options_of(output, dim, per_sample, max_memory, progress, backend)
-    checks.floating("directions", directions)
+    options = options_of(output, dim, per_sample, max_memory, progress, backend, metric)
+    sites, each = read_sites(model, site, directions, "directions")
+    for vectors in each.values():
+        checks.floating("directions", vectors)
+    seed = checks.seed("seed", seed)
+    length = 0.0
+    if is_number := not isinstance(value, (str, Tensor, Mapping)) and corrupted is None:
+        length = checks.finite_number("value", value)
 
-    def make(activations: Tensor) -> Changes:
-        if directions.dim() != 2 or directions.shape[1] != activations.shape[-1]:
-            raise ValueError(
-                f"directions must have shape [a, {activations.shape[-1]}], the width of "
-                f"{site!r}, got {tuple(directions.shape)}"
-            )
-        if len(directions) == 0:
-            raise ValueError("directions must not be empty")
-        # In the wider dtype, where no entry is too large or small that was not so before.
-        dtype = torch.promote_types(directions.dtype, activations.dtype)
-        vectors = directions.detach().to(activations.device, dtype)
-        return Directions(_unit_length(vectors).to(activations))
+    def make(at: At, value: Tensor | None, where: Tensor | None) -> Changes:
+        vectors = read_directions(at.name, each[at.name], at.features)
+        return Directions(vectors, value, length, where)
 
-    return sweep(model, inputs, site, make, targets, options)
+    source = None
+    if not is_number:
+        source = read_source(model, inputs, sites, value, corrupted, dim, seed)
+        _check_optimal(source.kind, inputs, positions)
+    plan = Plan(sites, make, source, positions, corrupted)
+    results = sweep(model, inputs, plan, targets, options)
+    return results[site] if isinstance(site, str) else SiteAblations(results)
 
 
-@renamed(path="backend", groups="units")
+@overload
 def ablate_groups(
     model: nn.Module,
     inputs: Inputs,
     site: str,
-    units: UnitGroups,
+    units: UnitGroups | None = ...,
+    keep: bool = ...,
+    value: Value = ...,
+    targets: Targets = ...,
+    *,
+    groups: UnitGroups | None = ...,
+    **options: Unpack[AblationOptions],
+) -> AblationResult: ...
+@overload
+def ablate_groups(
+    model: nn.Module,
+    inputs: Inputs,
+    site: Sites,
+    units: UnitGroups | None = ...,
+    keep: bool = ...,
+    value: Value = ...,
+    targets: Targets = ...,
+    *,
+    groups: UnitGroups | None = ...,
+    **options: Unpack[AblationOptions],
+) -> SiteAblations: ...
+@renamed(path="backend")
+def ablate_groups(
+    model: nn.Module,
+    inputs: Inputs,
+    site: str | Sites,
+    units: UnitGroups | None = None,
     keep: bool = False,
-    value: float | str | Tensor = 0.0,
+    value: Value = 0.0,
     targets: Targets = None,
     *,
+    groups: UnitGroups | None = None,
+    corrupted: Inputs | None = None,
+    positions: Positions = None,
+    metric: Metric = None,
+    seed: int = 0,
     output: Output = None,
     dim: int | None = None,
     per_sample: bool = False,
     max_memory: int | None = None,
     progress: bool = True,
     backend: str | None = None,
-) -> AblationResult:
-    """What each group of a site's units does: sets all of a group to a value, one at a time.
+) -> AblationResult | SiteAblations:
+    """What each group of a site's units does: puts something else in its place, one at a time.
 
-    `units` are the groups: lists of unit indices, a boolean matrix `[a, d]`, labels `[d]` (-1 for
-    "in no group"), a mapping of labels to indices, or `Clusters`, whose rows count; `heads` gives
-    those of attention. With `keep` all other units are set instead, so that the group is left
-    alone. The other arguments, the result and the errors are those of `ablate_units`;
-    `backend="fused"` is for single units.
+    `units` (or `groups`, the same) are the groups: lists of unit indices, a boolean matrix
+    `[a, d]`, labels `[d]` (-1 for "in no group"), a mapping of labels to indices, or `Clusters`,
+    whose rows count. `heads` gives those of attention, at the input of its output projection; for
+    several sites they may be those of each. With `keep` all other units are set instead, so that
+    the group is left alone. The other arguments, the result and the errors are those of
+    `ablate_units`; `backend="fused"` is for single units.
 
     Source: N1, its clusters switched on and off, by activations instead of weights.
 
@@ -184,105 +333,37 @@ def ablate_groups(
         >>> result.labels
         ('group 0', 'group 1')
     """
-    options = options_of(output, dim, per_sample, max_memory, progress, backend)
-    mean = _mean(model, inputs, site, value, options)
-
+    options = options_of(output, dim, per_sample, max_memory, progress, backend, metric)
+    if units is not None and groups is not None:
+        raise ValueError("units and groups are the same: groups must be left out where units are")
+    what = units if groups is None else groups
+    if what is None and not isinstance(site, Mapping):
+        raise TypeError("units must be groups of units, got None")
+    sites, each = read_sites(model, site, what, "units")
     checks.flag("keep", keep)
+    seed = checks.seed("seed", seed)
 
-    def make(activations: Tensor) -> Changes:
-        groups = read_groups("units", units, activations.shape[-1])
-        mask = torch.zeros(len(groups), activations.shape[-1], dtype=torch.bool, device="cpu")
-        for row, group in zip(mask, groups, strict=True):
-            row[group.cpu()] = True
-        mask = mask.to(activations.device)
-        values = _values(value if mean is None else mean, activations)
-        return Groups(~mask if keep else mask, values)
+    def make(at: At, value: Tensor | None, where: Tensor | None) -> Changes:
+        assert value is not None
+        mask = read_masks("units", each[at.name], at.features.shape[-1], at.features.device)
+        return Groups(~mask if keep else mask, _merged(at, value, where))
 
-    return sweep(model, inputs, site, make, targets, options)
-
-
-def _unit_length(vectors: Tensor) -> Tensor:
-    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    low, high = (length.item() for length in lengths.aminmax())
-    if low < 1e-3 or not high < 1e3:  # also where any is NaN
-        checks.finite("directions", vectors)
-        # By the largest entry first, so that no square under- or overflows.
-        vectors = vectors / vectors.abs().amax(1, keepdim=True)
-        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-        if not lengths.isfinite().all():
-            zero = (~lengths[:, 0].isfinite()).nonzero()[0].item()
-            raise ValueError(f"directions must not be zero, got zeros in row {zero}")
-    found: Tensor = vectors / lengths
-    return found
+    source = read_source(model, inputs, sites, value, corrupted, dim, seed)
+    _check_optimal(source.kind, inputs, positions)
+    plan = Plan(sites, make, source, positions, corrupted)
+    results = sweep(model, inputs, plan, targets, options)
+    return results[site] if isinstance(site, str) else SiteAblations(results)
 
 
-def options_of(
-    output: Output,
-    dim: int | None,
-    per_sample: bool,
-    max_memory: int | None,
-    progress: bool,
-    backend: str | None,
-) -> Options:
-    """Checked options.
-
-    Raises:
-        TypeError, ValueError: one of another kind, or out of range.
-    """
-    check_output(output)
-    dim = None if dim is None else checks.integer("dim", dim)
-    memory = None if max_memory is None else checks.count("max_memory", max_memory)
-    if isinstance(backend, str) and backend in _OLD_BACKENDS:
-        new = _OLD_BACKENDS[backend]
-        warn_renamed(f"backend={backend!r}", f"backend={new!r}", stacklevel=3)
-        backend = new
-    checks.choice("backend", backend, (None, *BACKENDS))
-    return Options(output, dim, checks.flag("per_sample", per_sample), memory, progress, backend)
+def _merged(at: At, value: Tensor, where: Tensor | None) -> Tensor:
+    """New values, with the old ones where none are put."""
+    return value if where is None else torch.where(where, value, at.features)
 
 
-_OLD_BACKENDS = {"split": "replay", "hooks": "model"}
-
-
-def _mean(
-    model: nn.Module, inputs: Inputs, site: str, value: object, options: Options
-) -> Tensor | None:
-    if not isinstance(value, str):
-        return None
-    if value != "mean":
-        raise ValueError(f"value must be a number, a tensor or 'mean', got {value!r}")
-    if isinstance(inputs, Iterator):
-        raise TypeError("value='mean' reads inputs twice, so that they must not be an iterator")
-    return mean_of_site(model, inputs, site, options)
-
-
-def _values(value: Any, activations: Tensor) -> Tensor:
-    """One value for each unit."""
-    d = activations.shape[-1]
-    if not isinstance(value, Tensor):
-        number = checks.finite_number("value", value)
-        if abs(number) > torch.finfo(activations.dtype).max:
-            raise ValueError(f"value must be finite in {activations.dtype}, got {number}")
-        return activations.new_full((d,), number)
-    if value.shape not in ((), (d,)):
-        raise ValueError(f"value must have shape [] or [{d}], got {list(value.shape)}")
-    checks.dense("value", value)
-    values = value.detach().to(activations)
-    checks.finite("value", values)
-    return values.expand(d)
-
-
-def _indices(argument: str, units: Sequence[int] | Tensor, d: int) -> Tensor:
-    """In the order given, perhaps some of them twice."""
-    index = checks.integers(argument, units)
-    if index.dim() != 1:
-        raise TypeError(f"{argument} must be a list of integers, got {units!r}")
-    if index.numel() == 0:
-        raise ValueError(f"{argument} must not be empty")
-    outside = index[(index < 0) | (index >= d)]
-    if len(outside):
-        raise ValueError(f"{argument} must be from 0 to {d - 1}, got {outside[0].item()}")
-    return index.long()
-
-
-def _kind(value: Any) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+def _check_optimal(kind: str, inputs: Inputs, positions: Positions) -> None:
+    if kind == "optimal" and is_stream(inputs):
+        raise ValueError("value='optimal' needs inputs in one batch, got a stream")
+    if kind == "optimal" and isinstance(positions, str):
+        raise ValueError(
+            f"positions must be indices or a mask with value='optimal', got {positions!r}"
+        )

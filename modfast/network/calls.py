@@ -12,6 +12,37 @@ import torch
 _ATTRIBUTE = re.compile(r"attribute '([^']+)'")
 
 
+# They tell a value's shape or kind alone, and give no tensor.
+SHAPES = frozenset(
+    "size dim ndimension numel nelement stride is_contiguous element_size storage_offset "
+    "is_floating_point is_complex is_signed get_device __len__ is_same_size is_inference "
+    "is_pinned is_neg is_conj __hash__ result_type _is_view "
+    "has_names retain_grad dim_order is_shared can_cast is_distributed is_tensor is_storage "
+    "_is_zerotensor data_ptr".split()
+)
+ATTRIBUTES = frozenset(
+    "shape dtype device ndim layout requires_grad is_cuda is_leaf grad_fn is_cpu is_nested "
+    "is_sparse "
+    "is_quantized is_meta is_mkldnn is_mps is_xpu is_xla names _version grad itemsize nbytes name "
+    "output_nr _backward_hooks is_sparse_csr is_vulkan is_ort is_hpu is_ipu is_maia is_mtia "
+    "retains_grad _base _grad".split()
+)
+# The shape of what they return is a value's, which Python then sees.
+DYNAMIC = frozenset(
+    "nonzero argwhere unique unique_consecutive masked_select bincount _unique2 unique_dim "
+    "_return_output _return_inverse _consecutive_return_output".split()
+)
+RANDOM = frozenset(
+    "bernoulli multinomial rand_like randn_like randint_like normal poisson rrelu "
+    "bernoulli_ normal_ uniform_ exponential_ random_ cauchy_ geometric_ log_normal_ "
+    "gumbel_softmax fractional_max_pool2d fractional_max_pool3d".split()
+)
+DROPOUTS = frozenset(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout "
+    "dropout_ alpha_dropout_ feature_dropout_".split()
+)
+
+
 @dataclass(frozen=True)
 class Slot:
     """Stands for a value that depends on the site."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -29,6 +29,8 @@ class Batch:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     targets: Tensor | None = None
+    first: int = 0
+    """The number of its first sample among those of all batches."""
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """For one run: the same tensors, and copies of all else that a model may change."""
@@ -45,10 +47,14 @@ class Batch:
         Raises:
             TypeError: there is none.
         """
-        for tensor in self.tensors():
-            if tensor.dim():
-                return len(tensor)
-        raise TypeError("inputs must hold a tensor with a row for each sample")
+        n = len(self)
+        if not n:
+            raise TypeError("inputs must hold a tensor with a row for each sample")
+        return n
+
+    def __len__(self) -> int:
+        """The same; 0 without one."""
+        return next((len(tensor) for tensor in self.tensors() if tensor.dim()), 0)
 
     def mask(self, decoder: bool = False) -> Tensor | None:
         """Which positions count, bool `[n, t]`: the attention mask; of a decoder its own."""
@@ -66,7 +72,7 @@ class Batch:
     def rows(self, chosen: Tensor | slice) -> Batch:
         """The same of some samples."""
         args, kwargs, targets = mapped(lambda x: x[chosen], (self.args, self.kwargs, self.targets))
-        return Batch(args, kwargs, targets)
+        return replace(self, args=args, kwargs=kwargs, targets=targets)
 
 
 def own(value: Any) -> Any:
@@ -154,7 +160,8 @@ def read_batches(
             f"targets must come with the batches, as pairs, where {argument} is a stream"
         )
     device = device_of(model)
-    empty, of = True, f"a batch of {argument}"
+    first, of = 0, f"a batch of {argument}"
+    empty = True
     for item in inputs:
         empty = False
         found: Any = item
@@ -170,7 +177,8 @@ def read_batches(
         if device is not None:
             moved = mapped(lambda x: x.to(device), (batch.args, batch.kwargs, batch.targets))
             batch = Batch(*moved)
-        yield batch
+        yield replace(batch, first=first)
+        first += len(batch)
     if empty:
         raise ValueError(f"{argument} must not be empty, got no batches")
 

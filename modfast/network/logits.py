@@ -128,6 +128,11 @@ class Rows:
         rows = values if values.dim() == 2 else values.reshape(-1, values.shape[-1])
         return rows if self.kept is None else rows[self.kept]
 
+    def of_each(self, values: Tensor) -> Tensor:
+        """The same rows of several `[a, n, ..., c]`: `[a, n, c]`."""
+        rows = values.reshape(len(values), -1, values.shape[-1])
+        return rows if self.kept is None else rows[:, self.kept]
+
 
 def read_rows(logits: Tensor, batch: Batch, argument: str | None = None) -> Rows:
     """The rows of logits `[n, ..., c]` that count, with their targets.
@@ -162,6 +167,12 @@ def read_rows(logits: Tensor, batch: Batch, argument: str | None = None) -> Rows
             f"{argument or 'inputs'} must have positions that count, got none in a batch"
         )
     return Rows(flat[kept], kept, None if y is None else y[kept])
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities, in float32 at least."""
+    exact = logits.dtype in (torch.float32, torch.float64)
+    return (logits if exact else logits.float()).log_softmax(-1)
 
 
 def check_classes(argument: str, targets: Tensor, n: int, n_classes: int) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from modfast.network.dims import unit_dim
 from modfast.network.inputs import Batch
 from modfast.network.logits import Output, Rows, pick, read_rows
 from modfast.network.names import unwrapped
+from modfast.network.parts import in_parts
 from modfast.network.run import Run
 from modfast.network.sites import Site
 from modfast.network.tape import Tape
@@ -28,6 +30,10 @@ BACKENDS = ("fused", "vmap", "replay", "model")
 """How a network is resumed: by fused kernels, where what follows is a chain of linear layers and
 activations; by doing the recorded calls again, for many values at once or one by one; or by running
 the model itself with the site's value replaced, which always works."""
+
+
+Resume: TypeAlias = Callable[[Tensor], Tensor]
+Choice: TypeAlias = tuple[str, Chain | None, list[Tensor], str]
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,11 @@ class Start:
     """Of its units."""
     rows: Rows
     """Of the model's own logits."""
+    logits: Tensor
+    """These, as the model or `output` gave them."""
     backend: str
     """"fused", "replay" or "model"."""
-    resume: Callable[[Tensor], Tensor]
+    resume: Resume
     """The logits for another value of the site."""
     mask: Tensor | None = None
     """Which positions of the site count, `[n, t]`."""
@@ -91,34 +99,64 @@ def begin(
         ValueError: a site that is not reached, or several times; logits of another shape or not
             finite; a backend that cannot be taken.
     """
-    place = unwrapped(model).get_submodule(site.module)
+    (found,) = begin_all(
+        run,
+        model,
+        [site],
+        batch,
+        output=output,
+        dim=dim,
+        backend=backend,
+        argument=argument,
+        around=around,
+    )
+    return found
+
+
+def begin_all(
+    run: Run,
+    model: nn.Module,
+    sites: Sequence[Site],
+    batch: Batch,
+    *,
+    output: Output = None,
+    dim: int | None = None,
+    backend: str | None = None,
+    argument: str = "site",
+    around: AbstractContextManager[object] | None = None,
+) -> list[Start]:
+    """As `begin`, for several sites in one run."""
     tensors = batch.tensors()
     device = tensors[0].device.type if tensors else "cpu"
     tape = Tape(run.guard(batch), [*tensors, *run.tensors], device)
+    order: list[int] = []
 
-    def take(value: Tensor) -> Tensor:
+    def take(i: int, value: Tensor) -> Tensor:
+        order.append(i)
         with torch._C.DisableTorchFunction():
             if not value.is_floating_point() or value.dim() < 2:
                 raise TypeError(
-                    f"{argument}={site.name!r}: must be a floating tensor [n, ..., features], got "
-                    f"{value.dtype} of shape {tuple(value.shape)}"
+                    f"{argument}={sites[i].name!r}: must be a floating tensor [n, ..., features], "
+                    f"got {value.dtype} of shape {tuple(value.shape)}"
                 )
-            own = run.own(value)
-        return tape.begin(own)
+            own = run.own(value) if len(order) == 1 else value
+        return tape.begin(own) if len(order) == 1 else tape.mark(value)
 
     def read(found: Any) -> Tensor:
         logits = pick(found, output, batch)
         tape.finish(logits)
         return run.own(logits)
 
-    visit = Visit(site, take, argument)
-    with at_sites(model, [visit]), around or nullcontext():
+    visits = [Visit(site, partial(take, i), argument) for i, site in enumerate(sites)]
+    with at_sites(model, visits), around or nullcontext():
         logits = run(batch, read, tape)
-    visit.check()
+    for visit in visits:
+        visit.check()
     random = run.random
     assert tape.site is not None
+    first = sites[order[0]]
     value = tape.site.detach()
-    checks.dense(f"{argument}={site.name!r}", value)
+    checks.dense(f"{argument}={first.name!r}", value)
     if not logits.is_floating_point() or logits.dim() < 2:
         raise ValueError(
             "the model's logits must be floating and of shape [n, ..., classes], "
@@ -127,33 +165,52 @@ def begin(
     checks.finite("the model's logits", logits)
 
     def by_model(changed: Tensor) -> Tensor:
-        again = Visit(site, lambda old: changed.clone())  # in memory of its own, as the site's is
+        again = Visit(first, lambda old: changed.clone())  # in memory of its own, as the site's is
         with at_sites(model, [again]):
             found: Tensor = run(
                 batch, lambda result: run.own(pick(result, output, batch)), random=random
             )
         return found
 
-    units = unit_dim(value, site, place, tape.unit_dim, dim)
-    rows = read_rows(logits, batch)
-    kind, chain, outputs, why = choose(tape, value, units, logits, by_model, backend)
-    if backend == "vmap" and kind == "replay":
-        kind = "vmap"
-    if backend not in (None, kind) and not (backend == "fused" and kind == "model"):
-        raise ValueError(f"backend={backend!r}: cannot be taken at {site.name!r}: {why}")
-    resume = by_model if kind == "model" else tape.replay
-    mask = batch.mask(decoder="decoder" in site.module)
-    return Start(
-        value,
-        units,
-        rows,
-        kind,
-        resume,
-        mask,
-        tape if kind != "model" else None,
-        chain,
-        outputs,
-    )
+    modules = unwrapped(model)
+
+    def started(
+        site: Site, value: Tensor, units: int, tape: Tape, choice: Choice, resume: Resume
+    ) -> Start:
+        kind, chain, outputs, why = choice
+        if backend == "vmap" and kind == "replay":
+            kind = "vmap"
+        if backend not in (None, kind) and not (backend == "fused" and kind == "model"):
+            raise ValueError(f"backend={backend!r}: cannot be taken at {site.name!r}: {why}")
+        mask = batch.mask(decoder="decoder" in site.module)
+        own = tape if kind != "model" else None
+        return Start(value, units, rows, logits, kind, resume, mask, own, chain, outputs)
+
+    def dim_of(site: Site, tape: Tape) -> int:
+        assert tape.site is not None
+        return unit_dim(tape.site, site, modules.get_submodule(site.module), tape.unit_dim, dim)
+
+    units, rows = dim_of(first, tape), read_rows(logits, batch)
+    choice = choose(tape, value, units, logits, by_model, backend)
+    is_model = choice[0] == "model"
+    found = {
+        order[0]: started(first, value, units, tape, choice, by_model if is_model else tape.replay)
+    }
+    parts: list[Tape | None] = [None] * len(tape.marks)
+    if tape.marks and not is_model:
+        again, parts = in_parts(tape, value)
+        if not equal_to_rounding(again, logits):
+            parts = [None] * len(parts)
+    options: Any = {"output": output, "dim": dim, "backend": backend, "argument": argument}
+    for i, part in zip(order[1:], parts, strict=True):
+        if part is None:
+            found[i] = begin(run, model, sites[i], batch, around=around, **options)
+            continue
+        assert part.site is not None
+        value, units = part.site.detach(), dim_of(sites[i], part)
+        choice = _fused(part, value, units, logits, backend)
+        found[i] = started(sites[i], value, units, part, choice, part.replay)
+    return [found[i] for i in range(len(sites))]
 
 
 def choose(
@@ -163,7 +220,7 @@ def choose(
     logits: Tensor,
     by_model: Callable[[Tensor], Tensor],
     backend: str | None = None,
-) -> tuple[str, Chain | None, list[Tensor], str]:
+) -> Choice:
     """How what followed a site can be done again: the one place that decides it.
 
     The first of these that gives the run's own logits again: "fused", "replay", "model". The
@@ -187,6 +244,14 @@ def choose(
             return "model", None, [], (tape.doubts or ["the logits do not depend on the site"])[0]
     if tape.out_slot < 0:
         return "model", None, [], "the logits do not depend on the site"
+    choice = _fused(tape, site, dim, logits, backend)
+    if choice[0] == "fused" or equal_to_rounding(tape.replay(site), logits):
+        return choice
+    return "model", None, [], "the recorded calls give other logits"
+
+
+def _fused(tape: Tape, site: Tensor, dim: int, logits: Tensor, backend: str | None) -> Choice:
+    """The chain of layers that follows a site if there is one, and else the calls as they are."""
     why = "what follows is no chain of linear layers and activations"
     if backend in (None, "fused"):
         chain = chain_of(tape, site, dim)
@@ -196,9 +261,7 @@ def choose(
             if equal_to_rounding(outputs[-1].reshape(logits.shape), logits):
                 return "fused", chain, outputs, ""
             why = "the layers as recorded give other logits"
-    if equal_to_rounding(tape.replay(site), logits):
-        return "replay", None, [], why
-    return "model", None, [], "the recorded calls give other logits"
+    return "replay", None, [], why
 
 
 def equal_to_rounding(a: Tensor, b: Tensor) -> bool:

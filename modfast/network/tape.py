@@ -9,6 +9,7 @@ depends on the site is kept. Whatever breaks the rules that make doing it again 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -17,6 +18,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from modfast.network.calls import (
+    ATTRIBUTES,
+    DROPOUTS,
+    DYNAMIC,
+    RANDOM,
+    SHAPES,
     Call,
     Slot,
     autocast,
@@ -30,35 +36,16 @@ from modfast.network.dims import UnitDims
 from modfast.network.inputs import tensors_in
 from modfast.network.state import Guard, may_write, place_of, targets_of, version_of
 
-# They tell a value's shape or kind alone, and give no tensor.
-_SHAPES = frozenset(
-    "size dim ndimension numel nelement stride is_contiguous element_size storage_offset "
-    "is_floating_point is_complex is_signed get_device __len__ is_same_size is_inference "
-    "is_pinned is_neg is_conj __hash__ result_type _is_view "
-    "has_names retain_grad dim_order is_shared can_cast is_distributed is_tensor is_storage "
-    "_is_zerotensor data_ptr".split()
-)
-_ATTRIBUTES = frozenset(
-    "shape dtype device ndim layout requires_grad is_cuda is_leaf grad_fn is_cpu is_nested "
-    "is_sparse "
-    "is_quantized is_meta is_mkldnn is_mps is_xpu is_xla names _version grad itemsize nbytes name "
-    "output_nr _backward_hooks is_sparse_csr is_vulkan is_ort is_hpu is_ipu is_maia is_mtia "
-    "retains_grad _base _grad".split()
-)
-# The shape of what they return is a value's, which Python then sees.
-_DYNAMIC = frozenset(
-    "nonzero argwhere unique unique_consecutive masked_select bincount _unique2 unique_dim "
-    "_return_output _return_inverse _consecutive_return_output".split()
-)
-_RANDOM = frozenset(
-    "bernoulli multinomial rand_like randn_like randint_like normal poisson rrelu "
-    "bernoulli_ normal_ uniform_ exponential_ random_ cauchy_ geometric_ log_normal_ "
-    "gumbel_softmax fractional_max_pool2d fractional_max_pool3d".split()
-)
-_DROPOUTS = frozenset(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout "
-    "dropout_ alpha_dropout_ feature_dropout_".split()
-)
+
+@dataclass(eq=False)
+class Mark:
+    """A further site that a run reaches."""
+
+    value: Tensor
+    """Its value, which the model goes on with."""
+    unit_dim: int | None
+    slot: int | None = None
+    """Its value's; None where that does not depend on the first site."""
 
 
 class Tape(TorchFunctionMode):
@@ -78,6 +65,7 @@ class Tape(TorchFunctionMode):
         self.site_slot = self.out_slot = -1
         self.site: Tensor | None = None
         self.unit_dim: int | None = None
+        self.marks: list[Mark] = []
         self.grad = torch.is_grad_enabled()
         self._on = self._site_written = False
         self._known: dict[int, ref[Tensor]] = {}
@@ -101,6 +89,14 @@ class Tape(TorchFunctionMode):
         self._on = True
         return alias
 
+    def mark(self, value: Tensor) -> Tensor:
+        """Takes the value of a further site; the model goes on with the alias that this returns."""
+        with torch._C.DisableTorchFunction():
+            unit_dim = self.units.of(value)
+        # By a call that is recorded, and that takes the value once.
+        self.marks.append(Mark(value.view(value.shape), unit_dim))
+        return self.marks[-1].value
+
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         self.guard.put_back()
@@ -114,6 +110,8 @@ class Tape(TorchFunctionMode):
             if self.why is None and any(version_of(x) != v for x, v in self._constants.values()):
                 self.why = "a constant was changed later"
         self._prune()
+        for mark in self.marks:
+            mark.slot = self._slot(mark.value)
         self._slots.clear()
         self._known.clear()
         self._constants.clear()
@@ -129,11 +127,9 @@ class Tape(TorchFunctionMode):
             output = func(*args, **kwargs)
             if type(output) is Tensor:
                 self._known[id(output)] = ref(output)
-                if output.dim() > 3:
-                    with torch._C.DisableTorchFunction():
-                        self.units.note(func, args, output)
-                    if self.site is not None:  # the call's own output is the site
-                        self.unit_dim = self.units.of(output)
+                self._note_units(func, args, output)
+                if self.site is not None:  # the call's own output is the site
+                    self.unit_dim = self.units.of(output)
             elif type(output) in (tuple, list):
                 self._note(tensors_in(output))
             return output
@@ -154,7 +150,7 @@ class Tape(TorchFunctionMode):
         return output
 
     def _dependent(self, func: Any, name: str, args: Any, kwargs: Any, found: list[Tensor]) -> Any:
-        if name in _SHAPES or (name[:8] == "__get__:" and name[8:] in _ATTRIBUTES):
+        if name in SHAPES or (name[:8] == "__get__:" and name[8:] in ATTRIBUTES):
             return func(*args, **kwargs)
         if name == "type" and len(args) == 1:
             return func(*args, **kwargs)
@@ -184,6 +180,8 @@ class Tape(TorchFunctionMode):
                 writes = True
                 self._dirty.add(place_of(tensor))
                 self._slots[id(tensor)] = slot, ref(tensor), now
+        if isinstance(output, Tensor):
+            self._note_units(func, args, output)
         outs = self._outputs(output)
         if outs is None and not writes:
             self.why = f"{name} looks at a value"
@@ -234,7 +232,7 @@ class Tape(TorchFunctionMode):
         return target
 
     def _refuse(self, name: str, func: Any, args: Any, kwargs: Any) -> None:
-        if name in _DYNAMIC or (name == "where" and len(args) + len(kwargs) == 1):
+        if name in DYNAMIC or (name == "where" and len(args) + len(kwargs) == 1):
             self.why = f"{name}: a shape that depends on values"
         elif name in ("__getitem__", "__setitem__", "index_put", "index_put_"):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
@@ -246,9 +244,9 @@ class Tape(TorchFunctionMode):
                         self.why = f"{name}: a shape that depends on values"
         elif name[:7] == "__set__" or name in ("set_", "__deepcopy__", "__reduce_ex__"):
             self.why = f"{name}: replaces or copies a value as a whole"
-        elif name in _RANDOM:
+        elif name in RANDOM:
             self.why = f"{name}: a random call on a value"
-        elif name in _DROPOUTS:
+        elif name in DROPOUTS:
             if kwargs.get("training", args[2] if len(args) > 2 else True):
                 self.why = f"{name}: a random call on a value"
         elif "_functorch" in (getattr(func, "__module__", None) or "") or name in (
@@ -295,6 +293,14 @@ class Tape(TorchFunctionMode):
         entry = self._slots.get(id(tensor))
         return entry[0] if entry is not None and entry[1]() is tensor else None
 
+    def _note_units(self, func: Any, args: Any, output: Tensor) -> None:
+        """Follows which dimension holds units, where a site may come that is not known by kind."""
+        with torch._C.DisableTorchFunction():
+            if output.dim() > 3:
+                self.units.note(func, args, output)
+                if self.marks and self.marks[-1].value is output:  # the call's own output
+                    self.marks[-1].unit_dim = self.units.of(output)
+
     def _note(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             self._known[id(tensor)] = ref(tensor)
@@ -318,6 +324,10 @@ class Tape(TorchFunctionMode):
                 kept.append(call)
                 need.update(call.slots())
         self.calls = kept[::-1]
+        self.note_last()
+
+    def note_last(self) -> None:
+        """Notes with each call which slots it is the last to take."""
         last: dict[int, Call] = {}
         for call in self.calls:
             last |= dict.fromkeys((*slots_in(call.outs), *call.slots()), call)
@@ -326,6 +336,11 @@ class Tape(TorchFunctionMode):
                 call.last.append(slot)
 
     # ------------------------------------------------------------------------------ doing it again
+
+    @property
+    def writes(self) -> bool:
+        """Whether calls write to what others take."""
+        return bool(self._dirty or self._written)
 
     @property
     def constants(self) -> list[Tensor]:
@@ -338,6 +353,7 @@ class Tape(TorchFunctionMode):
         constants: Iterable[Tensor] | None = None,
         start: int = 0,
         stop: int | None = None,
+        keep: dict[int, Any] | None = None,
     ) -> Tensor:
         """The logits for another value of the site, or of what call `start` takes.
 
@@ -346,6 +362,7 @@ class Tape(TorchFunctionMode):
             constants: copies of `constants`, for the calls that write to them; by default made.
             start: the first call to be done; no later one may take what came before it.
             stop: the call before which to stop; what the one before it returned is the result.
+            keep: filled with the values of its slots.
         """
         values: list[Any] = [None] * self.n
         if self._dirty:
@@ -371,8 +388,10 @@ class Tape(TorchFunctionMode):
                     output = call.func(*args, **kwargs)
             store(call.outs, output, values)
             for slot in call.last:
-                if stop is None:
+                if stop is None and (keep is None or slot not in keep):
                     values[slot] = None
+        if keep is not None:
+            keep.update((slot, values[slot]) for slot in keep)
         if stop == start:
             return value
         end = self.out_slot if stop is None else self.calls[stop - 1].outs.number

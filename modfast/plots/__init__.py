@@ -5,7 +5,13 @@ with the extra `modfast[report]` and is imported only when a figure is made: eac
 ImportError, naming the extra, where it is missing.
 """
 
-from modfast.plots.ablation import ablation_lines, cluster_evaluation, direction_search
+from modfast.plots.ablation import (
+    ablation_lines,
+    ablation_map,
+    cluster_evaluation,
+    direction_search,
+    screening,
+)
 from modfast.plots.circuits import circuit, circuit_sizes
 from modfast.plots.clusters import bipartite, weight_matrix
 from modfast.plots.edges import edge_circuit, edge_scores
@@ -28,6 +34,7 @@ from modfast.plots.training import history
 
 __all__ = [
     "ablation_lines",
+    "ablation_map",
     "bipartite",
     "calibration",
     "circuit",
@@ -44,6 +51,7 @@ __all__ = [
     "pairwise_information",
     "perturbational_information",
     "require_plotly",
+    "screening",
     "task_comparison",
     "task_comparisons",
     "task_similarity",

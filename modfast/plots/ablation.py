@@ -126,12 +126,12 @@ def ablation_lines(
     Args:
         values: means over the samples, `[a]`; several, given by name, are overlaid.
         labels: what each ablation is called.
-        measure: which of an `AblationResult` the values are.
+        measure: which of an `AblationResult` the values are, or the name of a metric.
 
     Raises:
-        ValueError: no such measure; no values, or labels of other names.
+        ValueError: no values, or labels of other names.
     """
-    checks.choice("measure", measure, _WORDS)
+    checks.text("measure", measure)
     named = by_name(values=values, labels=labels)
     require_plotly()
     from plotly.subplots import make_subplots
@@ -154,9 +154,85 @@ def ablation_lines(
                 row=1,
                 col=col,
             )
-    figure.update_yaxes(title_text=f"mean {_WORDS[measure]}", col=1)
+    word = _WORDS.get(measure, f"change of {measure}")
+    figure.update_yaxes(title_text=f"mean {word}", col=1)
     figure.update_xaxes(title_text="ablation", col=1)
     figure.update_xaxes(title_text="rank", col=2)
+    return figure
+
+
+@takes_tensors
+def ablation_map(
+    values: Tensor,
+    rows: Sequence[str],
+    columns: str = "unit",
+    measure: str = "kl_ablated_original",
+) -> Figure:
+    """One measure as a heat map: layers and heads, layers and positions, units and positions.
+
+    Args:
+        values: `[r, c]`, NaN where a row has no such column; of both signs, drawn around 0.
+        rows: the name of each row.
+        columns: what the columns are.
+        measure: which of an `AblationResult` the values are, or the name of a metric.
+
+    Raises:
+        ValueError: another number of names than rows.
+    """
+    checks.text("measure", measure)
+    checks.text("columns", columns)
+    names = [checks.text("rows", name) for name in checks.several("rows", rows)]
+    if values.dim() != 2 or len(names) != len(values):
+        raise ValueError(f"rows must name {len(values)} rows of a matrix, got {len(names)} names")
+    require_plotly()
+    from plotly.graph_objects import Figure
+
+    word = _WORDS.get(measure, f"change of {measure}")
+    figure = styled(Figure(), "What each ablation does", 120 + 22 * max(6, min(len(names), 40)))
+    finite = values[values.isfinite()]
+    signed = bool((finite < 0).any()) if finite.numel() else False
+    figure.add_heatmap(
+        z=values.numpy(),
+        y=names,
+        colorscale="RdBu" if signed else "Blues",
+        zmid=0 if signed else None,
+        zmin=None if signed else 0,
+        colorbar={"title": {"text": word, "side": "right"}, "thickness": 12},
+        hovertemplate=f"%{{y}}, {columns} %{{x}}<br>%{{z:.4g}}<extra></extra>",
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    figure.update_xaxes(title_text=columns, showgrid=False)
+    return figure
+
+
+@takes_tensors
+def screening(estimate: Tensor, units: Tensor, drawn: Tensor) -> Figure:
+    """The absolute estimates of all units `[d]`, most first, and which units were ablated.
+
+    Args:
+        estimate: one for each unit.
+        units: those that it puts first.
+        drawn: those that were drawn at random.
+    """
+    require_plotly()
+    from plotly.graph_objects import Figure
+
+    figure = styled(Figure(), "What was estimated, and what was ablated", 320)
+    sizes, order = estimate.abs().sort(descending=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    figure.add_scatter(y=sizes.numpy(), mode="lines", name="estimate, all units")
+    for name, chosen in (("ablated", units), ("drawn at random", drawn)):
+        figure.add_scatter(
+            x=rank[chosen].numpy(),
+            y=estimate.abs()[chosen].numpy(),
+            mode="markers",
+            name=name,
+            text=[f"unit {i}" for i in chosen.tolist()],
+            hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
+        )
+    figure.update_yaxes(title_text="|estimate|", type="log")
+    figure.update_xaxes(title_text="rank")
     return figure
 
 

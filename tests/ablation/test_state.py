@@ -110,7 +110,7 @@ def test_bad_sites(path: str | None) -> None:
     model = Dropped()
     with pytest.raises(ValueError, match="site='nrm': no such module.*did you mean: 'norm'"):
         ablate_units(model, X, "nrm", backend=path)
-    with pytest.raises(TypeError, match="site must be a name, got 3"):
+    with pytest.raises(TypeError, match="site must be a name, names or a mapping, got 3"):
         ablate_units(model, X, 3, backend=path)  # type: ignore[arg-type]
     if path in ("model", None):
         with pytest.raises(ValueError, match="site='unused': not reached"):
@@ -152,7 +152,7 @@ def test_bad_arguments(path: str | None) -> None:
             ablate_directions(model, X, "act2", vectors, backend=path)
     with pytest.raises(ValueError, match="value must be finite, got nan"):
         units(value=float("nan"))
-    with pytest.raises(ValueError, match="value must be a number, a tensor or 'mean', got 'max'"):
+    with pytest.raises(ValueError, match="value must be one of 'mean', .*, got 'max'"):
         units(value="max")
     with pytest.raises(ValueError, match=r"value must have shape \[\] or \[6\], got \[5\]"):
         units(value=torch.zeros(5))

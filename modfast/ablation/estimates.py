@@ -1,0 +1,310 @@
+"""Estimates of what changing each unit would do, from gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modfast import checks
+from modfast.ablation.arguments import MEASURED, read_masks
+from modfast.ablation.changes import AtEach, Changes, Groups, Units
+from modfast.ablation.softmax import Attention, correction
+from modfast.ablation.sweep import Options, starts
+from modfast.ablation.values import (
+    At,
+    Positions,
+    Source,
+    corrupted_batches,
+    each_position,
+    read_positions,
+    seen_at,
+)
+from modfast.metrics import Function, name_of, samplewise
+from modfast.network.dims import NotingUnits, unit_dim
+from modfast.network.inputs import Batch, Inputs, Targets, read_batches
+from modfast.network.interrupts import under
+from modfast.network.logits import Rows, log_softmax, pick, read_rows
+from modfast.network.names import unwrapped
+from modfast.network.resume import begin
+from modfast.network.run import Run, running
+from modfast.network.sites import Site
+from modfast.network.visits import Visit, at_sites, checked
+from modfast.precision import full_precision
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What the logits are judged by, as something that gradients go through."""
+
+    name: str
+    function: Function | None = None
+    draws: int = 1
+    seed: int = 0
+
+    @property
+    def is_squared(self) -> bool:
+        """Whether scores are halves of squares, of second order."""
+        return self.name == "kl" and self.function is None
+
+    def values(self, logits: Tensor, rows: Rows, batch: Batch) -> list[Tensor]:
+        """What to take the gradient of, at the unchanged run."""
+        with full_precision():
+            if self.is_squared:
+                log_p = log_softmax(rows.logits)
+                return [self._drawn(log_p, batch.first, i) for i in range(self.draws)]
+            return [self.value(logits, rows, batch)]
+
+    def value(
+        self, logits: Tensor, rows: Rows, batch: Batch, log_p: Tensor | None = None
+    ) -> Tensor:
+        """The sum over samples; of "kl", from log-probabilities `log_p` of the unchanged run."""
+        if self.function is not None:
+            found = samplewise(self.function, logits, batch).double()
+            return found.expand(len(batch)).sum()
+        log_q = log_softmax(rows.logits).double()
+        if self.name == "loss":
+            if rows.targets is None:
+                raise ValueError("targets must be given with metric='loss'")
+            return -log_q.gather(1, rows.targets[:, None]).sum()
+        log_of = log_q if log_p is None else log_q - log_p
+        return (log_q.exp() * log_of).sum()  # -H(q), or KL(q | p)
+
+    def _drawn(self, log_p: Tensor, first: int, i: int) -> Tensor:
+        generator = torch.Generator("cpu").manual_seed((self.seed * 7919 + i) * 104729 + first)
+        with torch.no_grad():
+            # By the inverse of the distribution, a uniform number for each row.
+            place = torch.rand(len(log_p), 1, generator=generator, device="cpu").to(log_p)
+            y = torch.searchsorted(log_p.exp().cumsum(1), place).clamp(max=log_p.shape[1] - 1)
+        return log_p.gather(1, y).sum()
+
+
+def read_judge(metric: Any, draws: int, seed: int) -> Judge:
+    """What is estimated.
+
+    Raises:
+        TypeError, ValueError: another metric, several, or one without a gradient.
+    """
+    draws, seed = checks.count("draws", draws), checks.seed("seed", seed)
+    if isinstance(metric, str):
+        if metric == "accuracy":
+            raise ValueError("metric must have a gradient, got 'accuracy'")
+        checks.choice("metric", metric, MEASURED)
+        return Judge(metric, None, draws, seed)
+    if not callable(metric):
+        raise TypeError(f"metric must be a name or a function, got {checks.shown(metric)}")
+    return Judge(name_of(metric), metric, draws, seed)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be estimated."""
+
+    sites: Sequence[Site]
+    source: Source
+    corrupted: Inputs | None
+    positions: Positions
+    groups: Any
+    judge: Judge
+    steps: int = 1
+
+    def mask(self, at: At) -> Tensor | None:
+        """The groups `[g, d]` of a site."""
+        groups = self.groups
+        if groups is None:
+            return None
+        if isinstance(groups, Mapping) and any(isinstance(key, str) for key in groups):
+            if at.name not in groups:
+                raise ValueError(f"groups must have those of each site, got none for {at.name!r}")
+            groups = groups[at.name]
+        return read_masks("groups", groups, at.features.shape[-1], at.features.device)
+
+    def changes(self, at: At, value: Tensor, where: Tensor | None) -> Changes:
+        """The same as changes of the site, each by itself."""
+        mask, d = self.mask(at), at.features.shape[-1]
+        merged = value if where is None else torch.where(where, value, at.features)
+        found: Changes = (
+            Units(torch.arange(d, device=merged.device), merged, in_order=True)
+            if mask is None
+            else Groups(mask, merged)
+        )
+        return AtEach(found, *each_position(at)) if isinstance(self.positions, str) else found
+
+    def by_sample(self, at: At, parts: Tensor) -> Tensor:
+        """`[n, a]` or `[n, a, positions]` of each unit's part at each position, `[n, ..., d]`."""
+        mask = self.mask(at)
+        where = read_positions(self.positions, at)
+        if where is not None:
+            parts = parts * where
+        if isinstance(self.positions, str):
+            each_position(at)
+            found = parts.flatten(1, -2).movedim(1, -1).double()
+            return found if mask is None else torch.einsum("ndp,gd->ngp", found, mask.double())
+        found = (
+            parts.flatten(1, -2).sum(1, dtype=torch.float64) if parts.dim() > 2 else parts.double()
+        )
+        return found if mask is None else found @ mask.double().T
+
+
+@under(torch.no_grad)
+def estimate(
+    model: nn.Module, inputs: Inputs, targets: Targets, asked: Asked, options: Options
+) -> tuple[dict[str, Tensor], int, list[str]]:
+    """Scores summed over the samples by site, how many these are, and the corrected sites."""
+    batches = _integrated if asked.steps > 1 else _at_once
+    totals: dict[str, Tensor] = {}
+    corrected: dict[str, None] = {}
+    n = 0
+    for found, batch, fixed in batches(model, inputs, targets, asked, options):
+        n += len(batch)
+        corrected |= dict.fromkeys(fixed)
+        for name, scores in found.items():
+            if name in totals and totals[name].shape != scores.shape:
+                raise ValueError(f"positions='each' needs as many at {name!r} in each batch")
+            totals[name] = totals[name] + scores if name in totals else scores
+    for name, total in totals.items():
+        checks.finite(f"the scores of {name!r}", total)
+    return totals, n, list(corrected)
+
+
+Batches = Iterator[tuple[dict[str, Tensor], Batch, list[str]]]
+
+
+def _at_once(
+    model: nn.Module, inputs: Inputs, targets: Targets, asked: Asked, options: Options
+) -> Batches:
+    """Each batch by one run of the model and one backward pass for all sites."""
+    others = corrupted_batches(model, inputs, asked.corrupted)
+    with running(model) as run:
+        for batch in read_batches(model, inputs, targets):
+            other: dict[str, At] = {}
+            if others is not None:
+                partner = next(others, None)
+                if partner is None:
+                    raise ValueError("corrupted must have as many batches as inputs, got fewer")
+                other = seen_at(run, model, asked.sites, partner, options.dim)
+            found = {}
+            touched = []
+            for site, at, slopes, attended in _gradients(run, model, batch, asked, options):
+                new = asked.source.at(at, other.get(at.name))
+                change = new - at.features
+                each = [asked.by_sample(at, slope * change) for slope in slopes]
+                if attended:
+                    touched.append(at.name)
+                    start = begin(run, model, site, batch, output=options.output, dim=options.dim)
+                    if start.tape is not None:
+                        where = read_positions(asked.positions, at)
+                        more = correction(start, asked.changes(at, new, where), attended)
+                        each = [a + b.reshape(a.shape) for a, b in zip(each, more, strict=True)]
+                found[at.name] = _scores(each, asked.judge)
+            yield found, batch, touched
+
+
+def _scores(by_sample: list[Tensor], judge: Judge) -> Tensor:
+    if not judge.is_squared:
+        return by_sample[0].sum(0)
+    return torch.stack([each.square().sum(0) for each in by_sample]).mean(0) / 2
+
+
+def _gradients(
+    run: Run, model: nn.Module, batch: Batch, asked: Asked, options: Options
+) -> list[tuple[Site, At, list[Tensor], list[Tensor]]]:
+    """What is at each site, gradients there, and those of the attention that it is part of."""
+    values: dict[str, Tensor] = {}
+    dims: dict[str, int] = {}
+    attention, noting, inner = Attention(), NotingUnits(), unwrapped(model)
+
+    def take(site: Site, value: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            if not value.is_floating_point() or value.dim() < 2:
+                raise TypeError(
+                    f"sites={site.name!r}: must be a floating tensor [n, ..., units], got "
+                    f"{value.dtype} of shape {tuple(value.shape)}"
+                )
+            module = inner.get_submodule(site.module)
+            known = noting.dims.of(value)
+            dims[site.name] = unit_dim(value, site, module, known, options.dim)
+            if not value.requires_grad:
+                value = value.detach().requires_grad_()
+            # An alias, as the value may be used elsewhere; a copy, as what follows may write to it.
+            values[site.name] = value.view_as(value)
+            taken = values[site.name].clone()
+        attention.note(site.name, taken)
+        return taken
+
+    visits = [Visit(site, partial(take, site), "sites") for site in asked.sites]
+    with torch.enable_grad(), noting, attention, at_sites(model, visits):
+        logits = run(batch, lambda found: pick(found, options.output, batch))
+    sites = [visit.site for visit in checked(visits)]
+    kept = [site.name for site in sites]
+    checks.finite("the model's logits", logits.detach())
+    with torch.enable_grad():
+        rows = read_rows(logits, batch)
+        totals = asked.judge.values(logits, rows, batch)
+        wanted = [values[name] for name in kept]
+        attended = {name: attention.outputs[name] for name in kept if name in attention.outputs}
+        slopes: dict[str, list[Tensor]] = {name: [] for name in kept}
+        inside: dict[str, list[Tensor]] = {name: [] for name in attended}
+        for i, total in enumerate(totals):
+            found: Sequence[Tensor | None] = [None] * (len(wanted) + len(attended))
+            if total.requires_grad:
+                found = torch.autograd.grad(
+                    total,
+                    [*wanted, *attended.values()],
+                    retain_graph=i + 1 < len(totals),
+                    allow_unused=True,
+                )
+            if all(slope is None for slope in found):
+                raise ValueError("metric must depend on sites through autograd, got no gradient")
+            for name, slope in zip(kept, found, strict=False):
+                slopes[name].append(torch.zeros_like(values[name]) if slope is None else slope)
+            for name, slope in zip(attended, found[len(wanted) :], strict=True):
+                inside[name].append(torch.zeros_like(attended[name]) if slope is None else slope)
+    every = []
+    for site in sites:
+        units = dims[site.name]
+        features = values[site.name].detach().movedim(units, -1)
+        mask = batch.mask(decoder="decoder" in site.module)
+        at = At(site.name, features, units, mask, batch.first)
+        moved = [slope.movedim(units, -1) for slope in slopes[site.name]]
+        every.append((site, at, moved, inside.get(site.name, [])))
+    return every
+
+
+def _integrated(
+    model: nn.Module, inputs: Inputs, targets: Targets, asked: Asked, options: Options
+) -> Batches:
+    """Each batch by runs from each site on, on the way to the new values."""
+    judge, steps = asked.judge, asked.steps
+    with starts(model, inputs, asked.sites, targets, options, asked.corrupted) as every:
+        for batch, each, other in every:
+            found = {}
+            for site, start in zip(asked.sites, each, strict=True):
+                at = At(site.name, start.features, start.dim, start.mask, batch.first)
+                new = asked.source.at(at, other.get(site.name))
+                change = (new - at.features).movedim(-1, start.dim)
+                log_p = log_softmax(start.rows.logits).double()
+                total = torch.zeros_like(start.site)
+                for i in range(steps):
+                    point = (start.site + (i + 0.5) / steps * change).detach().requires_grad_()
+                    with torch.enable_grad():
+                        logits = start.resume(point)
+                        with full_precision():
+                            rows = Rows(start.rows.of(logits), start.rows.kept, start.rows.targets)
+                            kl = log_p if judge.is_squared else None
+                            value = judge.value(logits, rows, batch, kl)
+                        slope = None
+                        if value.requires_grad:
+                            (slope,) = torch.autograd.grad(value, point, allow_unused=True)
+                    if slope is None:
+                        raise ValueError(
+                            f"metric must depend on {site.name!r} through autograd, got no gradient"
+                        )
+                    total += slope / steps
+                parts = (total * change).movedim(start.dim, -1)
+                found[site.name] = asked.by_sample(at, parts).sum(0)
+            yield found, batch, []
