@@ -263,9 +263,11 @@ class _Collector:
         unit, place = (self.samples >= first).nonzero(as_tuple=True)
         if not len(unit):
             return
-        # What stays of the list before is its beginning, in the same order.
-        before = (self.samples < first).cumsum(1) - 1
-        self.found = {name: taken(x, before.clamp(min=0)) for name, x in self.found.items()}
+        # What stays of a unit's list is its beginning, in the same order.
+        changed = unit.unique_consecutive()
+        before = ((self.samples[changed] < first).cumsum(1) - 1).clamp(min=0)
+        for told in self.found.values():
+            told[changed] = taken(told[changed], before)
         row = self.samples[unit, place] - first
         order = row.argsort()  # samples lie one after the other in memory
         n_each = max(1, _AT_ONCE // max(every[0, ..., 0].numel(), width))
