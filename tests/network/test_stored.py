@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -13,6 +15,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
+from state.test_interrupts import Steps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -179,6 +182,33 @@ def test_nothing_half_written_is_left(error: BaseException, there: bool, tmp_pat
         capture(Failing(error), x, ["fc1", "act1"], batch_size=6, out=folder)
     assert caught.value is error  # what a model or a data set cannot read is no fault of `out`
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_ctrl_c_at_any_step_leaves_all_files_or_none(tmp_path: Path) -> None:
+    model, x = MLP([6, 5, 3]), torch.randn(6, 6)
+    wanted = capture(model, x, ["fc1", "fc2"])
+
+    def call(folder: Path) -> None:
+        capture(model, x, ["fc1", "fc2"], batch_size=3, out=folder)
+
+    count = Steps()
+    count.during(lambda: call(tmp_path / "whole"))
+    before, seen = signal.signal(signal.SIGINT, signal.default_int_handler), set()
+    try:
+        for i in range(60):
+            # The most at the end, where files get their names.
+            at = int(count.n * (1 - (i / 60) ** 2)) or 1
+            folder = tmp_path / str(i)
+            with suppress(KeyboardInterrupt):
+                Steps(at).during(lambda folder=folder: call(folder))  # type: ignore[misc]
+            names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+            assert names in (set(), {"fc1.npy", "fc2.npy"})
+            seen.add(len(names))
+            for name in names:
+                np.testing.assert_array_equal(np.load(folder / name), wanted[Path(name).stem])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == {0, 2}
 
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
