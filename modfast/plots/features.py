@@ -171,6 +171,8 @@ def top_contexts(
         customdata=told[:-1],
         hovertemplate="%{customdata}<extra></extra>",
         hoverongaps=False,
+        xgap=1,
+        ygap=1,
     )
     names = [f"unit {unit}<br>{float(values[unit, 0]):.3g}" for unit in chosen]
     middles = [height * i + (shown - 1) / 2 for i in range(len(chosen))]
