@@ -115,9 +115,10 @@ class TopActivations(Result):
             TypeError: no inputs where no tokens are held, a tokenizer of another kind.
             ValueError: units out of range; a tokenizer beside inputs.
         """
-        if inputs is None and self.tokens is not None and self.activations is not None:
-            where = (self.indices, self.positions, self.tokens, self.activations)
-            return plots.top_contexts(self.values, *where, units, n_samples, tokenizer)
+        where = (self.positions, self.tokens, self.activations)
+        if inputs is None and all(each is not None for each in where):
+            around: Any = (self.values, self.indices, *where)
+            return plots.top_contexts(*around, units, n_samples, tokenizer)
         if tokenizer is not None:
             raise ValueError("tokenizer must be None where no tokens are drawn")
         return plots.top_inputs(self.indices, self.values, inputs, units, n_samples)

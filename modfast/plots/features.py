@@ -93,7 +93,7 @@ def top_inputs(
 def top_contexts(
     values: Tensor,
     indices: Tensor,
-    positions: Tensor | None,
+    positions: Tensor,
     tokens: Tensor,
     activations: Tensor,
     units: Sequence[int] | Tensor | None = None,
@@ -129,37 +129,31 @@ def top_contexts(
     from plotly import graph_objects
 
     height, width = shown + 1, tokens.shape[2]  # a gap below each unit
+    gap, blank = torch.full((1, width), torch.nan), [""] * width
     shades, text, told = [], [], []
     for unit in chosen:
         here = activations[unit, :shown].double()
-        shades += [
-            *(here / values[unit, 0].double().clamp(min=1e-300)),
-            torch.full((width,), torch.nan),
-        ]
+        shades += [here / values[unit, 0].double().clamp(min=1e-300), gap]
         for i in range(shown):
             row = tokens[unit, i].tolist()
+            sample, first = int(indices[unit, i]), int(positions[unit, i]) - width // 2
             text.append([_word(words.get(token, ""), _LONGEST) for token in row])
             told.append(
                 [
-                    f"{_word(words[token])}<br>activation {float(here[i, j]):.4g}<br>"
-                    f"sample {int(indices[unit, i])}"
-                    + (
-                        ""
-                        if positions is None
-                        else f", token {int(positions[unit, i]) + j - width // 2}"
+                    f"{_word(words.get(token, ''))}<br>activation {value:.4g}<br>"
+                    f"sample {sample}, token {at}"
+                    for at, (token, value) in enumerate(
+                        zip(row, here[i].tolist(), strict=True), first
                     )
-                    if token >= 0
-                    else ""
-                    for j, token in enumerate(row)
                 ]
             )
-        text.append([""] * width)
-        told.append([""] * width)
+        text.append(blank)
+        told.append(blank)
     figure = styled(
         graph_objects.Figure(), "Tokens where units are most active", 120 + 20 * len(text)
     )
     figure.add_heatmap(
-        z=torch.stack(shades)[:-1].numpy(),
+        z=torch.cat(shades)[:-1].numpy(),
         x=list(range(-(width // 2), width // 2 + 1)),
         zmin=0,
         zmax=1,
