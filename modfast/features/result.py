@@ -115,10 +115,9 @@ class TopActivations(Result):
             TypeError: no inputs where no tokens are held, a tokenizer of another kind.
             ValueError: units out of range; a tokenizer beside inputs.
         """
-        where = (self.positions, self.tokens, self.activations)
-        if inputs is None and all(each is not None for each in where):
-            around: Any = (self.values, self.indices, *where)
-            return plots.top_contexts(*around, units, n_samples, tokenizer)
+        held: Any = (self.values, self.indices, self.positions, self.tokens, self.activations)
+        if inputs is None and all(each is not None for each in held):
+            return plots.top_contexts(*held, units=units, n_samples=n_samples, tokenizer=tokenizer)
         if tokenizer is not None:
             raise ValueError("tokenizer must be None where no tokens are drawn")
         return plots.top_inputs(self.indices, self.values, inputs, units, n_samples)
