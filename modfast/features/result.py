@@ -115,9 +115,10 @@ class TopActivations(Result):
             TypeError: no inputs where no tokens are held, a tokenizer of another kind.
             ValueError: units out of range; a tokenizer beside inputs.
         """
-        held: Any = (self.values, self.indices, self.positions, self.tokens, self.activations)
+        held = (self.positions, self.tokens, self.activations)
         if inputs is None and all(each is not None for each in held):
-            return plots.top_contexts(*held, units=units, n_samples=n_samples, tokenizer=tokenizer)
+            all_of: Any = (self.values, self.indices, *held, units, n_samples, tokenizer)
+            return plots.top_contexts(*all_of)
         if tokenizer is not None:
             raise ValueError("tokenizer must be None where no tokens are drawn")
         return plots.top_inputs(self.indices, self.values, inputs, units, n_samples)
