@@ -267,8 +267,8 @@ def several(argument: str, values: Any) -> list[Any]:
     return list(values)
 
 
-def path(argument: str, value: Any) -> Path:
-    """`value` as a path.
+def path(argument: str, value: Any, folder: bool = False) -> Path:
+    """`value` as a path of a file, or of a folder.
 
     Raises:
         TypeError: it is none.
@@ -278,8 +278,9 @@ def path(argument: str, value: Any) -> Path:
         found = Path(value)
     except TypeError:
         raise TypeError(f"{argument} must be a path, got {shown(value)}") from None
-    if not found.name or "\0" in str(found):
-        raise ValueError(f"{argument} must be the path of a file, got {str(value)!r}")
+    if not (value if folder else found.name) or "\0" in str(found):
+        kind = "folder" if folder else "file"
+        raise ValueError(f"{argument} must be the path of a {kind}, got {str(value)!r}")
     return found
 
 

@@ -49,19 +49,37 @@ def replacing(path: Path) -> Iterator[Path]:
         >>> [file.name for file in folder.iterdir()]
         ['a.txt']
     """
-    temporary = path.with_name(f".{path.name}.{_here()}.{os.getpid()}.{next(_NUMBERS)}.tmp")
+    temporary = temporary_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(path.parent)
-        yield temporary
-        temporary.replace(path)
+        with writing(path):
+            prepare(path.parent)
+            yield temporary
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name that no other file has, from which `prepare` tells whose it is."""
+    return path.with_name(f".{path.name}.{_here()}.{os.getpid()}.{next(_NUMBERS)}.tmp")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Has errors name `path`, and say that it cannot be written."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         told = re.search(r"os error (\d+)", str(error))
         number = getattr(error, "errno", None) or (int(told[1]) if told else errno.EIO)
         raise OSError(number, f"cannot be written ({error})", os.fspath(path)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+
+
+def prepare(folder: Path) -> None:
+    """Makes a folder if need be, and removes what killed processes of this machine left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_left(folder)
 
 
 def _here() -> str:

@@ -35,6 +35,17 @@ class TopActivations(Result):
     """Their activations, float32 or float64 `[d, k]`."""
     labels: Tensor | None = None
     """Their targets, `[d, k]`, where the data hold any."""
+    positions: Tensor | None = None
+    """Where in the sample the activation is, int64 `[d, k]`: which token or, row by row, pixel.
+
+    The first of several that are equal. None where the site has no positions, of means, and in
+    files of earlier releases."""
+    tokens: Tensor | None = None
+    """The tokens around it, int64 `[d, k, w]`, its own in the middle; -1 where there is none.
+
+    Only where a `context` was asked for."""
+    activations: Tensor | None = None
+    """The unit's activation at each of these tokens, `[d, k, w]`; NaN where there is none."""
     backend: str = ""
     """Which way it was computed."""
 
@@ -54,7 +65,8 @@ class TopActivations(Result):
 
         Raises:
             TypeError: not a `TopActivations`.
-            ValueError: of another number of units or of samples each; only one has labels.
+            ValueError: of another number of units or of samples each; only one has labels, or
+                positions, or tokens; windows of another width.
 
         Example:
             >>> import torch
@@ -69,22 +81,55 @@ class TopActivations(Result):
                 f"other must have as many units and samples of each, {tuple(self.values.shape)}, "
                 f"got {tuple(other.values.shape)}"
             )
-        if (self.labels is None) != (other.labels is None):
-            raise ValueError("other must have labels just where this one has them")
+        for name in _BESIDE:
+            own, others = getattr(self, name), getattr(other, name)
+            if (own is None) != (others is None):
+                raise ValueError(f"other must have {name} just where this one has them")
+            if own is not None and own.shape[2:] != others.shape[2:]:
+                raise ValueError(
+                    f"other must have {name} of shape {tuple(own.shape)}, got {tuple(others.shape)}"
+                )
         return joined([self, other])
 
     def plot(
-        self, inputs: Any, units: Sequence[int] | Tensor | None = None, n_samples: int = 10
+        self,
+        inputs: Any = None,
+        units: Sequence[int] | Tensor | None = None,
+        n_samples: int = 10,
+        tokenizer: Any = None,
     ) -> Figure:
         """The inputs that activate some units most: images in rows, or vectors as heat strips.
 
+        Without inputs the tokens around each of the largest activations, as darkly colored as they
+        activate the unit.
+
         Args:
             inputs: the data set's inputs, a tensor `[n, ...]`, or anything whose items are inputs
-                or pairs of an input and a target.
+                or pairs of an input and a target. Not needed where `tokens` are held.
             units: by default the first eight that are not dead.
             n_samples: of each unit, at most k.
+            tokenizer: says what tokens read: by `decode`, by `convert_ids_to_tokens`, or as a
+                function of one; without it they are numbers.
+
+        Raises:
+            TypeError: no inputs where no tokens are held, a tokenizer of another kind.
+            ValueError: units out of range; a tokenizer beside inputs.
         """
+        held = (self.positions, self.tokens, self.activations)
+        if inputs is None and all(each is not None for each in held):
+            all_of: Any = (self.values, self.indices, *held, units, n_samples, tokenizer)
+            return plots.top_contexts(*all_of)
+        if tokenizer is not None:
+            raise ValueError("tokenizer must be None where no tokens are drawn")
         return plots.top_inputs(self.indices, self.values, inputs, units, n_samples)
+
+
+_BESIDE = ("labels", "positions", "tokens", "activations")
+
+
+def taken(values: Tensor, places: Tensor) -> Tensor:
+    """Of each unit's values `[d, k, ...]` those at its places `[d, m]`: `[d, m, ...]`."""
+    return values[torch.arange(len(places), device=places.device)[:, None], places]
 
 
 def joined(parts: Sequence[TopActivations]) -> TopActivations:
@@ -100,9 +145,10 @@ def joined(parts: Sequence[TopActivations]) -> TopActivations:
     # Stable, so that equal values stay in the order of their indices.
     values, best = values.sort(dim=1, descending=True, stable=True)
     best = best[:, :k]
-    labels = None
-    if parts[0].labels is not None:
-        every = torch.cat([part.labels for part in parts if part.labels is not None], 1)
-        labels = every.gather(1, order.gather(1, best))
     values = values[:, :k].contiguous()
-    return TopActivations(indices.gather(1, best), values, labels, parts[0].backend)
+    more = {}
+    for name in _BESIDE:
+        if getattr(parts[0], name) is not None:
+            every = torch.cat([getattr(part, name) for part in parts], 1)
+            more[name] = taken(every, order.gather(1, best))
+    return TopActivations(indices.gather(1, best), values, **more, backend=parts[0].backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -15,6 +16,7 @@ from modfast.network.names import modules_of
 from modfast.network.run import running
 from modfast.network.sites import Site, resolve_sites
 from modfast.network.state import AllSeenError
+from modfast.network.stored import storing
 from modfast.network.visits import Visit, at_sites, checked
 from modfast.progress import bar
 
@@ -27,6 +29,7 @@ def capture(
     sites: str | Sequence[str],
     *,
     batch_size: int | None = None,
+    out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """What a model has at chosen sites.
@@ -43,13 +46,20 @@ def capture(
             the model does not call just once, or that returns no one tensor.
         batch_size: rows in one pass; by default one pass takes a whole batch. All tensors among
             the inputs are cut along dimension 0, everything else goes into each pass as it is.
+        out: a folder, for values that do not fit in memory. Each site's go batch by batch into a
+            file of NumPy's there, `numpy.load(path, mmap_mode="r")`, named by
+            `urllib.parse.quote(site, safe="")` and `.npy`. Files of these names are replaced, all
+            at the end; nothing is left of a call that fails. What NumPy has no dtype for, such as
+            bfloat16, is there in bits: `torch.from_numpy(bits).view(torch.bfloat16)`.
         progress: show a progress bar over a stream, where standard error is a terminal.
 
     Returns:
         Each site's value by name, with the model's dtype, in the order in which modules register:
-        after ``[n, ...]`` flattened inputs ``[n, d]``, of a convolution ``[n, c, h, w]``.
+        after ``[n, ...]`` flattened inputs ``[n, d]``, of a convolution ``[n, c, h, w]``. With
+        `out`, on the CPU and mapped into memory: what is done to them does not reach the files.
 
     Raises:
+        OSError: the files of `out` cannot be written, as where the disk is full; it names one.
         TypeError: inputs or sites of another type, a site that has no one tensor.
         ValueError: an unknown site (the nearest are listed), one that is not reached or several
             times; inputs that are empty, not finite or that the model cannot take; a batch size
@@ -62,7 +72,15 @@ def capture(
         >>> found = modfast.capture(model, torch.zeros(100, 8), ["fc1:input", "fc*"], batch_size=32)
         >>> {name: tuple(value.shape) for name, value in found.items()}
         {'fc1:input': (100, 8), 'fc1': (100, 5), 'fc2': (100, 3)}
+
+        Of a DataLoader, or any other stream, to files:
+
+        >>> import tempfile
+        >>> stream, folder = (torch.randn(10, 8) for _ in range(7)), tempfile.mkdtemp()
+        >>> modfast.capture(model, stream, "fc1", out=folder)["fc1"].shape
+        torch.Size([70, 5])
     """
+    folder = None if out is None else checks.path("out", out, folder=True)
     places = resolve_sites(model, sites)
     parts: dict[str, list[Tensor]] = {site.name: [] for site in places}
 
@@ -70,13 +88,20 @@ def capture(
         parts[site.name].append(value.clone())
 
     whole = batch_size is None and not is_stream(inputs)
-    with watching(model, places, keep) as run:
+    store = nullcontext() if folder is None else storing(folder)
+    with store as stored, watching(model, places, keep) as run:
         for batch in read_passes(model, inputs, None, batch_size, progress):
             found = run(batch)
-            if not whole:
-                n = batch.n_samples
-                for site in found:
-                    check_batch_first(site, parts[site.name][-1], n, "of several passes, ")
+            for site in found:
+                if not whole:
+                    value, n = parts[site.name][-1], batch.n_samples
+                    check_batch_first(site, value, n, "of several passes, ")
+                if stored is not None:
+                    stored.add(site.name, parts[site.name].pop())
+        if stored is not None:
+            stored.keep([site.name for site in found])
+    if stored is not None:
+        return {site.name: stored.tensor(site.name) for site in found}
     return {site.name: _joined(site, parts[site.name]) for site in found}
 
 

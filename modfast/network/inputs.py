@@ -58,8 +58,7 @@ class Batch:
 
     def mask(self, decoder: bool = False) -> Tensor | None:
         """Which positions count, bool `[n, t]`: the attention mask; of a decoder its own."""
-        name = "decoder_attention_mask" if decoder else "attention_mask"
-        found = self.kwargs.get(name)
+        found = self.kwargs.get(self._of("attention_mask", decoder))
         if not isinstance(found, Tensor) or found.dim() != 2:
             return None
         return found.bool()
@@ -67,7 +66,29 @@ class Batch:
     @property
     def logits_mask(self) -> Tensor | None:
         """The mask of the positions that logits are of."""
-        return self.mask(decoder=any(name.startswith("decoder_") for name in self.kwargs))
+        return self.mask(decoder=True)
+
+    def tokens(self, decoder: bool = False) -> Tensor | None:
+        """Tokens `[n, t]`: `input_ids`, of a decoder its own, or the first integers of that shape.
+
+        Masks are none.
+        """
+        name = self._of("input_ids", decoder)
+        if name not in self.kwargs and name != "input_ids":
+            return None
+        named = {name: x for name, x in self.kwargs.items() if "mask" not in name}
+        of_name = [self.kwargs[name]] if name in self.kwargs else [*self.args, *named.values()]
+        for x in tensors_in(of_name):
+            if x.dim() == 2 and not (
+                x.is_floating_point() or x.is_complex() or x.dtype == torch.bool
+            ):
+                return x
+        return None
+
+    def _of(self, name: str, decoder: bool) -> str:
+        """The name of a decoder's own input; without an encoder, decoders have no others."""
+        apart = decoder and any(each.startswith("decoder_") for each in self.kwargs)
+        return f"decoder_{name}" if apart else name
 
     def rows(self, chosen: Tensor | slice) -> Batch:
         """The same of some samples."""

@@ -17,7 +17,7 @@ from modfast.plots.clusters import bipartite, weight_matrix
 from modfast.plots.edges import edge_circuit, edge_scores
 from modfast.plots.effective import effective_information, perturbational_information
 from modfast.plots.estimators import calibration
-from modfast.plots.features import label_purity, top_inputs
+from modfast.plots.features import label_purity, top_contexts, top_inputs
 from modfast.plots.information import (
     joint_information,
     modularity_measures,
@@ -56,6 +56,7 @@ __all__ = [
     "task_comparisons",
     "task_similarity",
     "task_study",
+    "top_contexts",
     "top_inputs",
     "weight_matrix",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from html import escape
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from modfast import checks
 from modfast.plots.style import (
+    INK,
     NETWORK_COLORS,
     Named,
     by_name,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _UNITS = 8
+_LONGEST = 12  # letters of a token
 
 
 @takes_tensors
@@ -85,6 +88,128 @@ def top_inputs(
         figure.update_yaxes(scaleanchor="x", constrain="domain")
         figure.update_xaxes(constrain="domain")
     return figure
+
+
+def top_contexts(
+    values: Tensor,
+    indices: Tensor,
+    positions: Tensor,
+    tokens: Tensor,
+    activations: Tensor,
+    units: Sequence[int] | Tensor | None = None,
+    n_samples: int = 10,
+    tokenizer: Any = None,
+) -> Figure:
+    """The tokens around the largest activations of some units, a row for each, strongest on top.
+
+    A token is the darker the larger the unit's activation is, relative to the unit's largest;
+    activations below 0 are white, as 0 is.
+
+    Args:
+        values: the largest activations of each unit, strongest first: `[d, k]`.
+        indices: of their samples, `[d, k]`.
+        positions: of their tokens in the sample, `[d, k]`.
+        tokens: theirs and those around, `[d, k, w]`; -1 where there is none.
+        activations: the unit's at each of these, `[d, k, w]`.
+        units: by default the first eight that are not dead.
+        n_samples: of each unit, at most k.
+        tokenizer: has `decode` or `convert_ids_to_tokens`, as tokenizers do, or is a function of a
+            token that gives a string. By default tokens are shown as numbers.
+
+    Raises:
+        TypeError: a tokenizer of another kind, or that gives no strings; units or `n_samples` that
+            are no integers.
+        ValueError: units out of range, or none.
+    """
+    shown = min(checks.count("n_samples", n_samples), tokens.shape[1])
+    chosen = _chosen(values[:, 0], units)
+    read = _reader(tokenizer)
+    words = {token: read(token) for token in tokens[chosen, :shown].unique().tolist() if token >= 0}
+    require_plotly()
+    from plotly import graph_objects
+
+    height, width = shown + 1, tokens.shape[2]  # a gap below each unit
+    gap, blank = torch.full((1, width), torch.nan), [""] * width
+    shades, text, told = [], [], []
+    for unit in chosen:
+        here = activations[unit, :shown].double()
+        shades += [here / values[unit, 0].double().clamp(min=1e-300), gap]
+        for i in range(shown):
+            row = tokens[unit, i].tolist()
+            sample, first = int(indices[unit, i]), int(positions[unit, i]) - width // 2
+            text.append([_word(words.get(token, ""), _LONGEST) for token in row])
+            told.append(
+                [
+                    f"{_word(words.get(token, ''))}<br>activation {value:.4g}<br>"
+                    f"sample {sample}, token {at}"
+                    for at, (token, value) in enumerate(
+                        zip(row, here[i].tolist(), strict=True), first
+                    )
+                ]
+            )
+        text.append(blank)
+        told.append(blank)
+    figure = styled(
+        graph_objects.Figure(), "Tokens where units are most active", 120 + 20 * len(text)
+    )
+    figure.add_heatmap(
+        z=torch.cat(shades)[:-1].numpy(),
+        x=list(range(-(width // 2), width // 2 + 1)),
+        zmin=0,
+        zmax=1,
+        colorscale=[[0, "white"], [1, "#f5a04c"]],
+        showscale=False,
+        text=text[:-1],
+        texttemplate="%{text}",
+        textfont={"color": INK, "size": 11},
+        customdata=told[:-1],
+        hovertemplate="%{customdata}<extra></extra>",
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+    )
+    names = [f"unit {unit}<br>{float(values[unit, 0]):.3g}" for unit in chosen]
+    middles = [height * i + (shown - 1) / 2 for i in range(len(chosen))]
+    figure.update_yaxes(
+        autorange="reversed", tickvals=middles, ticktext=names, showgrid=False, showline=False
+    )
+    return figure.update_xaxes(
+        title_text="tokens before and after", showgrid=False, showline=False, dtick=1 + width // 12
+    )
+
+
+def _reader(tokenizer: Any) -> Callable[[int], str]:
+    """How a token reads."""
+    if tokenizer is None:
+        return str
+    one: Callable[[int], Any]
+    if hasattr(tokenizer, "decode"):
+        one = lambda token: tokenizer.decode([token])  # noqa: E731
+    elif hasattr(tokenizer, "convert_ids_to_tokens"):
+        one = lambda token: tokenizer.convert_ids_to_tokens([token])[0]  # noqa: E731
+    elif callable(tokenizer):
+        one = tokenizer
+    else:
+        raise TypeError(
+            "tokenizer must have decode or convert_ids_to_tokens, or be a function, got "
+            f"{checks.shown(tokenizer)}"
+        )
+
+    def read(token: int) -> str:
+        found = one(token)
+        if not isinstance(found, str):
+            raise TypeError(f"tokenizer must give strings, got {checks.shown(found)}")
+        return found
+
+    return read
+
+
+def _word(text: str, most: int | None = None) -> str:
+    """A token as plotly is to show it: what looks like HTML or TeX is none."""
+    text = text.replace("\n", "\u21b5").replace("\t", "\u21e5")
+    if most is not None and len(text) > most:
+        text = f"{text[: most - 1]}\u2026"
+    return escape(text, quote=False).replace("$", "&#36;")
 
 
 def _chosen(largest: Tensor, units: Sequence[int] | Tensor | None) -> list[int]:

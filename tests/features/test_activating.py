@@ -388,6 +388,12 @@ def on_rank(rank: int, port: int, folder: str) -> None:
     few = DataLoader(data, 16, sampler=range(7) if rank == 0 else range(0))
     top = max_activating(model, few, "act", 5)["act"]
     assert torch.equal(top.indices, max_activating_alone(model, x[:7], 5))
+    ids, embed = torch.arange(200).view(50, 4) ** 2 % 31, nn.Embedding(31, 3)
+    embed.weight.data = (torch.arange(93.0).view(31, 3) ** 2 % 17).round()
+    top = max_activating(nn.Sequential(embed), ids, "0", 6, batch_size=8, context=1)["0"]
+    each = embed(ids).detach().movedim(2, 0)[torch.arange(3)[:, None], top.indices]
+    assert torch.equal(top.positions, each.argmax(2))
+    assert torch.equal(top.tokens[..., 1], ids[top.indices, top.positions])
     calls: list[int] = []
     model.act.register_forward_hook(lambda *_: calls.append(1))
     max_activating(model, data, "act", 20, batch_size=100)  # of three batches the first has two

@@ -297,7 +297,8 @@ def _() -> dict[str, Any]:
 
 def top(first: int = 0) -> modfast.TopActivations:
     indices = torch.tensor([[0, 3], [2, 1]]) + first
-    return modfast.TopActivations(indices, torch.rand(2, 2).sort(1, True).values, indices % 3)
+    values = torch.rand(2, 2).sort(1, True).values
+    return modfast.TopActivations(indices, values, indices % 3, indices % 2)
 
 
 @entry("features.TopActivations.merge")
@@ -307,7 +308,8 @@ def _() -> dict[str, Any]:
 
 @entry("features.TopActivations.plot")
 def _() -> dict[str, Any]:
-    return {"self": top(), "inputs": torch.rand(4, 5), "units": [0, 1], "n_samples": 2}
+    more = {"units": [0, 1], "n_samples": 2, "tokenizer": None}
+    return {"self": top(), "inputs": torch.rand(4, 5), **more}
 
 
 def ablated(a: int = 4) -> modfast.AblationResult:

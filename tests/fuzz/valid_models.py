@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from fuzz.calls import entries, entry
-from fuzz.valid import clusters
+from fuzz.valid import FOLDER, clusters
 from torch import Tensor, nn
 
 import modfast
@@ -125,7 +125,7 @@ def _() -> dict[str, Any]:
 @entry("features.max_activating", aliases=LOGITS)
 def _() -> dict[str, Any]:
     data = {"data": tuple(batch().values()), "sites": ["act1", "fc2"], "k": 3}
-    more = {"reduce": "max", "dim": -1, "batch_size": 4, "progress": False}
+    more = {"reduce": "max", "dim": -1, "batch_size": 4, "context": None, "progress": False}
     return {"model": net(), **data, **more}
 
 
@@ -299,7 +299,7 @@ def _() -> dict[str, Any]:
     return {"self": net(), "x": torch.randn(4, 5)}
 
 
-@entry("capture", aliases=LOGITS)
+@entry("capture", aliases=LOGITS, errors=(OSError,))
 def _() -> dict[str, Any]:
-    more = {"sites": ["act1", "fc2:input"], "batch_size": 4, "progress": False}
-    return {"model": net(), "inputs": batch()["inputs"], **more}
+    more = {"sites": ["act1", "fc2:input"], "batch_size": 4, "out": FOLDER.name}
+    return {"model": net(), "inputs": batch()["inputs"], **more, "progress": False}

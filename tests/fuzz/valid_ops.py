@@ -62,7 +62,7 @@ def _() -> dict[str, Any]:
     return {**values, "bins": 4, "range_x": limits, "range_y": limits, "rule": "uniform"}
 
 
-@entry("ops.digitize")
+@entry("ops.digitize", nan=True)  # of a range, which is not checked and given back
 def _() -> dict[str, Any]:
     more = {"range": torch.tensor([[-2.0, 2.0]]), "per_column": False, "rule": "uniform"}
     return {"x": torch.randn(9, 3), "bins": 4, **more}
@@ -205,6 +205,6 @@ def _() -> dict[str, Any]:
     return {"width": 6, "n_heads": 3}
 
 
-@entry("last_token", nan=True)
+@entry("last_token", nan=True, aliases=("the model's logits",))
 def _() -> dict[str, Any]:
     return {"output": torch.rand(2, 4, 3), "mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])}

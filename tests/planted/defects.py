@@ -56,6 +56,20 @@ PYTHON = (
         ("tests/test_files.py::test_an_interrupt_leaves_the_old_file",),
     ),
     Defect(
+        "positions stay where they were as a list of the largest moves on",
+        "modfast/features/activating.py",
+        "            told[changed] = taken(told[changed], before)",
+        "            told[changed] = told[changed].clone()",
+        ("tests/features/test_positions.py::test_tokens_and_those_around",),
+    ),
+    Defect(
+        "what a failed capture has written stays",
+        "modfast/network/stored.py",
+        "self.temporary.unlink(missing_ok=True)",
+        "self.temporary.exists()",
+        ("tests/network/test_stored.py::test_nothing_half_written_is_left",),
+    ),
+    Defect(
         "a global generator is drawn from",
         "modfast/training/fit.py",
         'self.generator = torch.Generator("cpu")',

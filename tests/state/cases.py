@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from modfast import Clusters
 
 N, D, H, C = 12, 6, 5, 3
 QUIET: Any = {"progress": False}
+FOLDER = tempfile.TemporaryDirectory()
 
 
 def mlp() -> nn.Module:
@@ -86,6 +88,9 @@ _CIRCUIT = modfast.discover_circuit(mlp(), X, OTHER, 1e-3, targets=Y, **QUIET)
 
 MODEL_CALLS: dict[str, Callable[[nn.Module], Any]] = {
     "capture": lambda m: modfast.capture(m, X, ["fc1:input", "act1"], batch_size=5, **QUIET),
+    "capture, to files": lambda m: modfast.capture(
+        m, X, ["fc1:input", "act1"], batch_size=5, out=FOLDER.name, **QUIET
+    ),
     "ablate_units": lambda m: modfast.ablate_units(m, X, "act1", **QUIET),
     "ablate_units, by the model": lambda m: modfast.ablate_units(
         m, X, "act2", HALVES[0], "mean", backend="model", **QUIET
