@@ -70,8 +70,9 @@ def attribute_edges(
         method: "eap", "eap-ig" or "exact".
         metric: "loss", the mean cross-entropy (the default with targets); "kl", the mean KL(p | q)
             of the class probabilities p of the clean run (the default without), whose gradient at
-            the clean run is zero, so that it is not for "eap"; or a function of logits `[n, c]`
-            that gives one number.
+            the clean run is zero, so that it is not for "eap"; or a function
+            `(logits, batch) -> [n]`, such as `modfast.metrics.logit_difference(a, b)`, whose mean
+            is taken; one of logits alone, or that gives one number, does as well.
         nodes: by layer, or "input", what its nodes are: lists of units, a `Clusters` of which the
             rows count, or "one" for all in one node. Units in no list are nodes of their own.
         steps: of "eap-ig".
@@ -104,7 +105,7 @@ def attribute_edges(
     clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
     with full_precision(), running(model, argument="clean") as run:
         network, whole, other = read_network(run, model, clean, corrupted, nodes, output)
-        judge = make_metric(metric, whole.logits, targets)
+        judge = make_metric(metric, whole.logits, targets, clean)
         if method == "eap" and judge.kind == "kl":
             raise ValueError(
                 "metric='kl' has gradient zero at the clean run, where method='eap' takes it; give "

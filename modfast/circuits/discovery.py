@@ -58,7 +58,7 @@ def discover_circuit(
         targets: int64 classes `[n]`, for metric="loss".
         metric: "kl", the mean KL(p | q) of the whole network's class probabilities p (the default
             without targets); "loss", the mean cross-entropy (the default with targets); or a
-            function of logits `[n, c]` that gives one number.
+            function as in `attribute_edges`.
         nodes: by layer, or "input": lists of units, a `Clusters`, or "one".
         output: picks the logits out of what the model returns: a function or a key.
         max_memory: bytes that one batch may take, 64 MiB by default and one run at least;
@@ -84,7 +84,7 @@ def discover_circuit(
     clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
     with full_precision(), running(model, argument="clean") as run:
         network, whole, other = read_network(run, model, clean, corrupted, nodes, output)
-        judge = make_metric(metric, whole.logits, targets)
+        judge = make_metric(metric, whole.logits, targets, clean)
         value = judge(whole.logits)
         masks: dict[tuple[str, str], Tensor] = {}
         rest: list[Step] = []

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from modfast import checks
+from modfast.metrics import Function, samplewise
+from modfast.network.inputs import Batch
 from modfast.scores import check_targets
 
-MetricLike: TypeAlias = str | Callable[[Tensor], Tensor] | None
+MetricLike: TypeAlias = str | Function | None
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,16 @@ class Metric:
     """A number for logits `[n, c]`, or several for `[..., n, c]`; float64, in nats.
 
     "kl": the mean over samples of KL(p | q) = sum p log(p / q), p being the whole network's class
-    probabilities. "loss": the mean of -log q(target). Else the given function.
+    probabilities. "loss": the mean of -log q(target). Else the mean of what a function of logits,
+    and their batch, gives.
     """
 
     kind: str
     log_p: Tensor
     targets: Tensor | None = None
-    function: Callable[[Tensor], Tensor] | None = None
+    function: Function | None = None
+    batch: Batch | None = None
+    """What the function is given besides."""
 
     def __call__(self, logits: Tensor) -> Tensor:
         """One number for each `[n, c]`."""
@@ -42,16 +45,13 @@ class Metric:
 
     def _value(self, logits: Tensor) -> Tensor:
         assert self.function is not None
-        found = self.function(logits)
-        if not isinstance(found, Tensor) or found.numel() != 1 or found.is_complex():
-            is_tensor = isinstance(found, Tensor)
-            what = f"{found.dtype} {tuple(found.shape)}" if is_tensor else type(found).__name__
-            raise TypeError(f"metric must return one real number as a tensor, got {what}")
-        checks.finite("metric", found)
-        return found.reshape(()).double()
+        assert self.batch is not None
+        return samplewise(self.function, logits, self.batch).double().mean()
 
 
-def make_metric(metric: MetricLike, logits: Tensor, targets: Tensor | None) -> Metric:
+def make_metric(
+    metric: MetricLike, logits: Tensor, targets: Tensor | None, inputs: Tensor | None = None
+) -> Metric:
     """By default the loss where there are targets, and else the divergence.
 
     Raises:
@@ -68,7 +68,8 @@ def make_metric(metric: MetricLike, logits: Tensor, targets: Tensor | None) -> M
         if targets.is_floating_point():
             raise TypeError(f"targets must be int64 classes, got {targets.dtype}")
     if callable(metric):
-        return Metric("callable", log_p, targets, metric)
+        batch = Batch(() if inputs is None else (inputs,), {}, targets)
+        return Metric("callable", log_p, targets, metric, batch)
     kind = ("kl" if targets is None else "loss") if metric is None else metric
     if kind not in ("kl", "loss"):
         raise ValueError(f"metric must be 'kl', 'loss' or a function of logits, got {metric!r}")
