@@ -164,6 +164,8 @@ def samplewise(function: Function, logits: Tensor, batch: Batch) -> Tensor:
         TypeError: it returns no real numbers as a tensor.
         ValueError: another number of them than samples, or some that are not finite.
     """
+    if logits.dtype not in (torch.float32, torch.float64):  # what is measured is so exactly
+        logits = logits.float()
     found = function(logits, batch) if takes_batch(function) else function(logits)
     if not isinstance(found, Tensor) or found.is_complex():
         what = found.dtype if isinstance(found, Tensor) else type(found).__name__

@@ -19,14 +19,14 @@ from modfast.ablation.values import (
     At,
     Positions,
     Source,
-    corrupted_batches,
     each_position,
     read_positions,
     seen_at,
+    with_partners,
 )
 from modfast.metrics import Function, name_of, samplewise
 from modfast.network.dims import NotingUnits, unit_dim
-from modfast.network.inputs import Batch, Inputs, Targets, read_batches
+from modfast.network.inputs import Batch, Inputs, Targets
 from modfast.network.interrupts import under
 from modfast.network.logits import Rows, log_softmax, pick, read_rows
 from modfast.network.names import unwrapped
@@ -178,14 +178,10 @@ def _at_once(
     model: nn.Module, inputs: Inputs, targets: Targets, asked: Asked, options: Options
 ) -> Batches:
     """Each batch by one run of the model and one backward pass for all sites."""
-    others = corrupted_batches(model, inputs, asked.corrupted)
     with running(model) as run:
-        for batch in read_batches(model, inputs, targets):
+        for batch, partner in with_partners(model, inputs, targets, asked.corrupted):
             other: dict[str, At] = {}
-            if others is not None:
-                partner = next(others, None)
-                if partner is None:
-                    raise ValueError("corrupted must have as many batches as inputs, got fewer")
+            if partner is not None:
                 other = seen_at(run, model, asked.sites, partner, options.dim)
             found = {}
             touched = []

@@ -19,14 +19,14 @@ from modfast.ablation.values import (
     At,
     Positions,
     Source,
-    corrupted_batches,
     each_position,
     read_positions,
     seen_at,
+    with_partners,
 )
 from modfast.metrics import Function, samplewise
 from modfast.network.chain import Chain, channels_apart
-from modfast.network.inputs import Batch, Inputs, Targets, read_batches
+from modfast.network.inputs import Batch, Inputs, Targets
 from modfast.network.interrupts import under
 from modfast.network.logits import Output
 from modfast.network.resume import Start, batched, begin_all, follower_of, one_by_one
@@ -100,11 +100,10 @@ def starts(
     corrupted: Inputs | None = None,
 ) -> Iterator[Iterator[tuple[Batch, list[Start], dict[str, At]]]]:
     """Each batch, run once, for as long as a `with` block lasts; what corrupted inputs have."""
-    others = corrupted_batches(model, inputs, corrupted)
     with running(model) as run:
 
         def each() -> Iterator[tuple[Batch, list[Start], dict[str, At]]]:
-            for batch in read_batches(model, inputs, targets):
+            for batch, other in with_partners(model, inputs, targets, corrupted):
                 found = begin_all(
                     run,
                     model,
@@ -115,10 +114,7 @@ def starts(
                     backend=options.backend,
                 )
                 seen: dict[str, At] = {}
-                if others is not None:
-                    other = next(others, None)
-                    if other is None:
-                        raise ValueError("corrupted must have as many batches as inputs, got fewer")
+                if other is not None:
                     seen = seen_at(run, model, sites, other, options.dim)
                 yield batch, found, seen
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from math import prod
 from typing import Any, TypeAlias
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from modfast import checks
 from modfast.network.dims import NotingUnits, unit_dim
-from modfast.network.inputs import Batch, Inputs, is_stream, read_batches
+from modfast.network.inputs import Batch, Inputs, Targets, is_stream, read_batches
 from modfast.network.names import unwrapped
 from modfast.network.run import Run, running
 from modfast.network.sites import Site
@@ -296,18 +297,25 @@ def _shape_of_positions(at: At) -> torch.Size:
     return at.features.shape[1:-1]
 
 
-def corrupted_batches(
-    model: nn.Module, inputs: Inputs, corrupted: Inputs | None
-) -> Iterator[Batch] | None:
-    """The batches of corrupted inputs, which go with those of the inputs.
+def with_partners(
+    model: nn.Module, inputs: Inputs, targets: Targets, corrupted: Inputs | None
+) -> Iterator[tuple[Batch, Batch | None]]:
+    """The batches of inputs, each with that of the corrupted inputs that go with them.
 
     Raises:
-        ValueError: one is a stream and the other is not.
+        TypeError, ValueError: as `read_batches`; another number of corrupted batches.
     """
+    batches = read_batches(model, inputs, targets)
     if corrupted is None:
-        return None
+        yield from ((batch, None) for batch in batches)
+        return
     if is_stream(inputs) != is_stream(corrupted):
         raise ValueError(
             "corrupted must be a stream of batches where inputs are, and one where not"
         )
-    return read_batches(model, corrupted, argument="corrupted")
+    pairs = zip_longest(batches, read_batches(model, corrupted, argument="corrupted"))
+    for i, (batch, other) in enumerate(pairs):
+        if batch is None or other is None:
+            few = "fewer" if other is None else "more"
+            raise ValueError(f"corrupted must have as many batches as inputs, {i}, got {few}")
+        yield batch, other

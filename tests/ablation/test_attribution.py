@@ -240,3 +240,5 @@ def test_refusals() -> None:
     batches = [x, x]
     with pytest.raises(ValueError, match="corrupted must have as many batches as inputs"):
         modfast.attribute_units(model, batches, "act1", corrupted=batches[:1])
+    with pytest.raises(ValueError, match="corrupted must have as many batches .* 1, got more"):
+        modfast.ablate_units(model, batches[:1], "act1", corrupted=batches)
