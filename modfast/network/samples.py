@@ -61,6 +61,11 @@ def read_data(
     for batch in read_batches(model, stream, argument=argument):
         if batch.targets is None:
             raise ValueError(f"{argument} must be samples with targets, got a batch without")
+        if batch.targets.is_complex() or batch.targets.dtype == torch.bool:
+            raise TypeError(
+                f"{argument} must have integer classes or real values as targets, "
+                f"got {batch.targets.dtype}"
+            )
         n = next((len(x) for x in batch.tensors() if x.dim()), 0)
         if n == 0:
             raise ValueError(f"{argument} must not be empty, got no tensor with a row per sample")

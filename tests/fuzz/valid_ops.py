@@ -62,7 +62,7 @@ def _() -> dict[str, Any]:
     return {**values, "bins": 4, "range_x": limits, "range_y": limits, "rule": "uniform"}
 
 
-@entry("ops.digitize")
+@entry("ops.digitize", nan=True)  # a range is not checked
 def _() -> dict[str, Any]:
     more = {"range": torch.tensor([[-2.0, 2.0]]), "per_column": False, "rule": "uniform"}
     return {"x": torch.randn(9, 3), "bins": 4, **more}
