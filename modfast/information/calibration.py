@@ -135,7 +135,8 @@ def calibrate(
         True
     """
     chosen = dict(ESTIMATORS) if estimators is None else _functions(estimators)
-    if checks.finite_number("information", information) <= 0:
+    information = checks.finite_number("information", information)
+    if information <= 0:
         raise ValueError(f"information must be above 0, got {information}")
     dims, samples = _counts("dims", dims), _counts("samples", samples)
     numbers = _seeds(seeds)
