@@ -23,7 +23,9 @@ from torch import Tensor, nn
 import modfast
 
 SECONDS = 10
-"""How long a call may take."""
+"""How long a call may compute; it may wait for what else the machine does."""
+WAITING = 300
+"""How long it may take in all, or it waits for itself."""
 MEMORY = 4 * 2**30
 """How much address space it may take besides what is taken."""
 USERS = ("output", "metric", "activation", "estimator", "optimizer", "regularizer", "closure")
@@ -263,21 +265,26 @@ def _equal(before: Any, after: Any) -> bool:
 def limits() -> Iterator[None]:
     """Time and memory for one call; what exceeds them is not allowed."""
 
-    def stop(*_: Any) -> None:
-        raise NotAllowedError(f"took more than {SECONDS} s")
+    def stop(number: int, _: Any) -> None:
+        most = SECONDS if number == signal.SIGPROF else WAITING
+        raise NotAllowedError(f"took more than {most} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
+    timers = {signal.ITIMER_PROF: signal.SIGPROF, signal.ITIMER_REAL: signal.SIGALRM}
+    before = {each: signal.signal(each, stop) for each in timers.values()}
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         taken = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, hard))
     # Again each second, as a callback may swallow what is raised in it.
-    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS, 1)
+    signal.setitimer(signal.ITIMER_REAL, WAITING, 1)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer in timers:
+            signal.setitimer(timer, 0)
+        for each, handler in before.items():
+            signal.signal(each, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
