@@ -158,6 +158,17 @@ def choice(argument: str, value: object, options: Iterable[object]) -> None:
         raise ValueError(f"{argument} must be one of {names}, got {value!r}")
 
 
+def estimator(value: object, *names: str) -> None:
+    """Refuses what is neither a function nor one of the names.
+
+    Raises:
+        TypeError: it is none of them.
+    """
+    if not (callable(value) or (isinstance(value, str) and value in names)):
+        known = ", ".join(map(repr, names))
+        raise TypeError(f"estimator must be {known} or a function of (x, y), got {value!r:.60}")
+
+
 def takes_pair(argument: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuses a function that cannot be called as `function(x, y, **options)`.
 

@@ -107,6 +107,20 @@ CASES: dict[str, tuple[str, Callable[[], Any]]] = {
         "pairing",
         lambda: modfast.joint_entropy(LINE, LINE, pairing=np.array([1, 2])),  # type: ignore[arg-type]
     ),
+    "an array in place of an estimator": (
+        "estimator",
+        lambda: modfast.total_correlation(PAIR[0], [0, 1, 2, 3, 4], np.array([1, 2])),  # type: ignore[arg-type]
+    ),
+    "an array in place of a metric": (
+        "metric",
+        lambda: modfast.attribute_edges(
+            valid_models.net(),
+            PAIR[0],
+            PAIR[0].flip(0),
+            PAIR[1],
+            metric=np.array([1, 2]),  # type: ignore[arg-type]
+        ),
+    ),
     "a scripted model": (
         "model",
         lambda: modfast.sensitivity(torch.jit.script(nn.Linear(2, 2)), 2),
