@@ -272,7 +272,7 @@ def several(argument: str, values: Any) -> list[Any]:
     """
     if isinstance(values, Tensor):
         dense(argument, values)
-    scalar = isinstance(values, Tensor) and values.dim() == 0
+    scalar = getattr(values, "ndim", 1) == 0  # of torch or NumPy
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) or scalar:
         raise TypeError(f"{argument} must be several, as a list, got {shown(values)}")
     return list(values)

@@ -179,7 +179,7 @@ def _functions(estimators: Mapping[str, Estimator]) -> dict[str, Estimator]:
 def _seeds(seeds: int | Iterable[int]) -> list[int]:
     if not isinstance(seeds, Iterable):
         return list(range(checks.count("seeds", seeds)))
-    numbers = [checks.seed("seeds", each) for each in seeds]
+    numbers = [checks.seed("seeds", each) for each in checks.several("seeds", seeds)]
     if not numbers:
         raise ValueError("seeds must hold at least one seed, got none")
     return numbers

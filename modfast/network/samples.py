@@ -113,6 +113,8 @@ def in_order(
         raise ValueError(f"batch_size must be None with a DataLoader, got {batch_size}")
     size = _SIZE if batch_size is None else checks.count("batch_size", batch_size)
     held = _held(data)
+    for tensor in () if held is None else tensors_in(held):
+        checks.dense("data", tensor)
     dataset: Any = data if loader is None else loader.dataset
     if isinstance(dataset, IterableDataset):
         if of > 1:

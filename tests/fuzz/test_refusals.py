@@ -121,6 +121,14 @@ CASES: dict[str, tuple[str, Callable[[], Any]]] = {
             metric=np.array([1, 2]),  # type: ignore[arg-type]
         ),
     ),
+    "one seed in a tensor": (
+        "seeds",
+        lambda: modfast.calibrate(samples=[20], dims=[1], seeds=torch.tensor(2)),  # type: ignore[arg-type]
+    ),
+    "sparse samples": (
+        "data",
+        lambda: modfast.max_activating(valid_models.net(), PAIR[0].to_sparse_csr(), "act1", 2),
+    ),
     "a scripted model": (
         "model",
         lambda: modfast.sensitivity(torch.jit.script(nn.Linear(2, 2)), 2),
