@@ -67,6 +67,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_random_calls() -> None:
     seen = attack(BLOCKS, CALLS)
     assert seen["refused"] > CALLS / 4
