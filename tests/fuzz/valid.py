@@ -60,7 +60,7 @@ def _() -> dict[str, Any]:
     return {"counts": torch.tensor([[3, 0, 2], [1, 1, 1]])}
 
 
-@entry("information.pairwise_mutual_information")
+@entry("information.pairwise_mutual_information", work=frozenset({"n_permutations"}))
 def _() -> dict[str, Any]:
     more = {"range": "column", "rule": "uniform", "correction": None, "normalized": "min"}
     return {**pair(), "bins": 4, **more, "n_permutations": 3, "seed": 0}

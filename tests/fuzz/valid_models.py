@@ -16,7 +16,7 @@ QUIET = {"output": None, "progress": False}
 LOGITS = (
     *("the model", "the model's logits", "outputs", "metric", "the weight of", "the loss"),
     "the driven module",
-    *("the logits", "partition"),
+    *("the logits", "activations of", "partition"),
 )
 """What messages call that which is no argument itself."""
 
@@ -299,7 +299,7 @@ def _() -> dict[str, Any]:
     return {"self": net(), "x": torch.randn(4, 5)}
 
 
-@entry("capture", aliases=LOGITS, errors=(OSError,))
+@entry("capture", aliases=LOGITS, errors=(OSError,), nan=True)
 def _() -> dict[str, Any]:
     more = {"sites": ["act1", "fc2:input"], "batch_size": 4, "out": FOLDER.name}
     return {"model": net(), "inputs": batch()["inputs"], **more, "progress": False}
