@@ -30,10 +30,10 @@ from modfast.network.inputs import Batch, Inputs, Targets, read_batches
 from modfast.network.interrupts import under
 from modfast.network.logits import Rows, log_softmax, pick, read_rows
 from modfast.network.names import unwrapped
-from modfast.network.resume import begin
+from modfast.network.resume import Start, begin, equal_to_rounding
 from modfast.network.run import Run, running
 from modfast.network.sites import Site
-from modfast.network.visits import Visit, at_sites, checked
+from modfast.network.visits import Visit, at_sites, check_features, checked
 from modfast.precision import full_precision
 
 
@@ -220,11 +220,7 @@ def _gradients(
 
     def take(site: Site, value: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():
-            if not value.is_floating_point() or value.dim() < 2:
-                raise TypeError(
-                    f"sites={site.name!r}: must be a floating tensor [n, ..., units], got "
-                    f"{value.dtype} of shape {tuple(value.shape)}"
-                )
+            check_features(value, site, "sites")
             module = inner.get_submodule(site.module)
             known = noting.dims.of(value)
             dims[site.name] = unit_dim(value, site, module, known, options.dim)
@@ -237,18 +233,20 @@ def _gradients(
         return taken
 
     visits = [Visit(site, partial(take, site), "sites") for site in asked.sites]
-    with torch.enable_grad(), noting, attention, at_sites(model, visits):
-        logits = run(batch, lambda found: pick(found, options.output, batch))
-    sites = [visit.site for visit in checked(visits)]
-    kept = [site.name for site in sites]
-    checks.finite("the model's logits", logits.detach())
-    with torch.enable_grad():
+    slopes: dict[str, list[Tensor]] = {}
+    inside: dict[str, list[Tensor]] = {}
+
+    def read(output: Any) -> tuple[Tensor, list[str]]:
+        """Before what the model has written to its own tensors is put back."""
+        kept = [visit.site.name for visit in checked(visits)]
+        logits = pick(output, options.output, batch)
+        checks.finite("the model's logits", logits.detach())
+        attention.over()
         rows = read_rows(logits, batch)
         totals = asked.judge.values(logits, rows, batch)
         wanted = [values[name] for name in kept]
         attended = {name: attention.outputs[name] for name in kept if name in attention.outputs}
-        slopes: dict[str, list[Tensor]] = {name: [] for name in kept}
-        inside: dict[str, list[Tensor]] = {name: [] for name in attended}
+        missed: list[str] = []
         for i, total in enumerate(totals):
             found: Sequence[Tensor | None] = [None] * (len(wanted) + len(attended))
             if total.requires_grad:
@@ -260,10 +258,21 @@ def _gradients(
                 )
             if all(slope is None for slope in found):
                 raise ValueError("metric must depend on sites through autograd, got no gradient")
+            missed = [name for name, slope in zip(kept, found, strict=False) if slope is None]
             for name, slope in zip(kept, found, strict=False):
-                slopes[name].append(torch.zeros_like(values[name]) if slope is None else slope)
+                slope = torch.zeros_like(values[name]) if slope is None else slope
+                slopes.setdefault(name, []).append(slope)
             for name, slope in zip(attended, found[len(wanted) :], strict=True):
-                inside[name].append(torch.zeros_like(attended[name]) if slope is None else slope)
+                slope = torch.zeros_like(attended[name]) if slope is None else slope
+                inside.setdefault(name, []).append(slope)
+        return run.own(logits.detach()), missed
+
+    with torch.enable_grad(), noting, attention, at_sites(model, visits):
+        logits, missed = run(batch, read)
+    sites = [site for site in asked.sites if site.name in slopes]
+    for site in sites:
+        if site.name in missed:
+            _require_none(run, model, site, batch, options, logits)
     every = []
     for site in sites:
         units = dims[site.name]
@@ -275,12 +284,32 @@ def _gradients(
     return every
 
 
+def _require_none(
+    run: Run, model: nn.Module, site: Site, batch: Batch, options: Options, logits: Tensor
+) -> None:
+    """Refuses a site that gradients do not reach though the logits depend on it.
+
+    Raises:
+        ValueError: other values there give other logits.
+    """
+    moved = Visit(site, lambda value: value + (0.1 + value.abs().mean()))
+    with at_sites(model, [moved]):
+        found = run(batch, lambda x: run.own(pick(x, options.output, batch)), random=run.random)
+    if not equal_to_rounding(found, logits):
+        raise ValueError(
+            f"sites={site.name!r}: must be reached by gradients, got none, though the logits "
+            "depend on what is there"
+        )
+
+
 def _integrated(
     model: nn.Module, inputs: Inputs, targets: Targets, asked: Asked, options: Options
 ) -> Batches:
     """Each batch by runs from each site on, on the way to the new values."""
     judge, steps = asked.judge, asked.steps
-    with starts(model, inputs, asked.sites, targets, options, asked.corrupted) as every:
+    # Recorded with gradients on, or a call with a gradient of its own would go unnoticed.
+    graph = torch.enable_grad()
+    with starts(model, inputs, asked.sites, targets, options, asked.corrupted, graph) as every:
         for batch, each, other in every:
             found = {}
             for site, start in zip(asked.sites, each, strict=True):
@@ -291,15 +320,24 @@ def _integrated(
                 total = torch.zeros_like(start.site)
                 for i in range(steps):
                     point = (start.site + (i + 0.5) / steps * change).detach().requires_grad_()
-                    with torch.enable_grad():
-                        logits = start.resume(point)
+
+                    def slope_of(
+                        logits: Tensor,
+                        start: Start = start,
+                        point: Tensor = point,
+                        log_p: Tensor = log_p,
+                        batch: Batch = batch,
+                    ) -> Tensor | None:
                         with full_precision():
                             rows = Rows(start.rows.of(logits), start.rows.kept, start.rows.targets)
                             kl = log_p if judge.is_squared else None
                             value = judge.value(logits, rows, batch, kl)
-                        slope = None
-                        if value.requires_grad:
-                            (slope,) = torch.autograd.grad(value, point, allow_unused=True)
+                        if not value.requires_grad:
+                            return None
+                        return torch.autograd.grad(value, point, allow_unused=True)[0]
+
+                    with torch.enable_grad():
+                        slope = start.through(point, slope_of)
                     if slope is None:
                         raise ValueError(
                             f"metric must depend on {site.name!r} through autograd, got no gradient"

@@ -37,6 +37,10 @@ class Attention(TorchFunctionMode):
         """Takes a site's value."""
         self._sites[id(value)] = ref(value), frozenset([name])
 
+    def over(self) -> None:
+        """Ends it: what is made of the logits is no attention."""
+        self._sites.clear()
+
     def _of(self, values: Any) -> frozenset[str]:
         found: frozenset[str] = frozenset()
         for tensor in tensors_in(values):

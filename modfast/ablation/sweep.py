@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -98,8 +98,12 @@ def starts(
     targets: Targets,
     options: Options,
     corrupted: Inputs | None = None,
+    around: AbstractContextManager[object] | None = None,
 ) -> Iterator[Iterator[tuple[Batch, list[Start], dict[str, At]]]]:
-    """Each batch, run once, for as long as a `with` block lasts; what corrupted inputs have."""
+    """Each batch, run once, for as long as a `with` block lasts; what corrupted inputs have.
+
+    `around` is entered around the recorded runs.
+    """
     others = corrupted_batches(model, inputs, corrupted)
     with running(model) as run:
 
@@ -113,6 +117,7 @@ def starts(
                     output=options.output,
                     dim=options.dim,
                     backend=options.backend,
+                    around=around,
                 )
                 seen: dict[str, At] = {}
                 if others is not None:

@@ -17,7 +17,7 @@ from modfast.network.inputs import Batch, Inputs, is_stream, read_batches
 from modfast.network.names import unwrapped
 from modfast.network.run import Run, running
 from modfast.network.sites import Site
-from modfast.network.visits import Visit, at_sites, checked
+from modfast.network.visits import Visit, at_sites, check_features, checked
 
 Value: TypeAlias = float | str | Tensor | Mapping[str, Any]
 Positions: TypeAlias = str | Sequence[int] | Tensor | None
@@ -61,11 +61,7 @@ def seen_at(
 
     def see(site: Site, value: Tensor) -> None:
         with torch._C.DisableTorchFunction():
-            if not value.is_floating_point() or value.dim() < 2:
-                raise TypeError(
-                    f"site={site.name!r}: must be a floating tensor [n, ..., features], got "
-                    f"{value.dtype} of shape {tuple(value.shape)}"
-                )
+            check_features(value, site)
             module = inner.get_submodule(site.module)
             units = unit_dim(value, site, module, noting.dims.of(value), dim)
             mask = batch.mask(decoder="decoder" in site.module)
