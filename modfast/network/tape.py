@@ -66,7 +66,7 @@ class Tape(TorchFunctionMode):
         self.site: Tensor | None = None
         self.unit_dim: int | None = None
         self.marks: list[Mark] = []
-        self.grad = torch.is_grad_enabled()
+        self.grad = False
         self._on = self._site_written = False
         self._known: dict[int, ref[Tensor]] = {}
         self._slots: dict[int, tuple[int, ref[Tensor], int]] = {}
@@ -80,6 +80,7 @@ class Tape(TorchFunctionMode):
 
     def begin(self, site: Tensor) -> Tensor:
         """Takes the site's value; the model goes on with the alias that this returns."""
+        self.grad = torch.is_grad_enabled()
         with torch._C.DisableTorchFunction():
             self.unit_dim = self.units.of(site)
             # An alias, since the value may be what came before the site too: an Identity's input.
@@ -159,6 +160,8 @@ class Tape(TorchFunctionMode):
             return args[0]
         if torch.is_grad_enabled() != self.grad:
             self.why = f"{name}: gradients are turned on or off inside the model"
+            if may_write(name, args, kwargs):
+                self._guarded(name, args, kwargs)
             return func(*args, **kwargs)
         versions = [self._read(name, tensor) for tensor in found]
         self._refuse(name, func, args, kwargs)
@@ -244,6 +247,8 @@ class Tape(TorchFunctionMode):
                         self.why = f"{name}: a shape that depends on values"
         elif name[:7] == "__set__" or name in ("set_", "__deepcopy__", "__reduce_ex__"):
             self.why = f"{name}: replaces or copies a value as a whole"
+        elif name in ("requires_grad_", "grad", "backward"):
+            self.why = f"{name}: gradients inside the model"
         elif name in RANDOM:
             self.why = f"{name}: a random call on a value"
         elif name in DROPOUTS:

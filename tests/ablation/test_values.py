@@ -109,6 +109,53 @@ def test_sites_in_branches_and_written_in_place() -> None:
         same(found[site], modfast.ablate_units(model, x, site, value="mean", backend="model"))
 
 
+@torch.jit.script
+def unseen(x: Tensor) -> Tensor:  # by modes of torch's functions
+    return torch.round(x)
+
+
+def test_a_site_that_something_unseen_depends_on() -> None:
+    """A changed first site shows nothing of it, as the second hardly depends on the first."""
+
+    class Rounding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(6, 4)
+            self.site = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x)
+            b = self.site(5 * self.b(x) + 1e-6 * a)
+            return self.head(torch.tanh(b) + unseen(b))
+
+    torch.manual_seed(0)
+    model, x = Rounding().double(), torch.randn(7, 5).double()
+    found = modfast.ablate_units(model, x, ["a", "site"])
+    for site in found.sites:
+        same(found[site], modfast.ablate_units(model, x, site, backend="model"))
+
+
+def test_a_site_written_to_with_gradients_on() -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            with torch.enable_grad():
+                h.mul_(2)
+            return self.b(torch.tanh(h))
+
+    torch.manual_seed(0)
+    model, x = Writing().double(), torch.randn(7, 5).double()
+    before, there = patched.call(model, x), patched.seen(model, x, "a")
+    assert torch.equal(there, model.a(x))
+    found = modfast.ablate_units(model, x, "a")
+    after = patched.hooked(model, x, "a", patched.put(None, [1], 0.0, -1))
+    torch.testing.assert_close(found.kl_ablated_original[1], patched.terms(before, after)[1])
+
+
 def test_positions_that_do_not_count_are_in_no_mean() -> None:
     model, x, _, sites, _ = case("GPT-2")
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])

@@ -77,8 +77,9 @@ def test_several_sites_in_one_run(name: str, kind: str) -> None:
         found = twice(case, kind, partial(look_at_all_places, units=units))
     assert not isinstance(found, Refusal), found
     assert set(found.sites) == set(units)
+    slack = 0.1 if known.slack == trying.SLACK[torch.bfloat16] else known.slack
     for site, each in units.items():
-        assert_sums(found[site], known.sums(site, changes_of(each)), known.slack, site)
+        assert_sums(found[site], known.sums(site, changes_of(each)), slack, site)
 
 
 def energy(logits: Tensor) -> Tensor:
@@ -200,3 +201,53 @@ def test_scores_are_gradients_times_changes(name: str, kind: str) -> None:
         slope = known.run((site, "slope"), slope_at, site, known.case.output)
         parts = (slope * -known.site(site)).double() * found.n_samples
         close(found.scores[site], parts.flatten(0, -2).sum(0), known.slack, site)
+
+
+def slope_on_the_way(model: Any, inputs: Any, site: str, output: Any, at: Tensor) -> Tensor:
+    """The gradient where a site holds another value."""
+    held = at.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = oracle.run(model, inputs, {site: lambda value: held * 1}, output)
+        (found,) = torch.autograd.grad(
+            energy(logits), held, allow_unused=True, materialize_grads=True
+        )
+    return found
+
+
+@every_model
+def test_steps_are_gradients_on_the_way(name: str) -> None:
+    known, steps = truth(name, "plain"), 3
+    site = next(iter(known.case.sites))
+    with situation(name, "plain") as case:
+        found = look_at_scores(case, [site], steps=steps)
+    if isinstance(found, Refusal):
+        assert name in NO_GRADIENT, found
+        return
+    value = known.site(site)
+    slopes = []
+    for i in range(steps):
+        at = value * (1 - (i + 0.5) / steps)
+        key = (site, "on the way", i)
+        slopes.append(known.run(key, slope_on_the_way, site, known.case.output, at).double())
+    parts = (sum(slopes) / steps * -value).double() * found.n_samples
+    close(found.scores[site], parts.flatten(0, -2).sum(0), known.slack, site)
+
+
+@pytest.mark.slow
+@every_model
+def test_optimal_constants_are_no_worse(name: str) -> None:
+    known = truth(name, "plain")
+    units = {next(iter(known.case.sites)): [0]}
+    with situation(name, "plain") as case:
+        found = look_at_all_places(case, units, value="optimal")
+        others = [look_at_all_places(case, units, value=value) for value in ("mean", 0.0)]
+    if isinstance(found, Refusal):
+        assert name in NO_GRADIENT, found
+        return
+    for site in units:
+        kl = found[site].kl_original_ablated
+        for other in others:
+            assert kl <= other[site].kl_original_ablated * (1 + 1e-6) + 1e-9
+        constant = found[site].values[0]
+        change = {f"optimal {constant}": oracle.units_set([0], -1, constant)}
+        close(kl, known.sums(site, change)["kl_original_ablated"], known.slack, site)
