@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from modfast.network.calls import Call, Slot, rebuilt, slots_in
-from modfast.network.tape import Mark, Tape
+from modfast.network.calls import Call, Mark, Slot, rebuilt, slots_in
+from modfast.network.tape import Tape
 
 
 def in_parts(tape: Tape, value: Tensor) -> tuple[Tensor, list[Tape | None]]:

@@ -9,7 +9,6 @@ depends on the site is kept. Whatever breaks the rules that make doing it again 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -24,6 +23,7 @@ from modfast.network.calls import (
     RANDOM,
     SHAPES,
     Call,
+    Mark,
     Slot,
     autocast,
     filled,
@@ -35,17 +35,6 @@ from modfast.network.calls import (
 from modfast.network.dims import UnitDims
 from modfast.network.inputs import tensors_in
 from modfast.network.state import Guard, may_write, place_of, targets_of, version_of
-
-
-@dataclass(eq=False)
-class Mark:
-    """A further site that a run reaches."""
-
-    value: Tensor
-    """Its value, which the model goes on with."""
-    unit_dim: int | None
-    slot: int | None = None
-    """Its value's; None where that does not depend on the first site."""
 
 
 class Tape(TorchFunctionMode):
@@ -75,8 +64,6 @@ class Tape(TorchFunctionMode):
         """By slot, what was in a constant before a call wrote to it."""
         self._dirty: set[int] = set()
         self._note(known)
-
-    # ---------------------------------------------------------------------------------- recording
 
     def begin(self, site: Tensor) -> Tensor:
         """Takes the site's value; the model goes on with the alias that this returns."""
@@ -339,8 +326,6 @@ class Tape(TorchFunctionMode):
         for slot, call in last.items():
             if slot != self.out_slot:
                 call.last.append(slot)
-
-    # ------------------------------------------------------------------------------ doing it again
 
     @property
     def writes(self) -> bool:
