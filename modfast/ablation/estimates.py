@@ -19,6 +19,7 @@ from modfast.ablation.values import (
     At,
     Positions,
     Source,
+    check_samples,
     corrupted_batches,
     each_position,
     read_positions,
@@ -178,7 +179,7 @@ def _at_once(
     model: nn.Module, inputs: Inputs, targets: Targets, asked: Asked, options: Options
 ) -> Batches:
     """Each batch by one run of the model and one backward pass for all sites."""
-    others = corrupted_batches(model, inputs, asked.corrupted)
+    others = corrupted_batches(model, inputs, asked.source.paired(asked.corrupted))
     with running(model) as run:
         for batch in read_batches(model, inputs, targets):
             other: dict[str, At] = {}
@@ -186,7 +187,7 @@ def _at_once(
                 partner = next(others, None)
                 if partner is None:
                     raise ValueError("corrupted must have as many batches as inputs, got fewer")
-                other = seen_at(run, model, asked.sites, partner, options.dim)
+                other = seen_at(run, model, asked.sites, partner, options.dim, options.argument)
             found = {}
             touched = []
             for site, at, slopes, attended in _gradients(run, model, batch, asked, options):
@@ -194,14 +195,23 @@ def _at_once(
                 change = new - at.features
                 each = [asked.by_sample(at, slope * change) for slope in slopes]
                 if attended:
-                    touched.append(at.name)
-                    start = begin(run, model, site, batch, output=options.output, dim=options.dim)
+                    start = begin(
+                        run,
+                        model,
+                        site,
+                        batch,
+                        output=options.output,
+                        dim=options.dim,
+                        argument=options.argument,
+                    )
                     if start.tape is not None:
+                        touched.append(at.name)
                         where = read_positions(asked.positions, at)
                         more = correction(start, asked.changes(at, new, where), attended)
                         each = [a + b.reshape(a.shape) for a, b in zip(each, more, strict=True)]
                 found[at.name] = _scores(each, asked.judge)
             yield found, batch, touched
+        check_samples(asked.positions, at, at.first + len(batch))
 
 
 def _scores(by_sample: list[Tensor], judge: Judge) -> Tensor:
@@ -220,7 +230,7 @@ def _gradients(
 
     def take(site: Site, value: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():
-            check_features(value, site, "sites")
+            check_features(value, site, options.argument)
             module = inner.get_submodule(site.module)
             known = noting.dims.of(value)
             dims[site.name] = unit_dim(value, site, module, known, options.dim)
@@ -232,7 +242,7 @@ def _gradients(
         attention.note(site.name, taken)
         return taken
 
-    visits = [Visit(site, partial(take, site), "sites") for site in asked.sites]
+    visits = [Visit(site, partial(take, site), options.argument) for site in asked.sites]
     slopes: dict[str, list[Tensor]] = {}
     inside: dict[str, list[Tensor]] = {}
 
@@ -297,8 +307,8 @@ def _require_none(
         found = run(batch, lambda x: run.own(pick(x, options.output, batch)), random=run.random)
     if not equal_to_rounding(found, logits):
         raise ValueError(
-            f"sites={site.name!r}: must be reached by gradients, got none, though the logits "
-            "depend on what is there"
+            f"{options.argument}={site.name!r}: must be reached by gradients, got none, though the "
+            "logits depend on what is there"
         )
 
 
@@ -309,7 +319,8 @@ def _integrated(
     judge, steps = asked.judge, asked.steps
     # Recorded with gradients on, or a call with a gradient of its own would go unnoticed.
     graph = torch.enable_grad()
-    with starts(model, inputs, asked.sites, targets, options, asked.corrupted, graph) as every:
+    paired = asked.source.paired(asked.corrupted)
+    with starts(model, inputs, asked.sites, targets, options, paired, graph) as every:
         for batch, each, other in every:
             found = {}
             for site, start in zip(asked.sites, each, strict=True):
@@ -346,3 +357,4 @@ def _integrated(
                 parts = (total * change).movedim(start.dim, -1)
                 found[site.name] = asked.by_sample(at, parts).sum(0)
             yield found, batch, []
+        check_samples(asked.positions, at, at.first + len(batch))

@@ -131,8 +131,9 @@ class AblationResult(Result):
             ValueError: no such measure, or one that needs targets and got none.
         """
         metrics = self.metrics or {}
-        known = isinstance(measure, str) and measure in MEASURES
-        values = getattr(self, measure) if known else metrics.get(measure)
+        values = None
+        if isinstance(measure, str):
+            values = getattr(self, measure) if measure in MEASURES else metrics.get(measure)
         if not isinstance(values, Tensor):
             names = [name for name in MEASURES if getattr(self, name) is not None]
             names += metrics

@@ -83,7 +83,13 @@ def correction(start: Start, changes: Changes, slopes: list[Tensor]) -> list[Ten
     """
     tape = start.tape
     assert tape is not None
-    stop = next(i for i, call in enumerate(tape.calls) if call.name in ATTENTION) + 1
+    calls = [i for i, call in enumerate(tape.calls) if call.name in ATTENTION]
+    if not calls:  # the logits do not depend on it
+        return [
+            torch.zeros(len(start.site), len(changes), dtype=torch.float64, device=slope.device)
+            for slope in slopes
+        ]
+    stop = calls[0] + 1
 
     def attention(site: Tensor) -> Tensor:
         return tape.replay(site, stop=stop)

@@ -19,6 +19,7 @@ from modfast.ablation.values import (
     At,
     Positions,
     Source,
+    check_samples,
     corrupted_batches,
     each_position,
     read_positions,
@@ -61,6 +62,8 @@ class Options:
     progress: bool = True
     backend: str | None = None
     metrics: Mapping[str, Function] = field(default_factory=dict)
+    argument: str = "site"
+    """What the caller names places by."""
 
 
 Make = Callable[[At, Tensor | None, Tensor | None], Changes]
@@ -100,10 +103,7 @@ def starts(
     corrupted: Inputs | None = None,
     around: AbstractContextManager[object] | None = None,
 ) -> Iterator[Iterator[tuple[Batch, list[Start], dict[str, At]]]]:
-    """Each batch, run once, for as long as a `with` block lasts; what corrupted inputs have.
-
-    `around` is entered around the recorded runs.
-    """
+    """Each batch, run once, for as long as a `with` block lasts; what corrupted inputs have."""
     others = corrupted_batches(model, inputs, corrupted)
     with running(model) as run:
 
@@ -117,6 +117,7 @@ def starts(
                     output=options.output,
                     dim=options.dim,
                     backend=options.backend,
+                    argument=options.argument,
                     around=around,
                 )
                 seen: dict[str, At] = {}
@@ -124,7 +125,7 @@ def starts(
                     other = next(others, None)
                     if other is None:
                         raise ValueError("corrupted must have as many batches as inputs, got fewer")
-                    seen = seen_at(run, model, sites, other, options.dim)
+                    seen = seen_at(run, model, sites, other, options.dim, options.argument)
                 yield batch, found, seen
 
         yield each()
@@ -137,7 +138,8 @@ def sweep(
     """All ablations of a plan, by site."""
     changes: dict[str, Changes] = {}
     tables = {site.name: Table(options.per_sample) for site in plan.sites}
-    with starts(model, inputs, plan.sites, targets, options, plan.corrupted) as every:
+    paired = None if plan.source is None else plan.source.paired(plan.corrupted)
+    with starts(model, inputs, plan.sites, targets, options, paired) as every:
         for batch, found, corrupted in every:
             before = _values(options.metrics, found[0].logits, batch)
             for site, start in zip(plan.sites, found, strict=True):
@@ -147,6 +149,7 @@ def sweep(
                 judge = Judge(start, options, batch, before)
                 tables[name].add(*_run(start, changes[name], judge), start.rows, len(batch))
     n = next(iter(tables.values())).n_inputs
+    check_samples(plan.positions, at, n)
     if plan.source is not None:
         plan.source.check_rows(n)
     return {

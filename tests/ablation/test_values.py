@@ -313,6 +313,9 @@ def test_refusals(mlp: nn.Module) -> None:
     refused("positions must be None at 'act1'", mlp, x, "act1", positions=[0])
     refused("positions must be from -6 to 5, got 6", gpt, tokens, sites[1], positions=[6])
     refused("positions must be a mask", gpt, tokens, sites[1], positions=torch.ones(5).bool())
+    refused("positions must be a mask of 3 samples, got 4", gpt, tokens, sites[1],
+            positions=torch.ones(4, 6).bool())  # fmt: skip
+    refused("positions must", gpt, tokens, sites[1], positions={0}, error=TypeError)
     refused("positions must be one of None, 'each'", gpt, tokens, sites[1], positions="all")
     refused("metric must be one of", mlp, x, "act1", metric="logits")
     refused("metric must be a function", mlp, x, "act1", metric=3, error=TypeError)
@@ -328,3 +331,23 @@ def test_refusals(mlp: nn.Module) -> None:
     refused("seed must", mlp, x, "act1", seed="one", error=TypeError)
     with pytest.raises(ValueError, match="groups must be left out where units are"):
         modfast.ablate_groups(mlp, x, "act1", [[0]], groups=[[0]])
+    with pytest.raises(ValueError, match="metric must have another name than 'accuracy'"):
+        modfast.ablate_units(mlp, x, "act1", metric={"accuracy": lambda z: z.mean()})
+    with pytest.raises(TypeError, match="screen reads inputs and corrupted twice"):
+        modfast.ablate_units(mlp, iter([x]), "act1", screen=1)
+    short = {"input_ids": tokens["input_ids"][:, :4]}
+    for per_sample in (False, True):
+        with pytest.raises(ValueError, match="positions='each' needs as many positions in each"):
+            modfast.ablate_units(
+                gpt, [tokens, short], sites[1], [0], positions="each", per_sample=per_sample
+            )
+    with pytest.raises(ValueError, match="sites='act9': no such module"):
+        modfast.attribute_units(mlp, x, "act9", value="mean")
+
+
+def test_means_are_of_any_inputs_and_an_iterator(mlp: nn.Module) -> None:
+    x, other = torch.randn(20, 8).double(), torch.randn(30, 8).double()
+    wanted = modfast.capture(mlp, other, "act1")["act1"].mean(0)
+    for corrupted in (other, [other], iter([other[:11], other[11:]])):
+        found = modfast.ablate_units(mlp, x, "act1", value="mean", corrupted=corrupted)
+        same(found, modfast.ablate_units(mlp, x, "act1", value=wanted))
