@@ -24,6 +24,13 @@ class Screening(Result):
 
     The `k` units that an estimate puts first were ablated, and as many drawn at random from the
     others (or all of them). float64 tensors on the CPU.
+
+    Example:
+        >>> import torch, modfast
+        >>> model, x = modfast.models.MLP([8, 64, 3]), torch.randn(200, 8)
+        >>> told = modfast.ablate_units(model, x, "act1", screen=10).screening
+        >>> len(told.units), len(told.drawn), told.most_missed < 54
+        (10, 10, True)
     """
 
     estimate: Tensor
@@ -252,7 +259,16 @@ class SiteAblations(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class UnitScores(Result):
-    """What changing each unit of several sites would do, as estimated from gradients."""
+    """What changing each unit of several sites would do, as estimated from gradients.
+
+    Example:
+        >>> import torch, modfast
+        >>> model, x = modfast.models.MLP([8, 6, 6, 3]), torch.randn(20, 8)
+        >>> found = modfast.attribute_units(model, x, ["act1", "act2"], metric="entropy")
+        >>> site, unit, score = found.top(1)[0]
+        >>> score == found.scores[site][unit].item()
+        True
+    """
 
     scores: Mapping[str, Tensor]
     """By site, float64 `[units]`, or `[units, positions]`: ablated minus original, summed over the
