@@ -13,6 +13,8 @@ from modfast import checks
 from modfast.network.inputs import Batch
 from modfast.network.logits import IGNORED, last_token
 
+__all__ = ["logit_difference", "probability"]
+
 Function: TypeAlias = Callable[..., Tensor]
 """`(logits, batch) -> [n]`; one that takes logits alone, or gives one number, does as well."""
 Classes: TypeAlias = int | Sequence[int] | Tensor

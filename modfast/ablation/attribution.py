@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -89,13 +90,13 @@ def attribute_units(
         >>> {site: tuple(scores.shape) for site, scores in found.scores.items()}
         {'act1': (6,), 'act2': (6,)}
     """
-    options = options_of(output, dim, False, None, False, None)
+    options = replace(options_of(output, dim, False, None, False, None), argument="sites")
     judge = read_judge(metric, draws, seed)
     steps = checks.count("steps", steps)
     places = resolve_sites(model, sites)
     checks.module("model", model)
     require_differentiable(model)
-    source = read_source(model, inputs, places, value, corrupted, dim, seed)
+    source = read_source(model, inputs, places, value, corrupted, dim, seed, "sites")
     if source.kind == "optimal":
         raise ValueError("value must be other than 'optimal', whose constants sweeps look for")
     asked = Asked(places, source, corrupted, positions, groups, judge, steps)

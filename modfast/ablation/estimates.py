@@ -19,6 +19,7 @@ from modfast.ablation.values import (
     At,
     Positions,
     Source,
+    check_samples,
     each_position,
     read_positions,
     seen_at,
@@ -30,10 +31,10 @@ from modfast.network.inputs import Batch, Inputs, Targets
 from modfast.network.interrupts import under
 from modfast.network.logits import Rows, log_softmax, pick, read_rows
 from modfast.network.names import unwrapped
-from modfast.network.resume import begin
+from modfast.network.resume import Start, begin, equal_to_rounding
 from modfast.network.run import Run, running
 from modfast.network.sites import Site
-from modfast.network.visits import Visit, at_sites, checked
+from modfast.network.visits import Visit, at_sites, check_features, checked
 from modfast.precision import full_precision
 
 
@@ -179,10 +180,12 @@ def _at_once(
 ) -> Batches:
     """Each batch by one run of the model and one backward pass for all sites."""
     with running(model) as run:
-        for batch, partner in with_partners(model, inputs, targets, asked.corrupted):
+        for batch, partner in with_partners(
+            model, inputs, targets, asked.source.paired(asked.corrupted)
+        ):
             other: dict[str, At] = {}
             if partner is not None:
-                other = seen_at(run, model, asked.sites, partner, options.dim)
+                other = seen_at(run, model, asked.sites, partner, options.dim, options.argument)
             found = {}
             touched = []
             for site, at, slopes, attended in _gradients(run, model, batch, asked, options):
@@ -190,14 +193,23 @@ def _at_once(
                 change = new - at.features
                 each = [asked.by_sample(at, slope * change) for slope in slopes]
                 if attended:
-                    touched.append(at.name)
-                    start = begin(run, model, site, batch, output=options.output, dim=options.dim)
+                    start = begin(
+                        run,
+                        model,
+                        site,
+                        batch,
+                        output=options.output,
+                        dim=options.dim,
+                        argument=options.argument,
+                    )
                     if start.tape is not None:
+                        touched.append(at.name)
                         where = read_positions(asked.positions, at)
                         more = correction(start, asked.changes(at, new, where), attended)
                         each = [a + b.reshape(a.shape) for a, b in zip(each, more, strict=True)]
                 found[at.name] = _scores(each, asked.judge)
             yield found, batch, touched
+        check_samples(asked.positions, at, at.first + len(batch))
 
 
 def _scores(by_sample: list[Tensor], judge: Judge) -> Tensor:
@@ -216,11 +228,7 @@ def _gradients(
 
     def take(site: Site, value: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():
-            if not value.is_floating_point() or value.dim() < 2:
-                raise TypeError(
-                    f"sites={site.name!r}: must be a floating tensor [n, ..., units], got "
-                    f"{value.dtype} of shape {tuple(value.shape)}"
-                )
+            check_features(value, site, options.argument)
             module = inner.get_submodule(site.module)
             known = noting.dims.of(value)
             dims[site.name] = unit_dim(value, site, module, known, options.dim)
@@ -232,19 +240,21 @@ def _gradients(
         attention.note(site.name, taken)
         return taken
 
-    visits = [Visit(site, partial(take, site), "sites") for site in asked.sites]
-    with torch.enable_grad(), noting, attention, at_sites(model, visits):
-        logits = run(batch, lambda found: pick(found, options.output, batch))
-    sites = [visit.site for visit in checked(visits)]
-    kept = [site.name for site in sites]
-    checks.finite("the model's logits", logits.detach())
-    with torch.enable_grad():
+    visits = [Visit(site, partial(take, site), options.argument) for site in asked.sites]
+    slopes: dict[str, list[Tensor]] = {}
+    inside: dict[str, list[Tensor]] = {}
+
+    def read(output: Any) -> tuple[Tensor, list[str]]:
+        """Before what the model has written to its own tensors is put back."""
+        kept = [visit.site.name for visit in checked(visits)]
+        logits = pick(output, options.output, batch)
+        checks.finite("the model's logits", logits.detach())
+        attention.over()
         rows = read_rows(logits, batch)
         totals = asked.judge.values(logits, rows, batch)
         wanted = [values[name] for name in kept]
         attended = {name: attention.outputs[name] for name in kept if name in attention.outputs}
-        slopes: dict[str, list[Tensor]] = {name: [] for name in kept}
-        inside: dict[str, list[Tensor]] = {name: [] for name in attended}
+        missed: list[str] = []
         for i, total in enumerate(totals):
             found: Sequence[Tensor | None] = [None] * (len(wanted) + len(attended))
             if total.requires_grad:
@@ -256,10 +266,21 @@ def _gradients(
                 )
             if all(slope is None for slope in found):
                 raise ValueError("metric must depend on sites through autograd, got no gradient")
+            missed = [name for name, slope in zip(kept, found, strict=False) if slope is None]
             for name, slope in zip(kept, found, strict=False):
-                slopes[name].append(torch.zeros_like(values[name]) if slope is None else slope)
+                slope = torch.zeros_like(values[name]) if slope is None else slope
+                slopes.setdefault(name, []).append(slope)
             for name, slope in zip(attended, found[len(wanted) :], strict=True):
-                inside[name].append(torch.zeros_like(attended[name]) if slope is None else slope)
+                slope = torch.zeros_like(attended[name]) if slope is None else slope
+                inside.setdefault(name, []).append(slope)
+        return run.own(logits.detach()), missed
+
+    with torch.enable_grad(), noting, attention, at_sites(model, visits):
+        logits, missed = run(batch, read)
+    sites = [site for site in asked.sites if site.name in slopes]
+    for site in sites:
+        if site.name in missed:
+            _require_none(run, model, site, batch, options, logits)
     every = []
     for site in sites:
         units = dims[site.name]
@@ -271,12 +292,33 @@ def _gradients(
     return every
 
 
+def _require_none(
+    run: Run, model: nn.Module, site: Site, batch: Batch, options: Options, logits: Tensor
+) -> None:
+    """Refuses a site that gradients do not reach though the logits depend on it.
+
+    Raises:
+        ValueError: other values there give other logits.
+    """
+    moved = Visit(site, lambda value: value + (0.1 + value.abs().mean()))
+    with at_sites(model, [moved]):
+        found = run(batch, lambda x: run.own(pick(x, options.output, batch)), random=run.random)
+    if not equal_to_rounding(found, logits):
+        raise ValueError(
+            f"{options.argument}={site.name!r}: must be reached by gradients, got none, though the "
+            "logits depend on what is there"
+        )
+
+
 def _integrated(
     model: nn.Module, inputs: Inputs, targets: Targets, asked: Asked, options: Options
 ) -> Batches:
     """Each batch by runs from each site on, on the way to the new values."""
     judge, steps = asked.judge, asked.steps
-    with starts(model, inputs, asked.sites, targets, options, asked.corrupted) as every:
+    # Recorded with gradients on, or a call with a gradient of its own would go unnoticed.
+    graph = torch.enable_grad()
+    paired = asked.source.paired(asked.corrupted)
+    with starts(model, inputs, asked.sites, targets, options, paired, graph) as every:
         for batch, each, other in every:
             found = {}
             for site, start in zip(asked.sites, each, strict=True):
@@ -287,15 +329,24 @@ def _integrated(
                 total = torch.zeros_like(start.site)
                 for i in range(steps):
                     point = (start.site + (i + 0.5) / steps * change).detach().requires_grad_()
-                    with torch.enable_grad():
-                        logits = start.resume(point)
+
+                    def slope_of(
+                        logits: Tensor,
+                        start: Start = start,
+                        point: Tensor = point,
+                        log_p: Tensor = log_p,
+                        batch: Batch = batch,
+                    ) -> Tensor | None:
                         with full_precision():
                             rows = Rows(start.rows.of(logits), start.rows.kept, start.rows.targets)
                             kl = log_p if judge.is_squared else None
                             value = judge.value(logits, rows, batch, kl)
-                        slope = None
-                        if value.requires_grad:
-                            (slope,) = torch.autograd.grad(value, point, allow_unused=True)
+                        if not value.requires_grad:
+                            return None
+                        return torch.autograd.grad(value, point, allow_unused=True)[0]
+
+                    with torch.enable_grad():
+                        slope = start.through(point, slope_of)
                     if slope is None:
                         raise ValueError(
                             f"metric must depend on {site.name!r} through autograd, got no gradient"
@@ -304,3 +355,4 @@ def _integrated(
                 parts = (total * change).movedim(start.dim, -1)
                 found[site.name] = asked.by_sample(at, parts).sum(0)
             yield found, batch, []
+        check_samples(asked.positions, at, at.first + len(batch))

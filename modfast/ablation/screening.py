@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,9 +75,12 @@ def screened(
         TypeError, ValueError: as `attribute_units`; units, positions or metrics that cannot be
             screened.
     """
+    assert plan.source is not None
+    if isinstance(inputs, Iterator) or isinstance(plan.source.paired(plan.corrupted), Iterator):
+        raise TypeError("screen reads inputs and corrupted twice, which must be no iterators")
     if isinstance(plan.positions, str):
         raise ValueError("positions must be indices or a mask with screen, got 'each'")
-    if plan.source is None or plan.source.kind == "optimal":
+    if plan.source.kind == "optimal":
         raise ValueError("value must be other than 'optimal' with screen")
     if isinstance(metric, Mapping):
         if len(metric) != 1:

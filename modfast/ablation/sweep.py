@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +19,7 @@ from modfast.ablation.values import (
     At,
     Positions,
     Source,
+    check_samples,
     each_position,
     read_positions,
     seen_at,
@@ -61,6 +62,8 @@ class Options:
     progress: bool = True
     backend: str | None = None
     metrics: Mapping[str, Function] = field(default_factory=dict)
+    argument: str = "site"
+    """What the caller names places by."""
 
 
 Make = Callable[[At, Tensor | None, Tensor | None], Changes]
@@ -98,6 +101,7 @@ def starts(
     targets: Targets,
     options: Options,
     corrupted: Inputs | None = None,
+    around: AbstractContextManager[object] | None = None,
 ) -> Iterator[Iterator[tuple[Batch, list[Start], dict[str, At]]]]:
     """Each batch, run once, for as long as a `with` block lasts; what corrupted inputs have."""
     with running(model) as run:
@@ -112,10 +116,12 @@ def starts(
                     output=options.output,
                     dim=options.dim,
                     backend=options.backend,
+                    argument=options.argument,
+                    around=around,
                 )
                 seen: dict[str, At] = {}
                 if other is not None:
-                    seen = seen_at(run, model, sites, other, options.dim)
+                    seen = seen_at(run, model, sites, other, options.dim, options.argument)
                 yield batch, found, seen
 
         yield each()
@@ -128,7 +134,8 @@ def sweep(
     """All ablations of a plan, by site."""
     changes: dict[str, Changes] = {}
     tables = {site.name: Table(options.per_sample) for site in plan.sites}
-    with starts(model, inputs, plan.sites, targets, options, plan.corrupted) as every:
+    paired = None if plan.source is None else plan.source.paired(plan.corrupted)
+    with starts(model, inputs, plan.sites, targets, options, paired) as every:
         for batch, found, corrupted in every:
             before = _values(options.metrics, found[0].logits, batch)
             for site, start in zip(plan.sites, found, strict=True):
@@ -138,6 +145,7 @@ def sweep(
                 judge = Judge(start, options, batch, before)
                 tables[name].add(*_run(start, changes[name], judge), start.rows, len(batch))
     n = next(iter(tables.values())).n_inputs
+    check_samples(plan.positions, at, n)
     if plan.source is not None:
         plan.source.check_rows(n)
     return {

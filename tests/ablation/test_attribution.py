@@ -242,3 +242,47 @@ def test_refusals() -> None:
         modfast.attribute_units(model, batches, "act1", corrupted=batches[:1])
     with pytest.raises(ValueError, match="corrupted must have as many batches .* 1, got more"):
         modfast.ablate_units(model, batches[:1], "act1", corrupted=batches)
+
+
+def test_gradients_that_do_not_reach_a_site_are_no_zeros() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+            self.unused = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.a(x)).detach()
+            self.unused(h)
+            return self.c(torch.tanh(self.b(h)))
+
+    torch.manual_seed(0)
+    model, x = Cut().double(), torch.randn(9, 5).double()
+    metric = logit_difference(0, 1)
+    for cut in (["a"], ["a", "b"], ["b", "a"]):
+        with pytest.raises(ValueError, match="must be reached by gradients|must depend on sites"):
+            modfast.attribute_units(model, x, cut, metric=metric)
+    found = modfast.attribute_units(model, x, ["b", "unused"], metric=metric)
+    assert found.scores["unused"].tolist() == [0.0] * 3
+    assert found.scores["b"].abs().min() > 0
+
+
+def test_attention_that_nothing_depends_on() -> None:
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.out = nn.Linear(6, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.q(x)
+            self.seen = (q @ x.mT).softmax(-1)
+            return self.out(torch.tanh(q).mean(1))
+
+    torch.manual_seed(0)
+    model, x = Watched().double(), torch.randn(3, 5, 6).double()
+    metric = logit_difference(0, 1)
+    found = modfast.attribute_units(model, x, "q", metric=metric)
+    value = model.q(x).detach().requires_grad_()
+    logits = model.out(torch.tanh(value).mean(1))
+    (slope,) = torch.autograd.grad((logits[:, 0] - logits[:, 1]).sum(), value)
+    torch.testing.assert_close(found.scores["q"], (slope * -value).detach().sum((0, 1)))

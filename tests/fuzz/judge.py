@@ -335,7 +335,7 @@ def _of_the_zoo(call: Call, choose: mutations.Choose) -> tuple[str, Call, dict[s
     new |= {"clean": case.inputs, "corrupted": case.inputs, "output": case.output}
     new |= {"data": (case.inputs, case.targets), "train": (case.inputs, case.targets)}
     new |= {"site": choose(sites), "sites": sites, "layer": case.layer, "layers": case.layer}
-    new |= {"dim": None, "units": None, "test": None}
+    new |= {"dim": None, "units": None, "groups": None, "positions": None, "test": None}
     chosen = {key: value for key, value in new.items() if key in call.arguments}
     call.arguments |= chosen
     return f"{call.name}(of the zoo: {name})", call, dict.fromkeys(chosen, True)
