@@ -29,7 +29,7 @@ def attribute_units(
     targets: Targets = None,
     steps: int = 1,
     positions: Positions = None,
-    groups: UnitGroups | Mapping[str, UnitGroups] | None = None,
+    groups: UnitGroups | Mapping[str, UnitGroups | None] | None = None,
     draws: int = 1,
     seed: int = 0,
     output: Output = None,
@@ -64,7 +64,7 @@ def attribute_units(
         steps: of the way to the new values.
         positions: as in `ablate_units`; `"each"` gives scores for each unit and position.
         groups: groups of units that are changed together, such as `modfast.heads` gives, for all
-            sites or by site.
+            sites or by site (None for a site's single units).
         draws: with "kl", how often classes are drawn, each of which takes a backward pass.
         seed: of `"resample"` and of the draws.
         output: picks the logits out of what the model returns.

@@ -121,6 +121,8 @@ class Asked:
             if at.name not in groups:
                 raise ValueError(f"groups must have those of each site, got none for {at.name!r}")
             groups = groups[at.name]
+            if groups is None:
+                return None
         return read_masks("groups", groups, at.features.shape[-1], at.features.device)
 
     def changes(self, at: At, value: Tensor, where: Tensor | None) -> Changes:

@@ -1,0 +1,94 @@
+"""GPT-2 and what a researcher writes without modfast: hooks, a forward pass for each ablation."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LOOP = "loop of hooks"
+Change = Callable[[Tensor], Tensor]
+
+
+def gpt2(**config: Any) -> nn.Module:
+    """GPT-2 small with random weights, unless `config` says otherwise."""
+    import transformers
+
+    torch.manual_seed(0)
+    found = transformers.GPT2LMHeadModel(transformers.GPT2Config(use_cache=False, **config))
+    return found.eval()
+
+
+def tokens(n: int, t: int, vocabulary: int = 50_257) -> Tensor:
+    return torch.randint(0, vocabulary, (n, t), generator=torch.Generator().manual_seed(1))
+
+
+def hook(model: nn.Module, site: str, change: Change) -> Any:
+    """Puts `change` of a site in its place until it is removed."""
+    module = model.get_submodule(site.removesuffix(":input"))
+    if site.endswith(":input"):
+        return module.register_forward_pre_hook(lambda m, given: (change(given[0]), *given[1:]))
+    return module.register_forward_hook(lambda m, given, output: change(output))
+
+
+@torch.no_grad()
+def loop(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    ablations: Iterable[tuple[str, Change]],
+    before: Tensor,
+    metric: Change | None = None,
+) -> Tensor:
+    """What each ablation does to logits: KL(q | p), H(p) - H(q), KL(p | q), and to a metric.
+
+    `before` are the logits without, `[n, t, c]`; the result is `[3, a]`, or `[4, a]`.
+    """
+    log_p = before.log_softmax(-1)
+    p = log_p.exp()
+    entropy = -(p * log_p).sum()
+    found = []
+    for site, change in ablations:
+        handle = hook(model, site, change)
+        logits = model(**inputs).logits
+        handle.remove()
+        log_q = logits.log_softmax(-1)
+        q, gap = log_q.exp(), log_q - log_p
+        each = [(q * gap).sum(), entropy + (q * log_q).sum(), -(p * gap).sum()]
+        if metric is not None:
+            each.append((metric(logits) - metric(before)).sum())
+        found.append(torch.stack(each))
+    return torch.stack(found, 1)
+
+
+def put(units: Sequence[int] | slice, value: Tensor | float, dim: int = -1) -> Change:
+    """Puts a value in the place of some units, the last dimension of a copy."""
+
+    def change(a: Tensor) -> Tensor:
+        a = a.clone()
+        a[..., units] = value
+        return a
+
+    return change
+
+
+def memory(call: Callable[..., object], *arguments: Any) -> float:
+    """Bytes by which a call of a function of modules takes more than a model's forward pass.
+
+    In a process of its own, where `call(*arguments)` prepares and gives what is to be measured.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_memory, call, torch.get_num_threads(), arguments).result()
+
+
+def _memory(call: Callable[..., Any], threads: int, arguments: Any) -> float:
+    torch.set_num_threads(threads)
+    measured = call(*arguments)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    measured()
+    return 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
