@@ -134,7 +134,7 @@ def test_neurons(compare: Compare, layer: int, last: bool) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is told in KiB on Linux")
 @pytest.mark.parametrize(("layer", "last"), NEURON_SWEEPS)
 def test_memory(layer: int, last: bool) -> None:
-    """At most 1.3 times what the loop takes beyond the model and its first forward pass."""
+    """At most 1.3 times what the loop takes beyond the model."""
     ours, theirs, _ = NEURON_SWEEPS[layer, last]
     by_hooks, by_us = (
         memory(neurons, way, layer, last, max(theirs, 24 if way else ours)) for way in (LOOP, "")

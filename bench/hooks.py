@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
-import resource
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,8 +77,8 @@ def put(units: Sequence[int] | slice, value: Tensor | float, dim: int = -1) -> C
     return change
 
 
-def memory(call: Callable[..., object], *arguments: Any) -> float:
-    """Bytes by which a call of a function of modules takes more than a model's forward pass.
+def memory(call: Callable[..., Callable[[], object]], *arguments: Any) -> int:
+    """Bytes that are taken at most, beyond what is held before: Linux tells.
 
     In a process of its own, where `call(*arguments)` prepares and gives what is to be measured.
     """
@@ -86,9 +87,17 @@ def memory(call: Callable[..., object], *arguments: Any) -> float:
         return pool.submit(_memory, call, torch.get_num_threads(), arguments).result()
 
 
-def _memory(call: Callable[..., Any], threads: int, arguments: Any) -> float:
+def _memory(call: Callable[..., Callable[[], object]], threads: int, arguments: Any) -> int:
     torch.set_num_threads(threads)
     measured = call(*arguments)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    before = _status("VmRSS")
     measured()
-    return 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (found,) = (line.split()[1] for line in lines if line.startswith(field + ":"))
+    return 1024 * int(found)

@@ -45,8 +45,9 @@ def attribute_units(
     "kl" has gradient zero at the unchanged run. Its estimate is of second order, half of the
     variance of the change of log p: with classes y drawn from p for each row of logits,
     1/2 (the gradient of the sum of log p(y), times the change)^2 for each sample, which is
-    1/2 δᵀFδ with Fisher's F in the mean. It is as noisy as 2 / (samples · draws) tells: that is its
-    relative variance, at most.
+    1/2 δᵀFδ with Fisher's F in the mean. Its relative variance is 2 / (samples · draws) at most;
+    where samples have logits at several positions, it is nearer to 2 / (positions · draws), as
+    what positions do to each other's logits is left out as far as it is lost in that noise.
 
     With `steps` above 1 the gradient is the mean over runs in which a whole site is part of the
     way, a + (i - 1/2) / steps (a' - a): integrated gradients, site by site, whose sum over a site's
