@@ -44,11 +44,14 @@ def loop(
     ablations: Iterable[tuple[str, Change]],
     before: Tensor,
     metric: Change | None = None,
+    exact: bool = False,
 ) -> Tensor:
     """What each ablation does to logits: KL(q | p), H(p) - H(q), KL(p | q), and to a metric.
 
-    `before` are the logits without, `[n, t, c]`; the result is `[3, a]`, or `[4, a]`.
+    `before` are the logits without, `[n, t, c]`; the result is `[3, a]`, or `[4, a]`. Measured in
+    float32, as one would, or where it is `exact` in float64: differences of entropies lose digits.
     """
+    before = before.double() if exact else before
     log_p = before.log_softmax(-1)
     p = log_p.exp()
     entropy = -(p * log_p).sum()
@@ -56,6 +59,7 @@ def loop(
     for site, change in ablations:
         handle = hook(model, site, change)
         logits = model(**inputs).logits
+        logits = logits.double() if exact else logits
         handle.remove()
         log_q = logits.log_softmax(-1)
         q, gap = log_q.exp(), log_q - log_p
