@@ -30,7 +30,7 @@ def attribute_units(
     targets: Targets = None,
     steps: int = 1,
     positions: Positions = None,
-    groups: UnitGroups | Mapping[str, UnitGroups] | None = None,
+    groups: UnitGroups | Mapping[str, UnitGroups | None] | None = None,
     draws: int = 1,
     seed: int = 0,
     output: Output = None,
@@ -44,10 +44,11 @@ def attribute_units(
     done again for each of its units and only what follows is linearized (AtP*).
 
     "kl" has gradient zero at the unchanged run. Its estimate is of second order, half of the
-    variance of the change of log p: with classes y drawn from p for each row of logits,
-    1/2 (the gradient of the sum of log p(y), times the change)^2 for each sample, which is
-    1/2 δᵀFδ with Fisher's F in the mean. It is as noisy as 2 / (samples · draws) tells: that is its
-    relative variance, at most.
+    variance of the change of log p: 1/2 (the gradient of v · log p, times the change)^2 for each
+    sample, where v is random in each row of logits, of mean 0 and variance diag(p) - ppᵀ; in the
+    mean this is 1/2 δᵀFδ with Fisher's F. Its relative variance is 2 / (samples · draws) at most;
+    where samples have logits at several positions, it is nearer to 2 / (positions · draws), as
+    what positions do to each other's logits is left out as far as it is lost in that noise.
 
     With `steps` above 1 the gradient is the mean over runs in which a whole site is part of the
     way, a + (i - 1/2) / steps (a' - a): integrated gradients, site by site, whose sum over a site's
@@ -65,8 +66,8 @@ def attribute_units(
         steps: of the way to the new values.
         positions: as in `ablate_units`; `"each"` gives scores for each unit and position.
         groups: groups of units that are changed together, such as `modfast.heads` gives, for all
-            sites or by site.
-        draws: with "kl", how often classes are drawn, each of which takes a backward pass.
+            sites or by site (None for a site's single units).
+        draws: with "kl", how often v is drawn, each of which takes a backward pass.
         seed: of `"resample"` and of the draws.
         output: picks the logits out of what the model returns.
         dim: the dimension of the units, where it is another or not known.

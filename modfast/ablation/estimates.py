@@ -76,12 +76,18 @@ class Judge:
         return (log_q.exp() * log_of).sum()  # -H(q), or KL(q | p)
 
     def _drawn(self, log_p: Tensor, first: int, i: int) -> Tensor:
-        generator = torch.Generator("cpu").manual_seed((self.seed * 7919 + i) * 104729 + first)
+        """What has a gradient of variance F, Fisher's, by random signs for all classes.
+
+        Drawn classes would do as well, but rare ones among them come seldom and count much.
+        """
+        seed = (self.seed * 7919 + i) * 104729 + first
+        generator = torch.Generator(log_p.device).manual_seed(seed)
         with torch.no_grad():
-            # By the inverse of the distribution, a uniform number for each row.
-            place = torch.rand(len(log_p), 1, generator=generator, device="cpu").to(log_p)
-            y = torch.searchsorted(log_p.exp().cumsum(1), place).clamp(max=log_p.shape[1] - 1)
-        return log_p.gather(1, y).sum()
+            p = log_p.exp()
+            signs = torch.empty_like(p).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+            each = p.sqrt().mul_(signs)
+            each -= p.mul_(each.sum(1, keepdim=True))
+        return (log_p * each).sum()
 
 
 def read_judge(metric: Any, draws: int, seed: int) -> Judge:
@@ -122,6 +128,8 @@ class Asked:
             if at.name not in groups:
                 raise ValueError(f"groups must have those of each site, got none for {at.name!r}")
             groups = groups[at.name]
+            if groups is None:
+                return None
         return read_masks("groups", groups, at.features.shape[-1], at.features.device)
 
     def changes(self, at: At, value: Tensor, where: Tensor | None) -> Changes:
@@ -149,6 +157,20 @@ class Asked:
             parts.flatten(1, -2).sum(1, dtype=torch.float64) if parts.dim() > 2 else parts.double()
         )
         return found if mask is None else found @ mask.double().T
+
+    def adds_up(self, at: At) -> bool:
+        """Whether scores are sums over positions."""
+        return at.features.dim() > 2 and not isinstance(self.positions, str)
+
+    def squares(self, at: At, parts: Tensor) -> Tensor:
+        """As `by_sample`, the sum over positions of each one's square."""
+        mask = self.mask(at)
+        where = read_positions(self.positions, at)
+        if where is not None:
+            parts = parts * where
+        if mask is not None:
+            parts = parts @ mask.to(parts).T
+        return parts.square().flatten(1, -2).sum(1, dtype=torch.float64)
 
 
 @under(torch.no_grad)
@@ -188,10 +210,13 @@ def _at_once(
                 other = seen_at(run, model, asked.sites, partner, options.dim, options.argument)
             found = {}
             touched = []
-            for site, at, slopes, attended in _gradients(run, model, batch, asked, options):
+            by_token, each_site = _gradients(run, model, batch, asked, options)
+            for site, at, slopes, attended in each_site:
                 new = asked.source.at(at, other.get(at.name))
                 change = new - at.features
-                each = [asked.by_sample(at, slope * change) for slope in slopes]
+                parts = [slope * change for slope in slopes]
+                each = [asked.by_sample(at, part) for part in parts]
+                apart = None
                 if attended:
                     start = begin(
                         run,
@@ -207,21 +232,43 @@ def _at_once(
                         where = read_positions(asked.positions, at)
                         more = correction(start, asked.changes(at, new, where), attended)
                         each = [a + b.reshape(a.shape) for a, b in zip(each, more, strict=True)]
-                found[at.name] = _scores(each, asked.judge)
+                elif by_token and asked.judge.is_squared and asked.adds_up(at):
+                    apart = [asked.squares(at, part) for part in parts]
+                del parts
+                found[at.name] = _scores(each, apart, asked.judge)
             yield found, batch, touched
         check_samples(asked.positions, at, at.first + len(batch))
 
 
-def _scores(by_sample: list[Tensor], judge: Judge) -> Tensor:
+def _scores(by_sample: list[Tensor], apart: list[Tensor] | None, judge: Judge) -> Tensor:
+    """A batch's, of each sample's first-order parts; `apart` are sums of squares by position.
+
+    The square of a sample's sum over positions has the right mean, but is one draw. Where most
+    positions change no logits but their own, so has the sum of their squares, as many draws as
+    positions. The rest, of logits that several positions change, counts as far as it can be told
+    from noise: by a weight for the site that leaves the least squared error (James and Stein).
+    """
     if not judge.is_squared:
         return by_sample[0].sum(0)
-    return torch.stack([each.square().sum(0) for each in by_sample]).mean(0) / 2
+    whole = torch.stack([each.square() for each in by_sample]).flatten(0, 1)
+    n = len(by_sample[0])
+    if apart is None or len(whole) < 2:
+        return whole.mean(0) * n / 2
+    alone = torch.cat(apart)
+    rest = whole - alone
+    mean = rest.mean(0)
+    noise, total = (rest.var(0) / len(rest)).sum(), mean.square().sum()
+    weight = (1 - noise / total).clamp(min=0) if total > 0 else 0.0
+    return (alone.mean(0) + weight * mean) * n / 2
 
 
 def _gradients(
     run: Run, model: nn.Module, batch: Batch, asked: Asked, options: Options
-) -> list[tuple[Site, At, list[Tensor], list[Tensor]]]:
-    """What is at each site, gradients there, and those of the attention that it is part of."""
+) -> tuple[bool, list[tuple[Site, At, list[Tensor], list[Tensor]]]]:
+    """What is at each site, gradients there, and those of the attention that it is part of.
+
+    And whether samples have several rows of logits.
+    """
     values: dict[str, Tensor] = {}
     dims: dict[str, int] = {}
     attention, noting, inner = Attention(), NotingUnits(), unwrapped(model)
@@ -289,7 +336,7 @@ def _gradients(
         at = At(site.name, features, units, mask, batch.first)
         moved = [slope.movedim(units, -1) for slope in slopes[site.name]]
         every.append((site, at, moved, inside.get(site.name, [])))
-    return every
+    return len(rows.logits) > len(batch), every
 
 
 def _require_none(

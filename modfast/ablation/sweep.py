@@ -38,7 +38,7 @@ from modfast.progress import bar
 from modfast.reference import ACTIVATIONS
 
 MAX_MEMORY = 2**28
-# Of hidden layers: more falls out of a processor's cache, and goes back to the system each time.
+# More falls out of a processor's cache, and goes back to the system each time.
 CPU_BLOCK = 2**24
 # Bytes of one ablation's suffix above which doing several at once gains nothing on a CPU.
 CPU_VMAP = 2**20
@@ -331,6 +331,9 @@ def _batched(start: Start, changes: Changes, judge: Judge) -> tuple[Part, str]:
             resume, backend, chosen = alone, "replay", slice(0, 1)
     else:
         chosen = slice(0, 1)
+        if options.max_memory is None and start.site.device.type == "cpu":
+            # One by one: more at a time only share the reading of the original logits.
+            limit = CPU_BLOCK
     rest = _chunks(len(changes) - chosen.stop, peak, limit)
     for chunk in bar(rest, "ablations", options.progress, LONG):
         run(slice(chunk.start + chosen.stop, chunk.stop + chosen.stop), resume)

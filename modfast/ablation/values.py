@@ -225,7 +225,7 @@ def _means(
             last = seen_at(run, model, sites, batch, dim, place)
             for name, at in last.items():
                 if over_positions:
-                    total = at.counted.double().sum(0)
+                    total = at.counted.sum(0, dtype=torch.float64)
                     n = torch.tensor(float(len(at.counted)), device=total.device)
                 else:
                     kept = at.counts

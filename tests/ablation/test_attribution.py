@@ -106,6 +106,33 @@ def test_small_changes_are_met_exactly() -> None:
         )
 
 
+class Mixing(nn.Module):
+    """A layer for each token, whose outputs are averaged over the tokens by some share."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.site, self.readout, self.share = nn.Linear(6, 40), nn.Linear(40, 9), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.site(x)
+        return self.readout((1 - self.share) * h + self.share * h.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize(("share", "draws", "most"), [(0.0, 1, 0.15), (1.0, 64, 0.15)])
+def test_tokens_count_as_draws(share: float, draws: int, most: float) -> None:
+    """Where they keep apart; where they do not, squares of their own would be 1/50 of it."""
+    torch.manual_seed(0)
+    model, x = Mixing(share).double(), torch.randn(8, 50, 6).double()
+    near = modfast.capture(model, x, "site")["site"] + 1e-3
+    exact = modfast.ablate_units(model, x, "site", value=near).kl_ablated_original
+    found = modfast.attribute_units(model, x, "site", value=near, draws=draws).scores["site"]
+    assert ((found - exact).norm() / exact.norm()) < most
+    groups = modfast.attribute_units(
+        model, x, "site", value=near, draws=draws, groups=torch.eye(40).bool()
+    )
+    torch.testing.assert_close(groups.scores["site"], found)
+
+
 class Attended(nn.Module):
     """Attention and what is linear: an estimate that does the softmax again is exact."""
 
