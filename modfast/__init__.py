@@ -1,6 +1,6 @@
 """modfast: fast, exact measurement and training of modularity in neural networks.
 
-Clusters of a weight            Clusters, clusterability
+Clusters of a weight            Clusters, clusterability, find_clusters
 Training into clusters          ClusterabilityLoss, Modularity, fit, History
 What a cluster does             evaluate_clusters, ClusterEvaluation
 Binned information              mutual_information, entropy, joint_entropy, conditional_entropy
@@ -62,7 +62,7 @@ from modfast.circuits import (
     prune_circuit,
     search_space_reduction,
 )
-from modfast.clusters import Clusters, clusterability
+from modfast.clusters import Clusters, clusterability, find_clusters
 from modfast.effective import (
     EffectiveInformation,
     LayerInformation,
@@ -180,6 +180,7 @@ __all__ = [
     "entropy",
     "entropy_bits",
     "evaluate_clusters",
+    "find_clusters",
     "fit",
     "gaussian_mutual_information",
     "has_ops",

@@ -1,5 +1,6 @@
 """Into which clusters does a network fall, and how strongly?"""
 
+from modfast.clusters.finding import find_clusters
 from modfast.clusters.fitting import equal_clusters, fit_labels
 from modfast.clusters.labels import Clusters
 from modfast.clusters.measure import clusterability
@@ -9,6 +10,7 @@ __all__ = [
     "Clusters",
     "clusterability",
     "equal_clusters",
+    "find_clusters",
     "fit_labels",
     "gradient_of",
     "is_sharded",
