@@ -57,14 +57,16 @@ def maximized(
 
 def alternated(graph: Graph, k: int, labels: Sequence[Array]) -> tuple[list[Array], float]:
     """Labels after each side's best balanced ones, in turn until nothing rises; what is within."""
-    labels, most = list(labels), -np.inf
+    labels, most, still = list(labels), -np.inf, 0
     while True:
-        for side in range(len(labels)):
-            links = graph.links(side, labels, k)
-            labels[side] = _assigned(graph, side, -links)
-        # The last side's links are up to date, but not what the others hold among themselves.
+        for side, before in enumerate(labels):
+            labels[side] = _assigned(graph, side, -graph.links(side, labels, k))
+            # How many sides in a row have the best labels for what the others have.
+            still = still + 1 if np.array_equal(labels[side], before) else 1
+            if still >= len(labels):
+                break
         value = float(graph.within(labels, k)[0].sum())
-        if value <= most * (1 + 1e-12) or value <= 0:
+        if value <= most * (1 + 1e-12) or value <= 0 or still >= len(labels):
             return labels, max(value, most)
         most = value
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modfast import checks
 from modfast.clusters.wiring import Wiring
 from modfast.information import pairwise_mutual_information
 from modfast.network.capture import capture
@@ -84,6 +85,7 @@ def _loss(logits: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy of classes, squared error of real targets."""
     y = batch.targets
     assert y is not None
+    checks.floating("the model's logits", logits)
     if not y.is_floating_point():
         rows = read_rows(logits, batch, "inputs")
         assert rows.targets is not None

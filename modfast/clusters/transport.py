@@ -29,22 +29,32 @@ def balanced_labels(cost: Array) -> Array:
     labels: Array = cost.argmin(1)
     sizes = np.bincount(labels, minlength=k)
     step = np.full((k, k), np.inf)  # the least that a unit of one cluster costs more in another
-    unit = np.zeros((k, k), dtype=np.int64)
-    columns = np.arange(k)
+    unit = np.full((k, k), -1)  # and which unit that is
+    every = np.arange(k)
 
-    def refresh(cluster: int) -> None:
+    def look(cluster: int, others: Array) -> None:
+        """Finds anew which of a cluster's units go to others most cheaply."""
         members = np.flatnonzero(labels == cluster)
-        step[cluster] = np.inf
         if len(members):
-            more = cost[members]
-            more -= more[:, [cluster]].copy()
+            more = cost[np.ix_(members, others)] - cost[members, cluster][:, None]
             place = more.argmin(0)
-            step[cluster], unit[cluster] = more[place, columns], members[place]
-            step[cluster, cluster] = np.inf
+            step[cluster, others] = more[place, np.arange(len(others))]
+            unit[cluster, others] = members[place]
+        else:
+            step[cluster, others], unit[cluster, others] = np.inf, -1
+        step[cluster, cluster] = np.inf
+
+    def move(i: int, a: int, b: int) -> None:
+        labels[i] = b
+        look(a, np.flatnonzero(unit[a] == i))
+        more = cost[i] - cost[i, b]
+        nearer = more < step[b]
+        nearer[b] = False
+        step[b, nearer], unit[b, nearer] = more[nearer], i
 
     if sizes.max() > most or sizes.min() < least:
         for cluster in range(k):
-            refresh(cluster)
+            look(cluster, every)
     while True:
         if sizes.max() > most:
             sources, targets = sizes > most, sizes < most
@@ -53,26 +63,24 @@ def balanced_labels(cost: Array) -> Array:
         else:
             return labels
         path = _cheapest(step, sources, targets)
-        for a, b in pairwise(path):
-            labels[unit[a, b]] = b
+        for i, a, b in [(int(unit[a, b]), a, b) for a, b in pairwise(path)]:
+            move(i, a, b)
         sizes[path[0]] -= 1
         sizes[path[-1]] += 1
-        for cluster in path:
-            refresh(cluster)
 
 
 def _cheapest(step: Array, sources: Array, targets: Array) -> list[int]:
     """The clusters of the cheapest path, by Bellman and Ford: steps may cost less than nothing."""
     distance = np.where(sources, 0.0, np.inf)
     before = np.full(len(step), -1)
-    for _ in range(len(step)):
+    every = np.arange(len(step))
+    # Rounding must not make a path come back to where it has been.
+    rounding = 1e-12 * np.abs(step[np.isfinite(step)]).max(initial=0.0)
+    for _ in every:
         through = distance[:, None] + step
         best = through.argmin(0)
-        nearer = through[best, np.arange(len(step))]
-        # Rounding must not make a path come back to where it has been.
-        better = nearer < distance - 1e-12 * np.abs(
-            distance, where=np.isfinite(distance), out=np.zeros_like(distance)
-        )
+        nearer = through[best, every]
+        better = nearer < distance - rounding
         if not better.any():
             break
         distance[better], before[better] = nearer[better], best[better]

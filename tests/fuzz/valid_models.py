@@ -66,6 +66,13 @@ def _() -> dict[str, Any]:
     return {"weight": net(), "k": 2, "method": "gradient", **more, **inputs, "seed": 0}
 
 
+@entry("clusters.modularity_report", aliases=(*LOGITS, "weight"), work=frozenset({"n_shuffles"}))
+def _() -> dict[str, Any]:
+    options = {"clusters": None, "null": "row", "n_shuffles": 3, "layers": "fc[12]"}
+    more = {"drop_isolated": True, "seed": 0, "progress": False}
+    return {"model": net(), "k": 2, **options, **more}
+
+
 @entry("ablation.max_information_direction", aliases=LOGITS, work=frozenset({"steps", "restarts"}))
 def _() -> dict[str, Any]:
     inputs = {"inputs": batch()["inputs"], "site": "act2"}
