@@ -1,6 +1,7 @@
 """modfast: fast, exact measurement and training of modularity in neural networks.
 
-Clusters of a weight            Clusters, clusterability
+Clusters of a weight            Clusters, clusterability, find_clusters
+... more than chance?           modularity_report, ModularityReport
 Training into clusters          ClusterabilityLoss, Modularity, fit, History
 What a cluster does             evaluate_clusters, ClusterEvaluation
 Binned information              mutual_information, entropy, joint_entropy, conditional_entropy
@@ -62,7 +63,13 @@ from modfast.circuits import (
     prune_circuit,
     search_space_reduction,
 )
-from modfast.clusters import Clusters, clusterability
+from modfast.clusters import (
+    Clusters,
+    ModularityReport,
+    clusterability,
+    find_clusters,
+    modularity_report,
+)
 from modfast.effective import (
     EffectiveInformation,
     LayerInformation,
@@ -145,6 +152,7 @@ __all__ = [
     "LayerInformation",
     "Modularity",
     "ModularityMeasures",
+    "ModularityReport",
     "PairwiseInformation",
     "PerturbationalInformation",
     "Result",
@@ -180,6 +188,7 @@ __all__ = [
     "entropy",
     "entropy_bits",
     "evaluate_clusters",
+    "find_clusters",
     "fit",
     "gaussian_mutual_information",
     "has_ops",
@@ -196,6 +205,7 @@ __all__ = [
     "metrics",
     "models",
     "modularity_measures",
+    "modularity_report",
     "mutual_information",
     "normalize_rows",
     "pairwise_mutual_information",

@@ -184,6 +184,22 @@ def _() -> dict[str, Any]:
     return {"row_masks": torch.eye(2).bool(), "col_masks": torch.eye(2).bool()}
 
 
+@entry("clusters.Clusters.plot", aliases=("rows", "cols"))
+def _() -> dict[str, Any]:
+    return {"self": clusters(), "weight": torch.randn(6, 5), "title": "found"}
+
+
+@entry("clusters.Clusters.save", errors=(OSError,))
+def _() -> dict[str, Any]:
+    return {"self": clusters(), "path": f"{FOLDER.name}/saved.safetensors"}
+
+
+@entry("clusters.Clusters.load", errors=(OSError,))
+def _() -> dict[str, Any]:
+    clusters().save(path := f"{FOLDER.name}/clusters.safetensors")
+    return {"path": path}
+
+
 @entry("clusters.Clusters.to")
 def _() -> dict[str, Any]:
     return {"self": clusters(), "device": "cpu"}

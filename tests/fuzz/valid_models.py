@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import sklearn.cluster  # noqa: F401  (its first import draws random numbers)
 import torch
 from fuzz.calls import entries, entry
 from fuzz.valid import FOLDER, clusters
@@ -93,6 +94,20 @@ def _() -> dict[str, Any]:
     data = tuple(batch().values())
     more = {"layer": "fc1", "clusters": clusters(), "output": None}
     return {"model": net(), "data": data, **more}
+
+
+@entry("clusters.find_clusters", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    more = {"balanced": True, "refine": True, "joint": True, "layers": ["fc1", "fc2"]}
+    inputs = {"inputs": tuple(batch().values()), "output": None}
+    return {"weight": net(), "k": 2, "method": "gradient", **more, **inputs, "seed": 0}
+
+
+@entry("clusters.modularity_report", aliases=(*LOGITS, "weight"), work=frozenset({"n_shuffles"}))
+def _() -> dict[str, Any]:
+    options = {"clusters": None, "null": "row", "n_shuffles": 3, "layers": "fc[12]"}
+    more = {"drop_isolated": True, "seed": 0, "progress": False}
+    return {"model": net(), "k": 2, **options, **more}
 
 
 @entry("ablation.max_information_direction", aliases=LOGITS, work=frozenset({"steps", "restarts"}))
