@@ -336,7 +336,7 @@ def _gradients(
         at = At(site.name, features, units, mask, batch.first)
         moved = [slope.movedim(units, -1) for slope in slopes[site.name]]
         every.append((site, at, moved, inside.get(site.name, [])))
-    return len(rows.logits) > len(batch), every
+    return logits[..., 0].numel() > len(batch), every
 
 
 def _require_none(
