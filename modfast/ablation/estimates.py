@@ -79,7 +79,8 @@ class Judge:
         generator = torch.Generator("cpu").manual_seed((self.seed * 7919 + i) * 104729 + first)
         with torch.no_grad():
             # By the inverse of the distribution, a uniform number for each row.
-            place = torch.rand(len(log_p), 1, generator=generator, device="cpu").to(log_p)
+            shape, kind = (len(log_p), 1), torch.float32  # the same numbers under any default
+            place = torch.rand(shape, generator=generator, device="cpu", dtype=kind).to(log_p)
             y = torch.searchsorted(log_p.exp().cumsum(1), place).clamp(max=log_p.shape[1] - 1)
         return log_p.gather(1, y).sum()
 
