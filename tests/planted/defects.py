@@ -174,13 +174,6 @@ PYTHON = (
         ("tests/network/test_zoo_patching.py::test_scores_are_gradients_times_changes",),
     ),
     Defect(
-        "a part of a run keeps what depends on its site",
-        "modfast/network/parts.py",
-        "        if not known.isdisjoint(call.slots()):",
-        "        if not known.isdisjoint(call.slots()[:1]):",
-        ("tests/network/test_zoo_patching.py::test_several_sites_in_one_run",),
-    ),
-    Defect(
         "a constant from nowhere is taken for one",
         "modfast/network/parts.py",
         "tape.writes or tape.doubts",
