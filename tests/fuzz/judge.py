@@ -19,6 +19,7 @@ from network import zoo
 from network.snapshot import Snapshot, _globals
 from network.zoo_case import same_numbers
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import modfast
 
@@ -190,7 +191,9 @@ class _State:
     def _now(call: Call) -> dict[str, Any]:
         found = _globals()
         found["default device"] = str(torch.get_default_device())
-        if "seed" not in call.arguments or call.arguments["seed"] is None:
+        # A loader without a generator of its own draws from the global one as it is gone through.
+        loads = any(isinstance(each, DataLoader) for each in call.arguments.values())
+        if loads or "seed" not in call.arguments or call.arguments["seed"] is None:
             found.pop("torch's random state")
         if call.name == "training.fit":  # a model in training may draw what it likes
             found.pop("Python's random state")
