@@ -2,6 +2,7 @@
 
 Clusters of a weight            Clusters, clusterability, find_clusters
 ... more than chance?           modularity_report, ModularityReport
+... cut apart                   split_clusters, SplitNetwork
 Training into clusters          ClusterabilityLoss, Modularity, fit, History
 What a cluster does             evaluate_clusters, ClusterEvaluation
 Binned information              mutual_information, entropy, joint_entropy, conditional_entropy
@@ -66,9 +67,11 @@ from modfast.circuits import (
 from modfast.clusters import (
     Clusters,
     ModularityReport,
+    SplitNetwork,
     clusterability,
     find_clusters,
     modularity_report,
+    split_clusters,
 )
 from modfast.effective import (
     EffectiveInformation,
@@ -158,6 +161,7 @@ __all__ = [
     "Result",
     "Screening",
     "SiteAblations",
+    "SplitNetwork",
     "TaskComparison",
     "TaskComparisons",
     "TaskGradients",
@@ -217,6 +221,7 @@ __all__ = [
     "sensitivity",
     "soft_conditional_entropy",
     "soft_mutual_information",
+    "split_clusters",
     "task_capture",
     "task_gradients",
     "task_similarity",

@@ -132,6 +132,7 @@ def page(result: DemoResult, more: Mapping[str, Result] | None = None) -> str:
         "score": score,
         "Score": score[:1].upper() + score[1:],
         "k": str(clusters.n_clusters),
+        "which": "equal blocks" if result.chance is None else "found in the plain network",
         "n_train": f"{len(data.train_x):,}",
         "n_test": f"{len(data.test_x):,}",
         "shape": f"{clusters.shape[1]} inputs and {clusters.shape[0]} outputs",
@@ -311,7 +312,7 @@ th, td { text-align: left; padding: 7px 28px 7px 0; border-bottom: 1px solid var
 <main>
 <h1>A network trained into clusters</h1>
 <p class="soft">Data: $data, $n_train training and $n_test test samples. Clustered layer: $layer,
-with $shape, in $k equal clusters.</p>
+with $shape, in $k clusters, $which.</p>
 
 <section>
 <h2>The two networks</h2>

@@ -6,10 +6,12 @@ from modfast.clusters.labels import Clusters
 from modfast.clusters.measure import clusterability
 from modfast.clusters.report import ModularityReport, modularity_report
 from modfast.clusters.sharded import gradient_of, is_sharded, penalty_of, sums_of
+from modfast.clusters.splitting import SplitNetwork, split_clusters
 
 __all__ = [
     "Clusters",
     "ModularityReport",
+    "SplitNetwork",
     "clusterability",
     "equal_clusters",
     "find_clusters",
@@ -18,5 +20,6 @@ __all__ = [
     "is_sharded",
     "modularity_report",
     "penalty_of",
+    "split_clusters",
     "sums_of",
 ]

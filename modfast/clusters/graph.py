@@ -36,8 +36,10 @@ class Graph:
         self.sizes, self.blocks = tuple(sizes), dict(blocks)
         self.degrees = [np.zeros(n) for n in self.sizes]
         for (a, b), block in self.blocks.items():
-            self.degrees[a] += block.sum(1, dtype=np.float64)
-            self.degrees[b] += block.sum(0, dtype=np.float64)
+            # Large ones as they are: pairwise sums lose nothing that clusters could tell.
+            exact = block if block.size > _MANY else block.astype(np.float64, copy=False)
+            self.degrees[a] += exact.sum(1)
+            self.degrees[b] += exact.sum(0)
         self.alive = [degree > 0 for degree in self.degrees]
         self.n_alive = sum(int(each.sum()) for each in self.alive)
 
@@ -52,7 +54,8 @@ class Graph:
             each = layer.values if values is None else values[i]
             strength = strengths(each, power)
             if power == 2:
-                strength = strength / max(strength.sum(dtype=np.float64), np.finfo(float).tiny)
+                total = float(strength.sum())
+                strength *= 1 / total if total > 0 else 0.0
             a, b = layer.rows, layer.cols
             if (b, a) in blocks:
                 a, b, strength = b, a, strength.T
@@ -76,10 +79,10 @@ class Graph:
         many = sum(block.size for block in self.blocks.values()) > _MANY
         dtype = np.float32 if many else np.float64
         normal = {
-            (a, b): (scale[a].astype(dtype)[:, None] * block.astype(dtype, copy=False))
-            * scale[b].astype(dtype)
-            for (a, b), block in self.blocks.items()
+            (a, b): block * scale[a].astype(dtype)[:, None] for (a, b), block in self.blocks.items()
         }
+        for (_, b), block in normal.items():
+            block *= scale[b].astype(dtype)
         colors = self._colors()
         if colors is None:
             vectors = self._iterated(normal, k)
@@ -137,7 +140,7 @@ class Graph:
             return found
 
         if n <= _MOST_GRAM or k >= n - 1:
-            gram = np.zeros((n, n))
+            gram = np.zeros((n, n), next(iter(oriented.values())).dtype)
             for (a, b), first in oriented.items():
                 for (c, d), second in oriented.items():
                     if b == d and a <= c:

@@ -101,7 +101,7 @@ def _of_the_model(call: Call, error: Exception) -> bool:
     last = frames[-1]
     if Path(last.co_filename).parent == Path(__file__).parent and last.co_name != "__call__":
         return True  # raised by a model or a function of ours
-    if call.name == "models.MLP.forward":
+    if call.name in ("models.MLP.forward", "clusters.SplitNetwork.forward"):
         return True
     if any(isinstance(call.arguments.get(name), (nn.Module, type)) for name in USERS):
         return True  # a module in the place of a function fails by itself

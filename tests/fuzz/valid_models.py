@@ -110,6 +110,27 @@ def _() -> dict[str, Any]:
     return {"model": net(), "k": 2, **options, **more}
 
 
+def cut() -> dict[str, Any]:
+    return {"fc2": modfast.Clusters.equal(6, 6, 2)}
+
+
+@entry("clusters.split_clusters", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    return {"model": net(), "clusters": cut(), "tolerance": 1.0}
+
+
+@entry("clusters.SplitNetwork.difference", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    split = modfast.split_clusters(net(), cut(), tolerance=1.0)
+    return {"self": split, "model": net(), "inputs": batch()["inputs"]}
+
+
+@entry("clusters.SplitNetwork.forward", nan=True, aliases=LOGITS)
+def _() -> dict[str, Any]:
+    split = modfast.split_clusters(net(), cut(), tolerance=1.0)
+    return {"self": split, "*0": batch()["inputs"]}
+
+
 @entry("ablation.max_information_direction", aliases=LOGITS, work=frozenset({"steps", "restarts"}))
 def _() -> dict[str, Any]:
     inputs = {"inputs": batch()["inputs"], "site": "act2"}
