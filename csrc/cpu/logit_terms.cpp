@@ -25,11 +25,9 @@ constexpr int64_t kTile = 16;
 // Exponentials that are not worth waking a thread for.
 constexpr int64_t kGrain = int64_t{1} << 16;
 
-template <class T>
-std::tuple<Tensor, Tensor> run(const LogitTerms& all, const Tensor& logits, bool per_sample) {
-  constexpr int t = sizeof(T) == sizeof(double);
+std::tuple<Tensor, Tensor> run(const LogitTerms& all, int type, const Tensor& logits, bool per_sample) {
   const LogitTermsKernels& kernels = at_level(kTables);
-  const int64_t n = all.n_samples, a = all.n_ablations, k = all.n_terms, lanes = kernels.lanes[t];
+  const int64_t n = all.n_samples, a = all.n_ablations, k = all.n_terms;
   const int32_t dtype = aoti_torch_dtype_float64();
   Tensor terms = per_sample ? empty_beside(logits, {k, n, a}, dtype) : empty_beside(logits, {k, a}, dtype);
   Tensor classes = empty_beside(logits, {a, all.has_targets() ? all.n_classes : 0}, dtype);
@@ -38,10 +36,10 @@ std::tuple<Tensor, Tensor> run(const LogitTerms& all, const Tensor& logits, bool
   std::vector<double> sums(per_sample ? 0 : n_tiles * k * a);
   std::vector<char> correct(all.has_targets() ? n * a : 0);
   for_ranges(n_tiles, std::min(n, kTile) * a * all.n_classes, kGrain, [&](int64_t begin, int64_t end) {
-    std::vector<T> workspace(3 * ((all.n_classes + lanes - 1) / lanes) * lanes);
+    std::vector<double> workspace(kernels.workspace[type](all) / sizeof(double));
     std::vector<double> found(a * kMostTerms);
     for (int64_t i = begin * kTile; i < std::min(end * kTile, n); ++i) {
-      kernels.sample[t](all, i, workspace.data(), found.data());
+      kernels.sample[type](all, i, workspace.data(), found.data());
       for (int64_t j = 0; j < a; ++j) {
         for (int64_t term = 0; term < k; ++term) {
           const double value = found[j * kMostTerms + term];
