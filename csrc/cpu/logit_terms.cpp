@@ -25,7 +25,8 @@ constexpr int64_t kTile = 16;
 // Exponentials that are not worth waking a thread for.
 constexpr int64_t kGrain = int64_t{1} << 16;
 
-std::tuple<Tensor, Tensor> run(const LogitTerms& all, int type, const Tensor& logits, bool per_sample) {
+std::tuple<Tensor, Tensor> run(const LogitTerms& all, const Tensor& logits, bool per_sample) {
+  const int type = static_cast<int>(float_dtype(logits, "logit_terms", "logits", 0));
   const LogitTermsKernels& kernels = at_level(kTables);
   const int64_t n = all.n_samples, a = all.n_ablations, k = all.n_terms;
   const int32_t dtype = aoti_torch_dtype_float64();
@@ -72,11 +73,7 @@ std::tuple<Tensor, Tensor> run(const LogitTerms& all, int type, const Tensor& lo
 std::tuple<Tensor, Tensor> logit_terms(const Tensor& logits, const Tensor& ablated,
                                        std::optional<Tensor> targets, bool per_sample) {
   constexpr const char* op = "logit_terms";
-  check_sweep(op, logits, logits, targets);
-  MODFAST_CHECK(ablated.dim() == 3 && ablated.is_contiguous() && ablated.size(1) == logits.size(0) &&
-                    ablated.size(2) == logits.size(1) && ablated.scalar_type() == logits.scalar_type() &&
-                    same_device(ablated, logits),
-                op, "ablated must be [a, ", logits.size(0), ", ", logits.size(1), "], contiguous, as logits");
+  check_logit_terms(op, logits, ablated, targets);
   LogitTerms all{};
   all.logits = logits.data_ptr();
   all.ablated = ablated.data_ptr();
@@ -88,8 +85,7 @@ std::tuple<Tensor, Tensor> logit_terms(const Tensor& logits, const Tensor& ablat
     all.targets = static_cast<const int64_t*>(targets->data_ptr());
     check_targets(op, all.targets, all.n_samples, all.n_classes);
   }
-  return logits.scalar_type() == ScalarType::Double ? run<double>(all, logits, per_sample)
-                                                    : run<float>(all, logits, per_sample);
+  return run(all, logits, per_sample);
 }
 
 }  // namespace

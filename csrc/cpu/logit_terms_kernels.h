@@ -1,13 +1,13 @@
 // What ablations do to the probabilities of one sample; compiled per SIMD level.
 //
 // A row is gone through in blocks that stay in the nearest cache, each of which is read from memory once.
-// A block's sums are of its logits less their own largest, and of its changes less their own mean, so that
-// float32 loses nothing to what other blocks hold. They are carried over to the row's largest and mean in
-// double, by identities without rounding of their own.
+// A block's sums are of its logits less one near their largest, and of its changes less their own mean, so
+// that float32 loses nothing to what other blocks hold. They are carried over to the row's largest and mean
+// in double, by identities that round nothing of their own.
 #include "lanes_kernels.h"
 
-// Vectors of a block: three blocks fill half of a cache of 32 or 48 KB.
-constexpr int64_t kVectors = MODFAST_SIMD_BITS == 512 ? 128 : 256;
+// Vectors of a block, of which a few numbers are kept in the nearest caches.
+constexpr int64_t kVectors = MODFAST_SIMD_BITS == 512 ? 256 : 512;
 // Ablations that share what is computed of a block's original logits.
 constexpr int64_t kShared = 32;
 
@@ -39,18 +39,19 @@ MODFAST_LANE Lanes<T> only(Mask<T> mask, Lanes<T> v) {
   return (Lanes<T>)((Mask<T>)v & mask);
 }
 
-// e^x for `lowest` <= x <= 0, to 3 units in the last place.
+// e^x for x of at least `lowest` and at most 80, to 3 units in the last place.
 template <class T>
 MODFAST_LANE Lanes<T> exp_quick(Lanes<T> x) {
   if constexpr (sizeof(T) == sizeof(float) && MODFAST_SIMD_BITS != 0) {
     using N = Numbers<T>;
-    const Lanes<T> shifted = x * N::log2e + N::shift;
+    constexpr float shift = 12582912.0f;  // 1.5 * 2^23
+    const Lanes<T> shifted = x * N::log2e + shift;
     // With a fused multiply-add the nearest float to ln2, which is 2e-9 off, does.
-    const Lanes<T> f = x - (shifted - N::shift) * 0.693147181f;
-    const Lanes<T> power = (Lanes<T>)((Mask<T>)shifted << N::digits);
+    const Lanes<T> f = x - (shifted - shift) * 0.693147181f;
     // Fitted for |f| < ln2 / 2 to 1e-7 of the whole.
     constexpr float fitted[] = {1.0f, 1.0f, 0.4999923110f, 0.1666711420f, 0.0418901592f, 0.0083125206f};
-    return power * polynomial<T>(f, fitted);
+    // Times 2^k by its exponent.
+    return (Lanes<T>)((Mask<T>)polynomial<T>(f, fitted) + ((Mask<T>)shifted << N::digits));
   } else {
     return exp_near<T>(x);
   }
@@ -59,8 +60,8 @@ MODFAST_LANE Lanes<T> exp_quick(Lanes<T> x) {
 // e^x - 1 and e^x - 1 - x for |x| <= kClose.
 constexpr double kClose = 0.3465;
 template <class T>
-MODFAST_LANE Excess<T> exp_excess_close(Lanes<T> x) {
-  const Lanes<T> beyond = (x * x) * polynomial<T>(x, Numbers<T>::exp);
+MODFAST_LANE Excess<T> exp_excess_close(Lanes<T> x, Lanes<T> square) {
+  const Lanes<T> beyond = square * polynomial<T>(x, Numbers<T>::exp);
   return {x + beyond, beyond};
 }
 
@@ -84,26 +85,28 @@ enum OfAblated { kMean, kMoved, kExcess, kSecond, kFirst, kOfAblated };
 // A thread's memory.
 template <class T>
 struct TermsMemory {
-  int64_t stride;  // of the blocks: whole lanes of doubles
+  static constexpr int64_t kLine = 64;
+  int64_t stride;  // of the blocks: a cache's lines of doubles
   double *original, *ablated;
-  T *z, *w, *e;
+  T *z, *w;      // a block's logits, where they are not read as they lie
+  T* kept;  // for each vector of a block, one beside the other: e^(z - top), z - top and w - z
 
   static int64_t stride_of(int64_t n_classes) {
-    const int64_t lanes = kLanes<double>;
-    return ((n_classes + kBlock<T> - 1) / kBlock<T> + lanes - 1) / lanes * lanes;
+    return ((n_classes + kBlock<T> - 1) / kBlock<T> + 7) / 8 * 8;
   }
   static int64_t shared(int64_t n_ablations) { return n_ablations < kShared ? n_ablations : kShared; }
   static int64_t bytes(const LogitTerms& all) {
     const int64_t doubles = stride_of(all.n_classes) * (kOfOriginal + shared(all.n_ablations) * kOfAblated);
-    return doubles * sizeof(double) + 3 * kBlock<T> * sizeof(T);
+    return kLine + doubles * sizeof(double) + 5 * kBlock<T> * sizeof(T);
   }
 
   TermsMemory(const LogitTerms& all, void* memory) : stride(stride_of(all.n_classes)) {
-    original = static_cast<double*>(memory);
+    const auto at = reinterpret_cast<uintptr_t>(memory);
+    original = reinterpret_cast<double*>((at + kLine - 1) / kLine * kLine);
     ablated = original + stride * kOfOriginal;
     z = reinterpret_cast<T*>(ablated + stride * kOfAblated * shared(all.n_ablations));
     w = z + kBlock<T>;
-    e = w + kBlock<T>;
+    kept = w + kBlock<T>;
   }
   double* of_original(OfOriginal which) const { return original + which * stride; }
   double* of_ablated(int64_t a, OfAblated which) const { return ablated + (a * kOfAblated + which) * stride; }
@@ -125,122 +128,129 @@ MODFAST_LANE void each_vector(int64_t count, const S* ahead, const F& f) {
   if (i < count) f(i, first_lanes<T>(count - i));
 }
 
-// Of a block's changes: the least, the largest, the sum of p times each, and the largest logit.
+// The larger of numbers of which none is negative. As integers floats are compared by more units, and NaN
+// is largest.
 template <class T>
-struct Extremes {
-  Lanes<T> low, high, most, sum;
-
-  MODFAST_LANE void add(Lanes<T> before, Lanes<T> after, Lanes<T> p) {
-    const Lanes<T> r = after - before;
-    low = smaller(low, r);
-    high = larger(high, r);
-    most = larger(most, after);
-    sum += p * r;
-  }
-};
-
-template <class T>
-MODFAST_LANE Extremes<T> extremes_of_one(const T* z, const T* w) {
-  const Lanes<T> after = load_lanes(w), r = after - load_lanes(z);
-  return {r, r, after, Lanes<T>{}};
+MODFAST_LANE Lanes<T> larger_square(Lanes<T> a, Lanes<T> b) {
+  if constexpr (sizeof(T) == 4) return (Lanes<T>)((Mask<T>)a > (Mask<T>)b ? (Mask<T>)a : (Mask<T>)b);
+  return larger(a, b);
 }
 
+// How a block changes: the mean, and the largest logit after it.
 template <class T>
 struct BlockChange {
   double mean;
-  T low, high, most;
+  T most;
 };
 
+// Puts a block of the original into memory: e^(z - top), z - top, the sums of the first and of their
+// product, and how an ablation changes it. `top` need only be near the largest logit; it comes as that of
+// the block before.
+template <class T, class S>
+MODFAST_LANE BlockChange<T> original_block(const T* z, const T* w, int64_t count, const TermsMemory<T>& memory,
+                                           int64_t block, T& top, const S* ahead) {
+  using V = Lanes<T>;
+  constexpr int64_t lanes = kLanes<T>;
+  V total, log, sum, most, low, high;
+  const auto add = [&](const auto& exp) {
+    // Its own, which stay in registers.
+    const V tops = splat(top);
+    V a = {}, b = {}, c = {}, after_most = load_lanes(w), least = load_lanes(z) - tops, largest = least;
+    T* const kept = memory.kept;
+    each_vector<T>(count, ahead, [&](int64_t i, Mask<T> mask) __attribute__((always_inline)) {
+      const V before = load_lanes(z + i), after = load_lanes(w + i), d = before - tops, r = after - before;
+      const V e = only<T>(mask, exp(d));
+      store_lanes(kept + 3 * i, e);
+      store_lanes(kept + 3 * i + lanes, d);
+      store_lanes(kept + 3 * i + 2 * lanes, r);
+      least = smaller(least, d);
+      largest = larger(largest, d);
+      after_most = larger(after_most, after);
+      a += e;
+      b += e * d;
+      c += e * r;
+    });
+    total = a, log = b, sum = c, most = after_most, low = least, high = largest;
+  };
+  constexpr T above = 16;  // times e^kFar, and for each class, that is still a number
+  if (block > 0) add([](V d) { return exp_quick<T>(d); });
+  if (block == 0 || !(-largest_of<T>(-low) >= Numbers<T>::lowest && largest_of<T>(high) <= above)) {
+    V largest = load_lanes(z);
+    for (int64_t i = lanes; i < count; i += lanes) largest = larger(largest, load_lanes(z + i));
+    top = largest_of<T>(largest);
+    add([](V d) { return exp_down<T>(d); });
+  }
+  const double whole = total_of<T>(total);
+  memory.of_original(kTop)[block] = top;
+  memory.of_original(kTotal)[block] = whole;
+  memory.of_original(kLog)[block] = total_of<T>(log);
+  const T rise = largest_of<T>(high);
+  if (rise > 0) top += rise;
+  return {total_of<T>(sum) / whole, largest_of<T>(most)};
+}
+
+// How each other ablation changes it.
 template <class T>
-MODFAST_LANE BlockChange<T> change_of(const Extremes<T>& of, double total) {
-  return {total_of<T>(of.sum) / total, -largest_of<T>(-of.low), largest_of<T>(of.high), largest_of<T>(of.most)};
+MODFAST_LANE BlockChange<T> change_of_block(const T* z, const T* w, int64_t count, const TermsMemory<T>& memory,
+                                            double total) {
+  using V = Lanes<T>;
+  constexpr int64_t lanes = kLanes<T>;
+  V sum = {}, most = load_lanes(w);
+  T* const kept = memory.kept;
+  each_vector<T>(count, w, [&](int64_t i, Mask<T>) __attribute__((always_inline)) {
+    const V after = load_lanes(w + i), r = after - load_lanes(z + i);
+    store_lanes(kept + 3 * i + 2 * lanes, r);
+    most = larger(most, after);
+    sum += load_lanes(kept + 3 * i) * r;
+  });
+  return {total_of<T>(sum) / total, largest_of<T>(most)};
 }
 
 // What the blocks of an ablation have had so far.
 template <class T>
 struct Extent {
-  T low, high;
-  bool wrong;  // a class comes before the target
+  T low, high;  // bounds of the changes
+  bool close;   // whether the last were
+  bool wrong;   // a class comes before the target
 };
 
-// e^(z - top) of a block to `e`, the sums of it and of it times (z - top), and what an ablation changes.
+// The sums of the block in memory; of changes that are too far apart only their mean. `ahead`: what is read
+// next.
 template <class T, class S>
-MODFAST_LANE BlockChange<T> original_block(const T* z, const T* w, int64_t count, const TermsMemory<T>& memory,
-                                           int64_t block, const S* ahead) {
+MODFAST_LANE void near_block(int64_t count, double change, const TermsMemory<T>& memory, int64_t a,
+                             int64_t block, Extent<T>& extent, const S* ahead) {
   using V = Lanes<T>;
   constexpr int64_t lanes = kLanes<T>;
-  V top = load_lanes(z), low = top;
-#pragma GCC unroll 4
-  for (int64_t i = 0; i < count; i += lanes) {
-    const V v = load_lanes(z + i);
-    top = larger(top, v);
-    low = smaller(low, v);
-  }
-  const T largest = largest_of<T>(top), range = largest + largest_of<T>(-low);
-  const V tops = splat(largest);
-  V total = {}, log = {};
-  Extremes<T> extremes = extremes_of_one(z, w);
-  T* e = memory.e;
+  const T near = static_cast<T>(change);
+  const V mean = splat(near);
+  V moved, excess, second, first, most;
   const auto add = [&](const auto& exp) {
-    each_vector<T>(count, ahead, [&](int64_t i, Mask<T> mask) {
-      const V before = load_lanes(z + i), d = before - tops, found = only<T>(mask, exp(d));
-      store_lanes(e + i, found);
-      total += found;
-      log += found * d;
-      extremes.add(before, load_lanes(w + i), found);
-    });
-  };
-  if (range < -Numbers<T>::lowest) {
-    add([](V d) { return exp_quick<T>(d); });
-  } else {
-    add([](V d) { return exp_down<T>(d); });
-  }
-  const double sum = total_of<T>(total), sum_of_log = total_of<T>(log);
-  memory.of_original(kTop)[block] = largest;
-  memory.of_original(kTotal)[block] = sum;
-  memory.of_original(kLog)[block] = sum_of_log;
-  // The mean logit as a T.
-  memory.of_original(kCenter)[block] = static_cast<T>(largest + sum_of_log / sum);
-  return change_of<T>(extremes, sum);
-}
-
-// The same for each other ablation.
-template <class T>
-MODFAST_LANE BlockChange<T> change_of_block(const T* z, const T* w, int64_t count, const T* e, double total) {
-  Extremes<T> extremes = extremes_of_one(z, w);
-  each_vector<T>(count, w, [&](int64_t i, Mask<T>) {
-    extremes.add(load_lanes(z + i), load_lanes(w + i), load_lanes(e + i));
-  });
-  return change_of<T>(extremes, total);
-}
-
-// The sums of a block; of changes that are far apart only their mean. `ahead`: what is read next.
-template <class T, class S>
-MODFAST_LANE void near_block(const T* z, const T* w, int64_t count, const BlockChange<T>& change,
-                             const TermsMemory<T>& memory, int64_t a, int64_t block, const S* ahead) {
-  using V = Lanes<T>;
-  const T* e = memory.e;
-  const T near = static_cast<T>(change.mean);
-  const V mean = splat(near), center = splat(static_cast<T>(memory.of_original(kCenter)[block]));
-  V moved = {}, excess = {}, second = {}, first = {};
-  double rest = 0;
-  const auto add = [&](const auto& exp) {
-    each_vector<T>(count, ahead, [&](int64_t i, Mask<T>) {
-      const V before = load_lanes(z + i), p = load_lanes(e + i), x = (load_lanes(w + i) - before) - mean;
-      const Excess<T> found = exp(x);
+    V a = {}, b = {}, c = {}, d = {}, largest = {};
+    const T* const kept = memory.kept;
+    each_vector<T>(count, ahead, [&](int64_t i, Mask<T>) __attribute__((always_inline)) {
+      const V p = load_lanes(kept + 3 * i), x = load_lanes(kept + 3 * i + 2 * lanes) - mean, square = x * x;
+      const Excess<T> found = exp(x, square);
       const V by = p * found.moved;
-      moved += by;
-      excess += p * found.beyond;
-      second += by * x;
-      first += by * (before - center);
+      largest = larger_square<T>(largest, square);
+      a += by;
+      b += p * found.beyond;
+      c += by * x;
+      d += by * load_lanes(kept + 3 * i + lanes);
     });
+    moved = a, excess = b, second = c, first = d, most = largest;
   };
-  if (change.high - near <= T(kClose) && near - change.low <= T(kClose)) {
-    add([](V x) { return exp_excess_close<T>(x); });
-  } else if (change.high - change.low <= kFar) {
-    add([](V x) { return exp_excess<T>(x); });
-  } else {
-    rest = (change.mean - near) * memory.of_original(kTotal)[block];
+  const auto within = [&](double bound) { return largest_of<T>(most) <= T(bound * bound); };
+  if (extent.close) add([](V x, V square) { return exp_excess_close<T>(x, square); });
+  if (!extent.close || !within(kClose)) add([](V x, V square) { return exp_excess<T>(x); });
+  extent.close = within(kClose);
+  const double reach = std::sqrt(static_cast<double>(largest_of<T>(most)));
+  const T low = static_cast<T>(near - reach), high = static_cast<T>(near + reach);
+  extent.low = low >= extent.low ? extent.low : low;
+  extent.high = high <= extent.high ? extent.high : high;
+  double rest = 0;
+  if (!within(kFar)) {
+    moved = excess = second = first = V{};
+    rest = (change - near) * memory.of_original(kTotal)[block];
   }
   memory.of_ablated(a, kMean)[block] = near;
   memory.of_ablated(a, kMoved)[block] = rest + total_of<T>(moved);
@@ -249,20 +259,20 @@ MODFAST_LANE void near_block(const T* z, const T* w, int64_t count, const BlockC
   memory.of_ablated(a, kFirst)[block] = total_of<T>(first);
 }
 
-// Of a row before any ablation: its largest logit, the log of sum e^(z - top), and the entropy.
+// Of a row before any ablation: log sum e^z, and that sum about the largest of the blocks' tops.
 struct RowOriginal {
-  double top, total, log_total, entropy;
+  double log_sum, total;
 };
 
-// From here on the blocks' sums are about the row's largest logit: of kTop remains the factor by which they
-// became so, of kLog the sum of e^(z - top) (z - center), of kCenter its distance from the row's mean logit.
+// From here on the blocks' sums are about the largest top: of kTop remains the factor by which they became
+// so, and kCenter is how far the block's top is above the row's mean logit.
 template <class T>
 MODFAST_LANE RowOriginal original_row(const TermsMemory<T>& memory, int64_t n_blocks) {
   using D = Lanes<double>;
   double *tops = memory.of_original(kTop), *totals = memory.of_original(kTotal);
   double *logs = memory.of_original(kLog), *centers = memory.of_original(kCenter);
   for (int64_t b = n_blocks; b < memory.stride; ++b) {
-    tops[b] = centers[b] = tops[0];
+    tops[b] = tops[0];
     totals[b] = logs[b] = 0;
   }
   D top = load_lanes(tops), total = {}, log = {};
@@ -271,20 +281,18 @@ MODFAST_LANE RowOriginal original_row(const TermsMemory<T>& memory, int64_t n_bl
   for (int64_t b = 0; b < memory.stride; b += kLanes<double>) {
     const D by = load_lanes(tops + b) - largest, factor = exp_down<double>(by);
     const D sum = factor * load_lanes(totals + b), of_log = factor * load_lanes(logs + b);
-    const D center = load_lanes(centers + b) - largest;
     total += sum;
     log += of_log + sum * by;
     store_lanes(tops + b, factor);
     store_lanes(totals + b, sum);
-    store_lanes(logs + b, of_log + sum * (by - center));
-    store_lanes(centers + b, center);
+    store_lanes(logs + b, of_log);
+    store_lanes(centers + b, by);
   }
   const double whole = total_of<double>(total), mean = total_of<double>(log) / whole;
   for (int64_t b = 0; b < memory.stride; b += kLanes<double>) {
     store_lanes(centers + b, load_lanes(centers + b) - splat(mean));
   }
-  const double log_total = std::log(whole);
-  return {largest[0], whole, log_total, log_total - mean};
+  return {largest[0] + std::log(whole), whole};
 }
 
 // The mean change of ablation a.
@@ -331,33 +339,34 @@ MODFAST_LANE AblationTerms<double> near_row(const TermsMemory<T>& memory, int64_
 // Of any changes, also of those that are not finite, which then shows in the terms.
 template <class S, class T>
 MODFAST_LANE AblationTerms<double> far_row(const S* z, const S* w, int64_t n, const TermsMemory<T>& memory,
-                                           double mean, const RowOriginal& row) {
+                                           double mean, double log_sum) {
   using V = Lanes<T>;
-  const V top = splat(static_cast<T>(row.top)), log_total = splat(static_cast<T>(row.log_total));
-  double totals[3] = {};
+  const V top = splat(static_cast<T>(log_sum)), rest = splat(static_cast<T>(log_sum - top[0]));
+  double totals[4] = {};
   // f(log p, log p + change, mask, sums)
   const auto each = [&](const auto& f) {
     for (int64_t begin = 0; begin < n; begin += kBlock<T>) {
       const int64_t count = n - begin < kBlock<T> ? n - begin : kBlock<T>;
       const T *before = block_of(z + begin, count, memory.z), *after = block_of(w + begin, count, memory.w);
-      V sums[3] = {};
-      each_vector<T>(count, after, [&](int64_t i, Mask<T> mask) {
-        const V from = load_lanes(before + i), log = (from - top) - log_total;
+      V sums[4] = {};
+      each_vector<T>(count, after, [&](int64_t i, Mask<T> mask) __attribute__((always_inline)) {
+        const V from = load_lanes(before + i), log = (from - top) - rest;
         f(log, log + (load_lanes(after + i) - from), mask, sums);
       });
-      for (int k = 0; k < 3; ++k) totals[k] += total_of<T>(sums[k]);
+      for (int k = 0; k < 4; ++k) totals[k] += total_of<T>(sums[k]);
     }
   };
   V most = splat(T(-INFINITY));
-  each([&](V log, V moved, Mask<T> mask, V(&to)[3]) { most = larger(most, moved); });
+  each([&](V log, V moved, Mask<T> mask, V(&to)[4]) { most = larger(most, moved); });
   const V peak = splat(largest_of<T>(most));
-  each([&](V log, V moved, Mask<T> mask, V(&to)[3]) {
+  each([&](V log, V moved, Mask<T> mask, V(&to)[4]) {
     const V below = moved - peak, e = only<T>(mask, exp_down<T>(below));
     to[0] += e;
     to[1] += e * log;
     to[2] += e * below;
+    to[3] -= only<T>(mask, exp_down<T>(log)) * log;
   });
-  return far_terms<double>(mean, row.entropy, peak[0], totals[0], std::log(totals[0]), totals[1], totals[2]);
+  return far_terms<double>(mean, totals[3], peak[0], totals[0], std::log(totals[0]), totals[1], totals[2]);
 }
 
 template <class S>
@@ -373,7 +382,8 @@ void sample_terms(const LogitTerms& all, int64_t sample, void* workspace, double
       return static_cast<const S*>(all.ablated) + ((start + a) * all.n_samples + sample) * n;
     };
     Extent<T> extents[kShared];
-    for (int64_t a = 0; a < n_shared; ++a) extents[a] = {T(INFINITY), T(-INFINITY), false};
+    for (int64_t a = 0; a < n_shared; ++a) extents[a] = {T(INFINITY), T(-INFINITY), true, false};
+    T top = 0;
     for (int64_t block = 0; block < n_blocks; ++block) {
       const int64_t begin = block * kBlock<T>, count = n - begin < kBlock<T> ? n - begin : kBlock<T>;
       const T* before = block_of(z + begin, count, memory.z);
@@ -381,12 +391,10 @@ void sample_terms(const LogitTerms& all, int64_t sample, void* workspace, double
         const S* ahead = a + 1 < n_shared ? row_of(a + 1) + begin : row_of(0) + begin + kBlock<T>;
         const T* after = block_of(row_of(a) + begin, count, memory.w);
         const BlockChange<T> change =
-            a == 0 ? original_block(before, after, count, memory, block, z + begin + kBlock<T>)
-                   : change_of_block(before, after, count, memory.e, memory.of_original(kTotal)[block]);
+            a == 0 ? original_block(before, after, count, memory, block, top, z + begin + kBlock<T>)
+                   : change_of_block(before, after, count, memory, memory.of_original(kTotal)[block]);
         Extent<T>& extent = extents[a];
-        extent.low = change.low < extent.low ? change.low : extent.low;
-        extent.high = change.high > extent.high ? change.high : extent.high;
-        near_block(before, after, count, change, memory, a, block, ahead);
+        near_block(count, change.mean, memory, a, block, extent, ahead);
         if (target >= 0 && !extent.wrong) {
           const T own = load(row_of(a)[target]);
           extent.wrong = change.most > own;
@@ -402,13 +410,13 @@ void sample_terms(const LogitTerms& all, int64_t sample, void* workspace, double
       const double mean = mean_of_row(memory, n_blocks, a, row.total);
       const AblationTerms<double> found = extents[a].high - extents[a].low <= kFar
                                               ? near_row(memory, a, mean, row.total)
-                                              : far_row(z, w, n, memory, mean, row);
+                                              : far_row(z, w, n, memory, mean, row.log_sum);
       // Only rounding goes below 0.
       terms[0] = found.entropy_difference;
       terms[1] = found.kl_ablated_original < 0 ? 0 : found.kl_ablated_original;
       terms[2] = found.kl_original_ablated < 0 ? 0 : found.kl_original_ablated;
       if (target >= 0) {
-        const double log_p = static_cast<double>(load(z[target])) - row.top - row.log_total;
+        const double log_p = static_cast<double>(load(z[target])) - row.log_sum;
         terms[3] = found.log_sum - (log_p + (static_cast<double>(load(w[target])) - load(z[target])));
         terms[4] = extents[a].wrong ? 0.0 : 1.0;
       }
