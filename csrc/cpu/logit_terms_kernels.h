@@ -80,7 +80,7 @@ MODFAST_LANE const T* block_of(const S* from, int64_t count, T* to) {
 
 // Of each block of the original, and of each block of each ablation.
 enum OfOriginal { kTop, kTotal, kLog, kCenter, kOfOriginal };
-enum OfAblated { kMean, kMoved, kExcess, kSecond, kFirst, kOfAblated };
+enum OfAblated { kMean, kRest, kExcess, kSecond, kFirst, kOfAblated };
 
 // A thread's memory.
 template <class T>
@@ -223,8 +223,9 @@ MODFAST_LANE void near_block(int64_t count, double change, const TermsMemory<T>&
   constexpr int64_t lanes = kLanes<T>;
   const T near = static_cast<T>(change);
   const V mean = splat(near);
-  V moved, excess, second, first, most;
-  const auto add = [&](const auto& exp) {
+  V rest, excess, second, first, most;
+  // What rounding left of the mean, sum p x, is sum p (x + g) less sum p g while g is small.
+  const auto add = [&](const auto& exp, auto by_moved) {
     V a = {}, b = {}, c = {}, d = {}, largest = {};
     const T* const kept = memory.kept;
     each_vector<T>(count, ahead, [&](int64_t i, Mask<T>) __attribute__((always_inline)) {
@@ -232,28 +233,28 @@ MODFAST_LANE void near_block(int64_t count, double change, const TermsMemory<T>&
       const Excess<T> found = exp(x, square);
       const V by = p * found.moved;
       largest = larger_square<T>(largest, square);
-      a += by;
+      a += by_moved ? by : p * x;
       b += p * found.beyond;
       c += by * x;
       d += by * load_lanes(kept + 3 * i + lanes);
     });
-    moved = a, excess = b, second = c, first = d, most = largest;
+    rest = by_moved ? a - b : a, excess = b, second = c, first = d, most = largest;
   };
   const auto within = [&](double bound) { return largest_of<T>(most) <= T(bound * bound); };
-  if (extent.close) add([](V x, V square) { return exp_excess_close<T>(x, square); });
-  if (!extent.close || !within(kClose)) add([](V x, V square) { return exp_excess<T>(x); });
+  if (extent.close) add([](V x, V square) { return exp_excess_close<T>(x, square); }, std::true_type{});
+  if (!extent.close || !within(kClose)) add([](V x, V square) { return exp_excess<T>(x); }, std::false_type{});
   extent.close = within(kClose);
   const double reach = std::sqrt(static_cast<double>(largest_of<T>(most)));
   const T low = static_cast<T>(near - reach), high = static_cast<T>(near + reach);
   extent.low = low >= extent.low ? extent.low : low;
   extent.high = high <= extent.high ? extent.high : high;
-  double rest = 0;
+  double left = total_of<T>(rest);
   if (!within(kFar)) {
-    moved = excess = second = first = V{};
-    rest = (change - near) * memory.of_original(kTotal)[block];
+    excess = second = first = V{};
+    left = (change - near) * memory.of_original(kTotal)[block];
   }
   memory.of_ablated(a, kMean)[block] = near;
-  memory.of_ablated(a, kMoved)[block] = rest + total_of<T>(moved);
+  memory.of_ablated(a, kRest)[block] = left;
   memory.of_ablated(a, kExcess)[block] = total_of<T>(excess);
   memory.of_ablated(a, kSecond)[block] = total_of<T>(second);
   memory.of_ablated(a, kFirst)[block] = total_of<T>(first);
@@ -305,9 +306,8 @@ MODFAST_LANE double mean_of_row(const TermsMemory<T>& memory, int64_t n_blocks, 
   }
   D sum = {};
   for (int64_t b = 0; b < memory.stride; b += kLanes<double>) {
-    const D rest = load_lanes(memory.of_ablated(a, kMoved) + b) - load_lanes(memory.of_ablated(a, kExcess) + b);
     sum += load_lanes(memory.of_original(kTotal) + b) * load_lanes(memory.of_ablated(a, kMean) + b) +
-           load_lanes(memory.of_original(kTop) + b) * rest;
+           load_lanes(memory.of_original(kTop) + b) * load_lanes(memory.of_ablated(a, kRest) + b);
   }
   return total_of<double>(sum) / total;
 }
@@ -325,8 +325,8 @@ MODFAST_LANE AblationTerms<double> near_row(const TermsMemory<T>& memory, int64_
     const D d = ablated(kMean) - row_mean;
     const Excess<double> by = exp_excess<double>(d);
     const D factor = original(kTop), sum = original(kTotal), grown = factor * (1 + by.moved);
-    const D rest = factor * (ablated(kMoved) - ablated(kExcess));
-    const D moved = grown * ablated(kMoved) + by.moved * sum;
+    const D rest = factor * ablated(kRest);
+    const D moved = grown * (ablated(kRest) + ablated(kExcess)) + by.moved * sum;
     excess += grown * ablated(kExcess) + by.moved * rest + sum * by.beyond;
     second += grown * ablated(kSecond) + by.moved * rest + d * moved;
     first += grown * ablated(kFirst) + by.moved * original(kLog) + original(kCenter) * moved;
