@@ -324,7 +324,7 @@ MODFAST_LANE AblationTerms<double> near_row(const TermsMemory<T>& memory, int64_
     const auto ablated = [&](OfAblated which) { return load_lanes(memory.of_ablated(a, which) + b); };
     const D d = ablated(kMean) - row_mean;
     const Excess<double> by = exp_excess<double>(d);
-    const D factor = original(kTop), sum = original(kTotal), grown = factor * (1 + by.moved);
+    const D factor = original(kTop), sum = original(kTotal), grown = factor * exp_near<double>(d);
     const D rest = factor * ablated(kRest);
     const D moved = grown * (ablated(kRest) + ablated(kExcess)) + by.moved * sum;
     excess += grown * ablated(kExcess) + by.moved * rest + sum * by.beyond;

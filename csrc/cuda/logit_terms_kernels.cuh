@@ -30,10 +30,11 @@ struct Part {
 // t = e^d - 1, e^(x + d) - 1 = (1 + t) (e^x - 1) + t.
 template <class T>
 __device__ __forceinline__ void add_part(const Part<T>& part, T share, T d, T above, Part<T>& whole) {
-  const T beyond = exp_excess(d), t = d + beyond, grown = (1 + t) * part.excess, moved = grown + t;
+  // Not as 1 + t, of which nothing is left where it is small.
+  const T by = std::exp(d), beyond = exp_excess(d), grown = by * part.excess, moved = grown + (d + beyond);
   whole.excess += share * (grown + beyond);
-  whole.second += share * ((1 + t) * part.second + d * moved);
-  whole.first += share * ((1 + t) * part.first + above * moved);
+  whole.second += share * (by * part.second + d * moved);
+  whole.first += share * (by * part.first + above * moved);
 }
 
 template <class T>
@@ -59,8 +60,12 @@ __device__ __forceinline__ Part<T> joined_team(Part<T> part) {
   for (int offset = kLanes / 2; offset > 0; offset /= 2) {
     const Part<T> other = part.of_lane(mask, offset);
     // In one order, so that both lanes find the same bits.
-    const bool first = (threadIdx.x & offset) == 0;
-    part = joined(first ? part : other, first ? other : part);
+    Part<T> low = part, high = other;
+    if ((threadIdx.x & offset) != 0) {
+      low = other;
+      high = part;
+    }
+    part = joined(low, high);
   }
   if constexpr (kTeam > 32) {
     __shared__ Part<T> of_warp[kWarps];
