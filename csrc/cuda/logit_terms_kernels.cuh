@@ -11,18 +11,19 @@
 namespace modfast {
 
 // Of some classes of a sample and how their logits z change by r: `top` is the largest z, `total` the sum of
-// e^(z - top). The others are means by these weights: `log` of z - top, `mean` of r, and with x = r - mean
-// and g = e^x - 1 - x `excess` of g, `second` of x (x + g), `first` of (z - top - log) (x + g).
+// e^(z - top). The others are means by these weights: `log` of z - top, `mean` + `rest` of r, and with x = r
+// less that and g = e^x - 1 - x `excess` of g, `second` of x (x + g), `first` of (z - top - log) (x + g).
+// `rest` is what a number as large as `mean` cannot tell.
 template <class T>
 struct Part {
-  T top, total, log, mean, excess, second, first;
+  T top, total, log, mean, rest, excess, second, first;
 
   // The same of another lane.
   __device__ __forceinline__ Part of_lane(unsigned mask, int offset) const {
     return Part{__shfl_xor_sync(mask, top, offset),    __shfl_xor_sync(mask, total, offset),
                 __shfl_xor_sync(mask, log, offset),    __shfl_xor_sync(mask, mean, offset),
-                __shfl_xor_sync(mask, excess, offset), __shfl_xor_sync(mask, second, offset),
-                __shfl_xor_sync(mask, first, offset)};
+                __shfl_xor_sync(mask, rest, offset),   __shfl_xor_sync(mask, excess, offset),
+                __shfl_xor_sync(mask, second, offset), __shfl_xor_sync(mask, first, offset)};
   }
 };
 
@@ -44,8 +45,8 @@ __device__ __forceinline__ Part<T> joined(const Part<T>& a, const Part<T>& b) {
   const T top = larger(a.top, b.top), weight = a.total * std::exp(a.top - top);
   const T other = b.total * std::exp(b.top - top), total = weight + other;
   const T of_a = weight / total, of_b = other / total;
-  const T by = b.mean - a.mean, above = (b.log - a.log) + (b.top - a.top);
-  Part<T> whole{top, total, a.log + (a.top - top) + of_b * above, a.mean + of_b * by, 0, 0, 0};
+  const T by = (b.mean - a.mean) + (b.rest - a.rest), above = (b.log - a.log) + (b.top - a.top);
+  Part<T> whole{top, total, a.log + (a.top - top) + of_b * above, a.mean, a.rest + of_b * by, 0, 0, 0};
   add_part(a, of_a, -of_b * by, -of_b * above, whole);
   add_part(b, of_b, of_a * by, of_a * above, whole);
   return whole;
@@ -93,7 +94,7 @@ template <int kTeam, class S, class T = compute_t<S>>
 __device__ __forceinline__ Found<T> row_terms(const Rows<S>& row, int64_t target) {
   const TeamClasses<kTeam> classes{row.n};
   const T own = target >= 0 ? load(row.w[target]) : T(INFINITY);
-  Part<T> part{0, 0, 0, 0, 0, 0, 0};
+  Part<T> part{};
   T ends[3] = {-T(INFINITY), -T(INFINITY), 0};  // largest r, largest -r, whether a class comes before the target
   for (int64_t first = classes.rank(); first < row.n; first += kItems * kTeam) {
     T z[kItems], r[kItems], e[kItems];
@@ -110,7 +111,7 @@ __device__ __forceinline__ Found<T> row_terms(const Rows<S>& row, int64_t target
       ends[0] = larger(ends[0], r[i]);
       ends[1] = larger(ends[1], -r[i]);
     }
-    Part<T> some{z[0], 0, 0, 0, 0, 0, 0};
+    Part<T> some{z[0], 0, 0, 0, 0, 0, 0, 0};
 #pragma unroll
     for (int i = 1; i < kItems; ++i) some.top = larger(some.top, z[i]);
 #pragma unroll
@@ -127,19 +128,25 @@ __device__ __forceinline__ Found<T> row_terms(const Rows<S>& row, int64_t target
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const T x = r[i] - some.mean, g = exp_excess(x), moved = x + g, p = e[i] * share;
+      some.rest += p * x;
       some.excess += p * g;
       some.second += p * x * moved;
       some.first += p * (z[i] - some.log) * moved;
     }
+    // From about `mean` to about all of it.
+    const T less = std::exp(-some.rest);
+    some.second = less * (some.second - some.rest * (some.rest + some.excess));
+    some.excess = less * (some.excess - some.rest * some.rest / 2);
+    some.first *= less;
     part = joined(part, some);
   }
   part = joined_team<kTeam>(part);
   classes.merge(ends, Largest{});
-  const T log_total = std::log(part.total), share = 1 / (1 + part.excess);
+  const T mean = part.mean + part.rest, log_total = std::log(part.total), share = 1 / (1 + part.excess);
   const auto log_p = [&](int64_t c) { return load(row.z[c]) - part.top - log_total; };
   const auto moved = [&](int64_t c) { return log_p(c) + (load(row.w[c]) - load(row.z[c])); };
   AblationTerms<T> terms =
-      near_terms<T>(part.mean, share, part.second, part.first, std::log1p(part.excess));
+      near_terms<T>(mean, share, part.second, part.first, std::log1p(part.excess));
   if (!(ends[0] + ends[1] <= kFar)) {
     T largest[1] = {moved(0)};
     classes.each([&](int64_t c) { largest[0] = larger(largest[0], moved(c)); });
@@ -152,7 +159,7 @@ __device__ __forceinline__ Found<T> row_terms(const Rows<S>& row, int64_t target
       parts[2] += e * w;
     });
     classes.merge(parts, Sum{});
-    terms = far_terms<T>(part.mean, log_total - part.log, largest[0], parts[0], std::log(parts[0]), parts[1],
+    terms = far_terms<T>(mean, log_total - part.log, largest[0], parts[0], std::log(parts[0]), parts[1],
                          parts[2]);
   }
   const bool known = target >= 0;

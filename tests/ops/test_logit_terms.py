@@ -44,12 +44,11 @@ def check(found: tuple[Tensor, Tensor], z: Tensor, w: Tensor, targets: Tensor | 
     error = (found[0][:3] - wanted[:3]).abs()
     if error.dim() == 3:
         error = error.amax(1) if len(z) else error.sum(1)
-    # Entropies near 0 have the rounding of 1, and the reference takes their differences; so does
-    # the operator where changes are so far apart that it takes out the largest logit first.
-    one = len(z) * (1e-7 if dtype == torch.float32 else 1e-14)
+    # Entropies near 0 have the rounding of 1, and the reference takes their differences. Where a
+    # sample's changes range widely, the terms are differences of numbers as large as that.
     change = (w - z).double().flatten(1)
-    if change.numel() and (change.amax(1) - change.amin(1)).max() > 32:
-        one *= 30
+    wide = (change.amax(1) - change.amin(1)).max().clamp(1, 64) if change.numel() else 1
+    one = len(z) * wide * (1.2e-7 if dtype == torch.float32 else 1e-14)
     assert error.numel() == 0 or (error <= CLOSE[dtype] * scale + one).all(), error / scale
     assert (found[0][1:3] >= 0).all()
     assert found[0].dtype == found[1].dtype == torch.float64
@@ -61,7 +60,10 @@ def check(found: tuple[Tensor, Tensor], z: Tensor, w: Tensor, targets: Tensor | 
         assert found[1].shape == (len(w), 0)
 
 
-def check_all(z: Tensor, w: Tensor, targets: Tensor) -> None:
+def check_all(z: Tensor, w: Tensor, targets: Tensor, small: bool = False) -> None:
+    if small:
+        check(ops.logit_terms(z, w, targets), z, w, targets)
+        return
     for some in (targets, None):
         for per_sample in (False, True):
             check(ops.logit_terms(z, w, some, per_sample), z, w, some)
@@ -94,18 +96,18 @@ def test_any_size_and_order(dtype: torch.dtype, device: torch.device, small: boo
     """Changes from small to far, of logits that rise or fall by more than an exponential bears."""
     n_classes = 1200 if small else 9001
     for change in (1e-4, 0.1, 3.0, 100.0, 1e4, 1e7) if not small else (0.1, 100.0):
-        check_all(*example((2, 4, n_classes), dtype, device, change))
+        check_all(*example((2, 4, n_classes), dtype, device, change), small)
     slope = torch.linspace(-1, 1, n_classes, dtype=torch.float64)
     z, w, targets = example((2, 4, n_classes), torch.float64, device, 0.5)
     for steep in (-2000.0, -50.0, 50.0, 300.0, 1e6) if not small else (-50.0, 1e6):
         rise = (slope * steep).to(device)
-        check_all((z + rise).to(dtype), (w + rise).to(dtype), targets)
+        check_all((z + rise).to(dtype), (w + rise).to(dtype), targets, small)
     # Far in few classes, likely ones and others; and from some class on.
     for first, last in ((0, 1), (n_classes - 1, n_classes), (n_classes // 2, n_classes)):
         for by in (-300.0, -60.0, 0.4, 5.0, 70.0) if not small else (-40.0, 70.0):
             moved = w.clone()
             moved[..., first:last] += by
-            check_all(z.to(dtype), moved.to(dtype), targets)
+            check_all(z.to(dtype), moved.to(dtype), targets, small)
 
 
 @pytest.mark.parametrize("shift", [-130.0, 1000.0])
@@ -116,8 +118,8 @@ def test_a_shift_of_all_logits_is_nothing(shift: float, device: torch.device, sm
         z, w, targets = example(shape, dtype, device, 0.1)
         # As many digits as float32 shifts exactly.
         z, w = ((4096 * x).round() / 4096 for x in (z, w))
-        check_all(z + shift, w + shift, targets)
-        check_all(z, w + shift, targets)
+        check_all(z + shift, w + shift, targets, small)
+        check_all(z, w + shift, targets, small)
 
 
 def test_small_divergences_are_exact(device: torch.device, small: bool) -> None:
