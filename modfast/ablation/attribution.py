@@ -9,7 +9,8 @@ from torch import nn
 
 from modfast import checks
 from modfast.ablation.arguments import Metric, options_of
-from modfast.ablation.estimates import Asked, estimate, read_judge
+from modfast.ablation.estimates import Asked, estimate
+from modfast.ablation.objective import read_objective
 from modfast.ablation.result import UnitScores
 from modfast.ablation.values import Positions, Value, read_source
 from modfast.network.inputs import Inputs, Targets
@@ -92,7 +93,7 @@ def attribute_units(
         {'act1': (6,), 'act2': (6,)}
     """
     options = replace(options_of(output, dim, False, None, False, None), argument="sites")
-    judge = read_judge(metric, draws, seed)
+    objective = read_objective(metric, draws, seed)
     steps = checks.count("steps", steps)
     places = resolve_sites(model, sites)
     checks.module("model", model)
@@ -100,13 +101,13 @@ def attribute_units(
     source = read_source(model, inputs, places, value, corrupted, dim, seed, "sites")
     if source.kind == "optimal":
         raise ValueError("value must be other than 'optimal', whose constants sweeps look for")
-    asked = Asked(places, source, corrupted, positions, groups, judge, steps)
+    asked = Asked(places, source, corrupted, positions, groups, objective, steps)
     totals, n_samples, fixed = estimate(model, inputs, targets, asked, options)
     source.check_rows(n_samples)
     scores = {name: total.cpu() for name, total in totals.items()}
     return UnitScores(
         scores,
-        judge.name,
+        objective.name,
         n_samples,
         steps,
         "unit" if groups is None else "group",

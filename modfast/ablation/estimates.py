@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from modfast import checks
-from modfast.ablation.arguments import MEASURED, read_masks
+from modfast.ablation.arguments import read_masks
 from modfast.ablation.changes import AtEach, Changes, Groups, Units
+from modfast.ablation.objective import Objective
 from modfast.ablation.softmax import Attention, correction
 from modfast.ablation.sweep import Options, starts
 from modfast.ablation.values import (
@@ -25,7 +26,6 @@ from modfast.ablation.values import (
     seen_at,
     with_partners,
 )
-from modfast.metrics import Function, name_of, samplewise
 from modfast.network.dims import NotingUnits, unit_dim
 from modfast.network.inputs import Batch, Inputs, Targets
 from modfast.network.interrupts import under
@@ -39,75 +39,6 @@ from modfast.precision import full_precision
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What the logits are judged by, as something that gradients go through."""
-
-    name: str
-    function: Function | None = None
-    draws: int = 1
-    seed: int = 0
-
-    @property
-    def is_squared(self) -> bool:
-        """Whether scores are halves of squares, of second order."""
-        return self.name == "kl" and self.function is None
-
-    def values(self, logits: Tensor, rows: Rows, batch: Batch) -> list[Tensor]:
-        """What to take the gradient of, at the unchanged run."""
-        with full_precision():
-            if self.is_squared:
-                log_p = log_softmax(rows.logits)
-                return [self._drawn(log_p, batch.first, i) for i in range(self.draws)]
-            return [self.value(logits, rows, batch)]
-
-    def value(
-        self, logits: Tensor, rows: Rows, batch: Batch, log_p: Tensor | None = None
-    ) -> Tensor:
-        """The sum over samples; of "kl", from log-probabilities `log_p` of the unchanged run."""
-        if self.function is not None:
-            found = samplewise(self.function, logits, batch).double()
-            return found.expand(len(batch)).sum()
-        log_q = log_softmax(rows.logits).double()
-        if self.name == "loss":
-            if rows.targets is None:
-                raise ValueError("targets must be given with metric='loss'")
-            return -log_q.gather(1, rows.targets[:, None]).sum()
-        log_of = log_q if log_p is None else log_q - log_p
-        return (log_q.exp() * log_of).sum()  # -H(q), or KL(q | p)
-
-    def _drawn(self, log_p: Tensor, first: int, i: int) -> Tensor:
-        """What has a gradient of variance F, Fisher's, by random signs for all classes.
-
-        Drawn classes would do as well, but rare ones among them come seldom and count much.
-        """
-        seed = (self.seed * 7919 + i) * 104729 + first
-        generator = torch.Generator(log_p.device).manual_seed(seed)
-        with torch.no_grad():
-            p = log_p.exp()
-            signs = torch.empty_like(p).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-            each = p.sqrt().mul_(signs)
-            each -= p.mul_(each.sum(1, keepdim=True))
-        return (log_p * each).sum()
-
-
-def read_judge(metric: Any, draws: int, seed: int) -> Judge:
-    """What is estimated.
-
-    Raises:
-        TypeError, ValueError: another metric, several, or one without a gradient.
-    """
-    draws, seed = checks.count("draws", draws), checks.seed("seed", seed)
-    if isinstance(metric, str):
-        if metric == "accuracy":
-            raise ValueError("metric must have a gradient, got 'accuracy'")
-        checks.choice("metric", metric, MEASURED)
-        return Judge(metric, None, draws, seed)
-    if not callable(metric):
-        raise TypeError(f"metric must be a name or a function, got {checks.shown(metric)}")
-    return Judge(name_of(metric), metric, draws, seed)
-
-
-@dataclass(frozen=True)
 class Asked:
     """What is to be estimated."""
 
@@ -116,7 +47,7 @@ class Asked:
     corrupted: Inputs | None
     positions: Positions
     groups: Any
-    judge: Judge
+    objective: Objective
     steps: int = 1
 
     def mask(self, at: At) -> Tensor | None:
@@ -232,15 +163,15 @@ def _at_once(
                         where = read_positions(asked.positions, at)
                         more = correction(start, asked.changes(at, new, where), attended)
                         each = [a + b.reshape(a.shape) for a, b in zip(each, more, strict=True)]
-                elif by_token and asked.judge.is_squared and asked.adds_up(at):
+                elif by_token and asked.objective.is_squared and asked.adds_up(at):
                     apart = [asked.squares(at, part) for part in parts]
                 del parts
-                found[at.name] = _scores(each, apart, asked.judge)
+                found[at.name] = _scores(each, apart, asked.objective)
             yield found, batch, touched
         check_samples(asked.positions, at, at.first + len(batch))
 
 
-def _scores(by_sample: list[Tensor], apart: list[Tensor] | None, judge: Judge) -> Tensor:
+def _scores(by_sample: list[Tensor], apart: list[Tensor] | None, objective: Objective) -> Tensor:
     """A batch's, of each sample's first-order parts; `apart` are sums of squares by position.
 
     The square of a sample's sum over positions has the right mean, but is one draw. Where most
@@ -248,7 +179,7 @@ def _scores(by_sample: list[Tensor], apart: list[Tensor] | None, judge: Judge) -
     positions. The rest, of logits that several positions change, counts as far as it can be told
     from noise: by a weight for the site that leaves the least squared error (James and Stein).
     """
-    if not judge.is_squared:
+    if not objective.is_squared:
         return by_sample[0].sum(0)
     whole = torch.stack([each.square() for each in by_sample]).flatten(0, 1)
     n = len(by_sample[0])
@@ -298,7 +229,7 @@ def _gradients(
         checks.finite("the model's logits", logits.detach())
         attention.over()
         rows = read_rows(logits, batch)
-        totals = asked.judge.values(logits, rows, batch)
+        totals = asked.objective.values(logits, rows, batch)
         wanted = [values[name] for name in kept]
         attended = {name: attention.outputs[name] for name in kept if name in attention.outputs}
         missed: list[str] = []
@@ -361,7 +292,7 @@ def _integrated(
     model: nn.Module, inputs: Inputs, targets: Targets, asked: Asked, options: Options
 ) -> Batches:
     """Each batch by runs from each site on, on the way to the new values."""
-    judge, steps = asked.judge, asked.steps
+    objective, steps = asked.objective, asked.steps
     # Recorded with gradients on, or a call with a gradient of its own would go unnoticed.
     graph = torch.enable_grad()
     paired = asked.source.paired(asked.corrupted)
@@ -386,8 +317,8 @@ def _integrated(
                     ) -> Tensor | None:
                         with full_precision():
                             rows = Rows(start.rows.of(logits), start.rows.kept, start.rows.targets)
-                            kl = log_p if judge.is_squared else None
-                            value = judge.value(logits, rows, batch, kl)
+                            kl = log_p if objective.is_squared else None
+                            value = objective.value(logits, rows, batch, kl)
                         if not value.requires_grad:
                             return None
                         return torch.autograd.grad(value, point, allow_unused=True)[0]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from modfast.ablation.arguments import read_units
-from modfast.ablation.estimates import Asked, estimate, read_judge
+from modfast.ablation.estimates import Asked, estimate
+from modfast.ablation.objective import read_objective
 from modfast.ablation.result import AblationResult, Screening
 from modfast.ablation.sweep import Options, Plan
 from modfast.network.inputs import Inputs, Targets, is_stream, one_batch
@@ -97,9 +98,11 @@ def screened(
     measure = _MEASURES[metric] if isinstance(metric, str) else name
     # Enough draws for a ranking: with few samples more.
     n = 0 if is_stream(inputs) else len(one_batch(model, inputs, targets, ""))
-    judge = read_judge(metric, max(1, min(MOST_DRAWS, 1024 // n)) if n else MOST_DRAWS, seed)
+    objective = read_objective(
+        metric, max(1, min(MOST_DRAWS, 1024 // n)) if n else MOST_DRAWS, seed
+    )
     require_differentiable(model)
-    asked = Asked(plan.sites, plan.source, plan.corrupted, plan.positions, None, judge)
+    asked = Asked(plan.sites, plan.source, plan.corrupted, plan.positions, None, objective)
     estimates, _, _ = estimate(model, inputs, targets, asked, options)
     generator = torch.Generator("cpu").manual_seed(seed)
     first, drawn = {}, {}
