@@ -73,7 +73,7 @@ def max_information_direction(
     places = [parse_site(model, site)]
     with starts(model, inputs, places, None, options) as every:
         with torch.no_grad():
-            each = [found[0] for _, found, _ in every]
+            each = [found[site] for _, found, _ in every]
             found = [_objective(start, backend) for start in each]
         activations = each[0].features
         generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)

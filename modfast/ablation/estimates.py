@@ -299,9 +299,9 @@ def _integrated(
     with starts(model, inputs, asked.sites, targets, options, paired, graph) as every:
         for batch, each, other in every:
             found = {}
-            for site, start in zip(asked.sites, each, strict=True):
-                at = At(site.name, start.features, start.dim, start.mask, batch.first)
-                new = asked.source.at(at, other.get(site.name))
+            for name, start in each.items():
+                at = At(name, start.features, start.dim, start.mask, batch.first)
+                new = asked.source.at(at, other.get(name))
                 change = (new - at.features).movedim(-1, start.dim)
                 log_p = log_softmax(start.rows.logits).double()
                 total = torch.zeros_like(start.site)
@@ -327,10 +327,10 @@ def _integrated(
                         slope = start.through(point, slope_of)
                     if slope is None:
                         raise ValueError(
-                            f"metric must depend on {site.name!r} through autograd, got no gradient"
+                            f"metric must depend on {name!r} through autograd, got no gradient"
                         )
                     total += slope / steps
                 parts = (total * change).movedim(start.dim, -1)
-                found[site.name] = asked.by_sample(at, parts).sum(0)
+                found[name] = asked.by_sample(at, parts).sum(0)
             yield found, batch, []
         check_samples(asked.positions, at, at.first + len(batch))

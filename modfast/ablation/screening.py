@@ -106,16 +106,16 @@ def screened(
     estimates, _, _ = estimate(model, inputs, targets, asked, options)
     generator = torch.Generator("cpu").manual_seed(seed)
     first, drawn = {}, {}
-    for site in plan.sites:
-        scores, given = estimates[site.name].cpu(), units[site.name]
-        estimates[site.name] = scores
+    for name, found in estimates.items():
+        scores, given = found.cpu(), units[name]
+        estimates[name] = scores
         chosen = torch.arange(len(scores), device="cpu")
         if given is not None:
             chosen = read_units("units", given, len(scores)).cpu().unique()
         order = chosen[scores[chosen].abs().argsort(descending=True, stable=True)]
-        first[site.name], others = order[:k], order[k:]
+        first[name], others = order[:k], order[k:]
         shuffled = torch.randperm(len(others), generator=generator, device="cpu")
-        drawn[site.name] = others[shuffled[:k]]
+        drawn[name] = others[shuffled[:k]]
     return Screened(estimates, first, drawn, measure)
 
 

@@ -102,11 +102,11 @@ def starts(
     options: Options,
     corrupted: Inputs | None = None,
     around: AbstractContextManager[object] | None = None,
-) -> Iterator[Iterator[tuple[Batch, list[Start], dict[str, At]]]]:
+) -> Iterator[Iterator[tuple[Batch, dict[str, Start], dict[str, At]]]]:
     """Each batch, run once, for as long as a `with` block lasts; what corrupted inputs have."""
     with running(model) as run:
 
-        def each() -> Iterator[tuple[Batch, list[Start], dict[str, At]]]:
+        def each() -> Iterator[tuple[Batch, dict[str, Start], dict[str, At]]]:
             for batch, other in with_partners(model, inputs, targets, corrupted):
                 found = begin_all(
                     run,
@@ -133,17 +133,17 @@ def sweep(
 ) -> dict[str, AblationResult]:
     """All ablations of a plan, by site."""
     changes: dict[str, Changes] = {}
-    tables = {site.name: Table(options.per_sample) for site in plan.sites}
+    tables: dict[str, Table] = {}
     paired = None if plan.source is None else plan.source.paired(plan.corrupted)
     with starts(model, inputs, plan.sites, targets, options, paired) as every:
         for batch, found, corrupted in every:
-            before = _values(options.metrics, found[0].logits, batch)
-            for site, start in zip(plan.sites, found, strict=True):
-                name = site.name
+            before = _values(options.metrics, next(iter(found.values())).logits, batch)
+            for name, start in found.items():
+                table = tables.setdefault(name, Table(options.per_sample))
                 at = At(name, start.features, start.dim, start.mask, batch.first)
                 changes[name] = plan.changes(at, start, corrupted.get(name))
                 judge = Judge(start, options, batch, before)
-                tables[name].add(*_run(start, changes[name], judge), start.rows, len(batch))
+                table.add(*_run(start, changes[name], judge), start.rows, len(batch))
     n = next(iter(tables.values())).n_inputs
     check_samples(plan.positions, at, n)
     if plan.source is not None:

@@ -24,7 +24,7 @@ from modfast.network.parts import in_parts
 from modfast.network.run import Run
 from modfast.network.sites import Site
 from modfast.network.tape import Tape
-from modfast.network.visits import Visit, at_sites, check_features
+from modfast.network.visits import Visit, at_sites, check_features, checked
 
 BACKENDS = ("fused", "vmap", "replay", "model")
 """How a network is resumed: by fused kernels, where what follows is a chain of linear layers and
@@ -118,7 +118,7 @@ def begin(
         backend=backend,
         argument=argument,
         around=around,
-    )
+    ).values()
     return found
 
 
@@ -133,17 +133,17 @@ def begin_all(
     backend: str | None = None,
     argument: str = "site",
     around: AbstractContextManager[object] | None = None,
-) -> list[Start]:
-    """As `begin`, for several sites in one run."""
+) -> dict[str, Start]:
+    """As `begin`, for several sites in one run: by name, but for those of a pattern without one."""
     tensors = batch.tensors()
     device = tensors[0].device.type if tensors else "cpu"
     tape = Tape(run.guard(batch), [*tensors, *run.tensors], device)
     order: list[int] = []
 
     def take(i: int, value: Tensor) -> Tensor:
-        order.append(i)
         with torch._C.DisableTorchFunction():
             check_features(value, sites[i], argument)
+            order.append(i)
             own = run.own(value) if len(order) == 1 else value
         return tape.begin(own) if len(order) == 1 else tape.mark(value)
 
@@ -155,8 +155,7 @@ def begin_all(
     visits = [Visit(site, partial(take, i), argument) for i, site in enumerate(sites)]
     with at_sites(model, visits), around or nullcontext():
         logits = run(batch, read, tape)
-    for visit in visits:
-        visit.check()
+    kept = {visit.site.name for visit in checked(visits)}
     random = run.random
     assert tape.site is not None
     first = sites[order[0]]
@@ -213,7 +212,7 @@ def begin_all(
         value, units = part.site.detach(), dim_of(sites[i], part)
         choice = _fused(part, value, units, logits, backend)
         found[i] = started(sites[i], value, units, part, choice, part.replay)
-    return [found[i] for i in range(len(sites))]
+    return {site.name: found[i] for i, site in enumerate(sites) if site.name in kept}
 
 
 def choose(

@@ -45,7 +45,13 @@ class Visit:
                 raise
             self.error = error
             return value
-        new = self.do(old)
+        try:
+            new = self.do(old)
+        except NoFeaturesError as error:
+            if not self.site.by_pattern:
+                raise
+            self.error = error
+            return value
         if new is None or new is old:
             return value
         return new if key is None else _replaced(value, key, new)
@@ -78,15 +84,20 @@ class Visit:
             )
 
 
+class NoFeaturesError(TypeError):
+    """A site's value can have no units."""
+
+
 def check_features(value: Tensor, site: Site, argument: str = "site") -> None:
     """Refuses a site's value that can have no units.
 
     Raises:
-        TypeError: it is sparse or the like, not floating, or has no samples.
+        NoFeaturesError: it is not floating, or has no samples.
+        TypeError: it is sparse or the like.
     """
     checks.dense(f"{argument}={site.name!r}", value)
     if not value.is_floating_point() or value.dim() < 2:
-        raise TypeError(
+        raise NoFeaturesError(
             f"{argument}={site.name!r}: must be a floating tensor [n, ..., features], got "
             f"{value.dtype} of shape {tuple(value.shape)}"
         )

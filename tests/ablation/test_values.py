@@ -351,3 +351,33 @@ def test_means_are_of_any_inputs_and_an_iterator(mlp: nn.Module) -> None:
     for corrupted in (other, [other], iter([other[:11], other[11:]])):
         found = modfast.ablate_units(mlp, x, "act1", value="mean", corrupted=corrupted)
         same(found, modfast.ablate_units(mlp, x, "act1", value=wanted))
+
+
+def test_patterns_leave_out_what_has_no_units() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleDict(
+                {"rank": Rank(), "fc": nn.Linear(5, 6), "cell": nn.GRU(6, 4, batch_first=True)}
+            )
+            self.layers["unused"] = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.layers["fc"](x) + self.layers["rank"](x)[..., :1]
+            return self.layers["cell"](h)[0][:, -1]
+
+    class Rank(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.argsort(-1)
+
+    torch.manual_seed(0)
+    model, x = Mixed().double(), torch.randn(3, 4, 5).double()
+    found = modfast.ablate_units(model, x, ["layers.*"])
+    assert list(found.sites) == ["layers.fc"]
+    same(found["layers.fc"], modfast.ablate_units(model, x, "layers.fc", backend="model"))
+    for steps in (1, 2):
+        asked: dict[str, Any] = {"metric": logit_difference(0, 1), "steps": steps}
+        scores = modfast.attribute_units(model, x, ["layers.*"], **asked).scores
+        assert list(scores) == ["layers.fc"]
+    with pytest.raises(TypeError, match=r"site='layers.rank': must be a floating tensor"):
+        modfast.ablate_units(model, x, ["layers.rank", "layers.fc"])
