@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modfast import ops
+from modfast.ablation.batching import CPU_BLOCK, CPU_VMAP, MAX_MEMORY, chunks_of, gains_by_vmap
 from modfast.ablation.changes import AtEach, Changes, Groups, Units
 from modfast.ablation.memory import PeakMemory
 from modfast.ablation.optimal import constants, optimized
@@ -37,13 +38,6 @@ from modfast.precision import full_precision
 from modfast.progress import bar
 from modfast.reference import ACTIVATIONS
 
-MAX_MEMORY = 2**28
-# More falls out of a processor's cache, and goes back to the system each time.
-CPU_BLOCK = 2**24
-# Bytes of one ablation's suffix above which doing several at once gains nothing on a CPU.
-CPU_VMAP = 2**20
-# torch.vmap has no batched kernel of these, and loops or refuses.
-_LOOPED = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward", "lstm", "gru"})
 LONG = 2.0  # seconds, after which a bar tells of progress
 NOT_FUSED = (
     "backend='fused': needs units, or directions without an activation after the site, "
@@ -228,7 +222,7 @@ def _fused(start: Start, chain: Chain, changes: Changes, judge: Judge) -> Part |
         widths = sum(len(weight) for weight in chain.weights)
         each = len(site) * (2 * widths * site.element_size() + 80 * logits.shape[1])
         memory = min(memory, CPU_BLOCK) if site.device.type == "cpu" else memory
-    chunks = _chunks(len(changes), each, memory)
+    chunks = chunks_of(len(changes), each, memory)
     found = Found(len(changes))
     for chosen in bar(chunks, "ablations", options.progress, LONG) if is_deep else chunks:
         rank_one = changes.rank_one(site, activation, chain.weights[0], chosen)
@@ -298,12 +292,6 @@ def _ablated(
     return ablated
 
 
-def _chunks(n: int, each: int, memory: int) -> list[slice]:
-    """Slices of n ablations that take `each` bytes apiece, as many at a time as may be."""
-    size = max(1, memory // max(each, 1))
-    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
-
-
 def _batched(start: Start, changes: Changes, judge: Judge) -> tuple[Part, str]:
     """As `_run`, by doing again what followed the site, or by running the model."""
     options = judge.options
@@ -319,7 +307,9 @@ def _batched(start: Start, changes: Changes, judge: Judge) -> tuple[Part, str]:
         run(slice(0, 1), alone)
     resume = alone
     peak, limit = max(memory.peak, 1), options.max_memory or MAX_MEMORY
-    if start.tape is not None and _gains_by_vmap(start, peak, options.backend):
+    if options.max_memory is None and start.site.device.type == "cpu" and peak > CPU_VMAP:
+        limit = 2 * CPU_BLOCK
+    if start.tape is not None and gains_by_vmap(start, peak, options.backend):
         resume, backend = batched(start.tape, suffix.first), "vmap"
         chosen = slice(0, min(len(changes), max(1, limit // peak)))
         try:
@@ -334,21 +324,10 @@ def _batched(start: Start, changes: Changes, judge: Judge) -> tuple[Part, str]:
         if options.max_memory is None and start.site.device.type == "cpu":
             # One by one: more at a time only share the reading of the original logits.
             limit = CPU_BLOCK
-    rest = _chunks(len(changes) - chosen.stop, peak, limit)
+    rest = chunks_of(len(changes) - chosen.stop, peak, limit)
     for chunk in bar(rest, "ablations", options.progress, LONG):
         run(slice(chunk.start + chosen.stop, chunk.stop + chosen.stop), resume)
     return found.whole, backend
-
-
-def _gains_by_vmap(start: Start, peak: int, backend: str | None) -> bool:
-    if backend is not None or start.backend == "model":
-        return backend == "vmap"
-    # Below float32 its other order of sums shows.
-    if start.rows.logits.dtype not in (torch.float32, torch.float64):
-        return False
-    if start.tape is None or any(call.name in _LOOPED for call in start.tape.calls):
-        return False
-    return start.site.device.type != "cpu" or peak <= CPU_VMAP
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,12 @@ def linear_of(call: Call) -> tuple[Tensor, Tensor | None] | None:
     return weight.detach(), None if bias is None else bias.detach()
 
 
+def weights_read(tape: Tape) -> int:
+    """The bytes of the weights of a run's linear layers."""
+    layers = [linear_of(call) for call in tape.calls]
+    return sum(layer[0].nbytes for layer in layers if layer is not None)
+
+
 def activation_of(call: Call) -> str | None:
     """A name of `modfast.reference.ACTIVATIONS`."""
     options = {name: value for name, value in call.kwargs.items() if name != "inplace"}
