@@ -14,7 +14,7 @@ import modfast
 
 ROOMS = (
     *("information", "ablation", "clusters", "training", "features", "circuits", "effective"),
-    *("tasks", "ops", "data", "models"),
+    *("tasks", "ops", "data", "models", "metrics"),
 )
 CONSTANTS = (tuple, dict, frozenset, type(modfast))
 
