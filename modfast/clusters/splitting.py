@@ -168,7 +168,8 @@ def split_clusters(
                 f"between them, got {dropped[name]:.3g} in {name!r}"
             )
     shared = [inner.get_submodule(name) for name in order[: first - 1]]
-    paths, counts = [], []
+    paths: list[nn.Module] = []
+    counts: list[int] = []
     for c in np.unique(np.concatenate(list(labels.values()))).tolist():
         path = copy.deepcopy(inner, {id(each): each for each in shared})
         counts.append(sum(_cut(path, layers[name], labels, c) for name in near))
