@@ -41,6 +41,7 @@ def results() -> dict[str, Result]:
         modfast.ablate_units(model, x, "act2", targets=y),
         modfast.max_information_direction(model, x, "act2", steps=2, restarts=2, seed=0),
         modfast.evaluate_clusters(model, (x, y), "fc2", modfast.Clusters.equal(8, 8, 2)),
+        modfast.modularity_report(model, 2, n_shuffles=2, seed=0, progress=False),
         modfast.prune_circuit(model, x, y, labels=1, progress=False),
         modfast.effective_circuit_size(model, x, y, [1e-3, 1e-2], progress=False),
         modfast.attribute_edges(model, x, x.flip(0), y, method="eap"),

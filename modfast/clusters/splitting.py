@@ -106,7 +106,7 @@ def split_clusters(
 
     The layers must follow one another, with nothing between them that counts or mixes units (as
     norms do), and the layer after the clustered ones must be the last and give the logits. Units
-    in no cluster go to the first path.
+    in no cluster go to the path of cluster 0. Clusters without units have none.
 
     Args:
         model: the network; it is not changed, and shares no split weight with what is returned.
@@ -168,11 +168,12 @@ def split_clusters(
                 f"between them, got {dropped[name]:.3g} in {name!r}"
             )
     shared = [inner.get_submodule(name) for name in order[: first - 1]]
-    paths, counts = [], []
-    for c in range(k):
+    paths: list[nn.Module] = []
+    counts: list[int] = []
+    for c in np.unique(np.concatenate(list(labels.values()))).tolist():
         path = copy.deepcopy(inner, {id(each): each for each in shared})
         counts.append(sum(_cut(path, layers[name], labels, c) for name in near))
-        if c:
+        if paths:  # once in the sum
             path.get_submodule(near[-1]).bias = None  # type: ignore[assignment]
         paths.append(path)
     total = sum(layers[name].values.size for name in near)

@@ -28,17 +28,22 @@ def balanced_labels(cost: Array) -> Array:
     least, most = n // k, -(-n // k)
     labels: Array = cost.argmin(1)
     sizes = np.bincount(labels, minlength=k)
+    if sizes.max() <= most and sizes.min() >= least:
+        return labels
     step = np.full((k, k), np.inf)  # the least that a unit of one cluster costs more in another
     unit = np.full((k, k), -1)  # and which unit that is
     every = np.arange(k)
+    # Rounding must not make a path come back to where it has been.
+    rounding = 1e-12 * float(np.abs(cost).max())
 
     def look(cluster: int, others: Array) -> None:
         """Finds anew which of a cluster's units go to others most cheaply."""
-        members = np.flatnonzero(labels == cluster)
+        members = (labels == cluster).nonzero()[0]
         if len(members):
-            more = cost[np.ix_(members, others)] - cost[members, cluster][:, None]
+            more = cost[members[:, None], others]
+            more -= cost[members, cluster][:, None]
             place = more.argmin(0)
-            step[cluster, others] = more[place, np.arange(len(others))]
+            step[cluster, others] = more[place, every[: len(others)]]
             unit[cluster, others] = members[place]
         else:
             step[cluster, others], unit[cluster, others] = np.inf, -1
@@ -46,15 +51,14 @@ def balanced_labels(cost: Array) -> Array:
 
     def move(i: int, a: int, b: int) -> None:
         labels[i] = b
-        look(a, np.flatnonzero(unit[a] == i))
+        look(a, (unit[a] == i).nonzero()[0])
         more = cost[i] - cost[i, b]
         nearer = more < step[b]
         nearer[b] = False
         step[b, nearer], unit[b, nearer] = more[nearer], i
 
-    if sizes.max() > most or sizes.min() < least:
-        for cluster in range(k):
-            look(cluster, every)
+    for cluster in range(k):
+        look(cluster, every)
     while True:
         if sizes.max() > most:
             sources, targets = sizes > most, sizes < most
@@ -62,28 +66,24 @@ def balanced_labels(cost: Array) -> Array:
             sources, targets = sizes > least, sizes < least
         else:
             return labels
-        path = _cheapest(step, sources, targets)
+        path = _cheapest(step, sources, targets, rounding)
         for i, a, b in [(int(unit[a, b]), a, b) for a, b in pairwise(path)]:
             move(i, a, b)
         sizes[path[0]] -= 1
         sizes[path[-1]] += 1
 
 
-def _cheapest(step: Array, sources: Array, targets: Array) -> list[int]:
+def _cheapest(step: Array, sources: Array, targets: Array, rounding: float) -> list[int]:
     """The clusters of the cheapest path, by Bellman and Ford: steps may cost less than nothing."""
     distance = np.where(sources, 0.0, np.inf)
     before = np.full(len(step), -1)
-    every = np.arange(len(step))
-    # Rounding must not make a path come back to where it has been.
-    rounding = 1e-12 * np.abs(step[np.isfinite(step)]).max(initial=0.0)
-    for _ in every:
+    for _ in range(len(step)):
         through = distance[:, None] + step
-        best = through.argmin(0)
-        nearer = through[best, every]
-        better = nearer < distance - rounding
-        if not better.any():
+        nearer = through.min(0)
+        better = (nearer < distance - rounding).nonzero()[0]
+        if not len(better):
             break
-        distance[better], before[better] = nearer[better], best[better]
+        distance[better], before[better] = nearer[better], through[:, better].argmin(0)
     path = [int(np.where(targets, distance, np.inf).argmin())]
     while before[path[-1]] >= 0 and len(path) <= len(step):
         path.append(int(before[path[-1]]))

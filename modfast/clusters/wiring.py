@@ -90,6 +90,11 @@ class Wiring:
                     f"clusters of {layer.name!r} must be of a {shape[0]} x {shape[1]} weight, "
                     f"got {each.shape[0]} x {each.shape[1]}"
                 )
+            if each.n_clusters > sum(self.sizes):
+                raise ValueError(
+                    f"clusters must be at most {sum(self.sizes)}, one for each unit, "
+                    f"got {each.n_clusters}"
+                )
             cols = each.cols.cpu().numpy().reshape(-1, layer.spread)
             for side, labels in ((layer.rows, each.rows.cpu().numpy()), (layer.cols, cols[:, 0])):
                 other, before = found.setdefault(side, (layer.name, labels))

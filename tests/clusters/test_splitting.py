@@ -93,6 +93,15 @@ def test_units_in_no_cluster_go_to_the_first_path() -> None:
     torch.testing.assert_close(split(x), model(x), rtol=0, atol=1e-13)
 
 
+def test_clusters_without_units_have_no_path() -> None:
+    model = modfast.models.MLP([4, 6, 6, 3]).double()
+    clusters = {"fc2": Clusters([1, 1, 1, 4, 4, 4], [4, 4, 4, 1, 1, 1], 6)}
+    masked(model, clusters)
+    split, x = split_clusters(model, clusters), torch.randn(5, 4).double()
+    torch.testing.assert_close(split(x), model(x), rtol=0, atol=1e-13)
+    assert split.path_weights == (30, 30)
+
+
 def test_earlier_layers_are_shared_and_the_rest_trains_apart() -> None:
     clusters = {"fc3": Clusters(labels(6, 2), labels(6, 2))}
     model = masked(modfast.models.MLP([5, 7, 6, 6, 3]), clusters)
@@ -117,6 +126,8 @@ def test_earlier_layers_are_shared_and_the_rest_trains_apart() -> None:
         ({"fc2": Clusters.equal(6, 6, 2)}, {}, ValueError, "up to the one before the last"),
         ({"fc3": Clusters.equal(6, 6, 2)}, {}, ValueError, "tolerance=0 of a layer's"),
         ({"fc3": Clusters.equal(6, 5, 2)}, {}, ValueError, "6 x 6 weight"),
+        ({"fc3": Clusters.equal(6, 6, 2)}, {"tolerance": "a"}, TypeError, "must be a number"),
+        ({"fc3": Clusters([0] * 6, [0] * 6, 99)}, {}, ValueError, "one for each unit"),
         ({"fc3": 3}, {}, TypeError, "clusters must be Clusters"),
         ({}, {}, ValueError, "must hold at least one name"),
         (Clusters.equal(6, 6, 2), {}, TypeError, "clusters must be a mapping"),
