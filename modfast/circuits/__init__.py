@@ -7,6 +7,7 @@ from modfast.circuits.pruning import prune_circuit
 from modfast.circuits.result import Circuit, CircuitSizes
 from modfast.circuits.search_space import search_space_reduction
 from modfast.circuits.sizes import effective_circuit_size
+from modfast.circuits.whole_graph import NetworkGraph, network_graph
 
 __all__ = [
     "Circuit",
@@ -15,9 +16,11 @@ __all__ = [
     "Edge",
     "EdgeCircuit",
     "EdgeScores",
+    "NetworkGraph",
     "attribute_edges",
     "discover_circuit",
     "effective_circuit_size",
+    "network_graph",
     "prune_circuit",
     "search_space_reduction",
 ]

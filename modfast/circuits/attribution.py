@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -10,11 +12,22 @@ from torch import Tensor, nn
 
 from modfast import checks
 from modfast.circuits.edges import EdgeScores
-from modfast.circuits.metric import Metric, MetricLike, make_metric
-from modfast.circuits.network import BACKEND, Groups, Network, Pass, checked_inputs, read_network
+from modfast.circuits.graph import Nodes
+from modfast.circuits.graph_scores import Asked, scores_of_graph
+from modfast.circuits.metric import NO_GRADIENT, Metric, MetricLike, make_metric
+from modfast.circuits.network import (
+    BACKEND,
+    Network,
+    NoChainError,
+    Pass,
+    checked_inputs,
+    read_network,
+)
+from modfast.circuits.patching import Intervention
 from modfast.circuits.removal import Removals, Step, memory_limit
+from modfast.network.inputs import Inputs, Targets, is_stream
 from modfast.network.interrupts import under
-from modfast.network.logits import Output
+from modfast.network.logits import Output, check_output
 from modfast.network.run import running
 from modfast.precision import full_precision
 from modfast.progress import bar
@@ -25,13 +38,14 @@ Method = Literal["eap", "eap-ig", "exact"]
 @under(torch.no_grad)
 def attribute_edges(
     model: nn.Module,
-    clean: Tensor,
-    corrupted: Tensor,
-    targets: Tensor | None = None,
+    clean: Inputs,
+    corrupted: Inputs | None,
+    targets: Targets = None,
     *,
     method: Method = "eap",
     metric: MetricLike = None,
-    nodes: Mapping[str, Groups] | None = None,
+    nodes: Nodes | None = None,
+    intervention: Intervention = "patch",
     steps: int = 5,
     output: Output = None,
     max_memory: int | None = None,
@@ -101,27 +115,73 @@ def attribute_edges(
         {('input', 'fc1'): (8, 6), ('fc1', 'fc2'): (6, 3)}
     """
     checks.choice("method", method, get_args(Method))
+    checks.choice("intervention", intervention, get_args(Intervention))
     steps, max_memory = checks.count("steps", steps), memory_limit(max_memory)
-    clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
-    with full_precision(), running(model, argument="clean") as run:
-        network, whole, other = read_network(run, model, clean, corrupted, nodes, output)
-        judge = make_metric(metric, whole.logits, targets, clean)
-        if method == "eap" and judge.kind == "kl":
-            raise ValueError(
-                "metric='kl' has gradient zero at the clean run, where method='eap' takes it; give "
-                "targets or another metric, or method='eap-ig'"
-            )
-        if method == "exact":
-            found = _exact(network, whole, other, judge, max_memory, progress)
+    check_output(output)
+    if corrupted is None and intervention == "patch":
+        raise ValueError("corrupted must be given with intervention='patch'")
+    with ExitStack() as stack:
+        stack.enter_context(full_precision())
+        error = None
+        other = clean if corrupted is None else corrupted
+        plain = not is_stream(clean) and not isinstance(clean, (tuple, Mapping))
+        if plain and not (isinstance(clean, Tensor) and not clean.is_floating_point()):
+            x, y, labels = checked_inputs(model, clean, other, targets)
+            run = stack.enter_context(running(model, argument="clean"))
+            try:
+                network, whole, there = read_network(run, model, x, y, nodes, output)
+                there = _intervened(there, intervention)
+                judge = make_metric(metric, whole.logits, labels, x)
+                return _of_chain(
+                    network, whole, there, judge, (x, y), method, steps, max_memory, progress
+                )
+            except NoChainError as found:
+                error = found
         else:
-            at = [1.0] if method == "eap" else [i / steps for i in range(1, steps + 1)]
-            # Exact at 1, however far apart the two are.
-            points = [torch.lerp(corrupted, clean, share) for share in at]
-            found = _gradient(network, whole, other, judge, points)
-        value = float(judge(whole.logits))
+            checks.python_module("model", model)
+            run = stack.enter_context(running(model, argument="clean"))
+        asked = Asked(
+            method, metric, nodes or "layers", intervention, steps, output, progress
+        )
+        return scores_of_graph(run, model, clean, corrupted, targets, asked, error)
+
+
+def _of_chain(
+    network: Network,
+    whole: Pass,
+    other: Pass,
+    judge: Metric,
+    inputs: tuple[Tensor, Tensor],
+    method: Method,
+    steps: int,
+    max_memory: int,
+    progress: bool,
+) -> EdgeScores:
+    if method == "eap" and judge.kind == "kl":
+        raise ValueError(NO_GRADIENT)
+    if method == "exact":
+        found = _exact(network, whole, other, judge, max_memory, progress)
+    else:
+        at = [1.0] if method == "eap" else [i / steps for i in range(1, steps + 1)]
+        # Exact at 1, however far apart the two are.
+        points = [torch.lerp(inputs[1], inputs[0], share) for share in at]
+        found = _gradient(network, whole, other, judge, points)
+    value = float(judge(whole.logits))
     cpu = {name: labels.cpu() for name, labels in network.nodes.items()}
     scores = dict(zip(network.pairs, (each.cpu() for each in found), strict=True))
     return EdgeScores(scores, cpu, method, value, BACKEND)
+
+
+def _intervened(other: Pass, intervention: Intervention) -> Pass:
+    """What removed edges carry: of the corrupted run, nothing, or means of it."""
+    if intervention == "patch":
+        return other
+    inputs = []
+    for h in other.inputs:
+        dims = [0, *(range(2, h.dim()) if intervention == "mean" else [])]
+        mean = torch.zeros_like(h) if intervention == "zero" else h.mean(dims, keepdim=True)
+        inputs.append(mean.expand_as(h))
+    return replace(other, inputs=inputs)
 
 
 def _gradient(

@@ -1,0 +1,188 @@
+"""Scores of the edges of a network that is no chain, over all batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modfast import checks
+from modfast.circuits.edges import EdgeScores
+from modfast.circuits.graph import Graph, Nodes
+from modfast.circuits.metric import NO_GRADIENT, Metric, MetricLike, make_metric
+from modfast.circuits.network import NoChainError
+from modfast.circuits.patching import Intervention, Judge, Patching, new_values, spread, summed
+from modfast.circuits.whole_graph import graph_of
+from modfast.metrics import samplewise
+from modfast.network.inputs import Batch, Inputs, Targets, is_stream, read_batches, tensors_in
+from modfast.network.logits import Output, read_rows
+from modfast.network.resume import equal_to_rounding
+from modfast.network.run import Run, require_differentiable
+from modfast.network.whole import Values, Whole, record
+from modfast.progress import bar
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be found of a network's edges."""
+
+    method: str
+    metric: MetricLike
+    nodes: Nodes
+    intervention: Intervention
+    steps: int
+    output: Output
+    progress: bool
+
+
+def scores_of_graph(
+    run: Run,
+    model: nn.Module,
+    clean: Inputs,
+    corrupted: Inputs | None,
+    targets: Targets,
+    asked: Asked,
+    error: NoChainError | None = None,
+) -> EdgeScores:
+    """As `attribute_edges`, of any network; `error` says why it is no chain."""
+    if asked.method != "exact":
+        require_differentiable(model)
+    means: dict[int, Tensor] | None = None
+    if asked.intervention in ("mean", "positional-mean"):
+        means = _means(run, model, clean, corrupted, asked)
+    totals: dict[tuple[str, str], Tensor] = {}
+    value, n = 0.0, 0
+    labels: dict[str, Tensor] = {}
+    for batch, other_batch in _pairs(model, clean, corrupted, targets):
+        tape, other = _recorded(run, model, batch, other_batch, asked)
+        graph = graph_of(tape, model, asked.nodes, batch, error)
+        if labels and {k: x.tolist() for k, x in labels.items()} != {
+            k: x.tolist() for k, x in graph.labels().items()
+        }:
+            raise ValueError("clean must give the same graph in each batch, got another one")
+        labels = graph.labels()
+        judge, weight = _judge(asked, tape, batch)
+        if means is None:
+            new = new_values(graph, other, asked.intervention)
+        else:
+            new = {x.slot: spread(x, means[x.slot], tape.values[x.slot]) for x in graph.senders}
+        patching = Patching.of(graph, new, other if asked.intervention == "patch" else None)
+        if asked.method == "exact":
+            found = patching.exact(judge, lambda ports: bar(ports, "edges", asked.progress))
+        else:
+            found = patching.gradients(judge, list(_points(tape, other, asked)))
+        for pair, each in found.items():
+            totals[pair] = totals.get(pair, 0) + weight * each
+        value += weight * float(judge(tape.values[tape.out_slot]))
+        n += weight
+    scores = {pair: total / n for pair, total in totals.items()}
+    for pair, each in scores.items():
+        checks.finite(f"the scores of {pair}", each)
+    return EdgeScores(scores, labels, asked.method, value / n, "replay")
+
+
+def _points(tape: Whole, other: Whole, asked: Asked) -> Iterator[Values]:
+    """The inputs at which gradients are taken."""
+    shares = [1.0] if asked.method == "eap" else [i / asked.steps for i in range(1, asked.steps + 1)]
+    for share in shares:
+        yield {
+            slot: torch.lerp(other.values[slot], tape.values[slot], share) for slot in tape.roots
+        }
+
+
+def _judge(asked: Asked, tape: Whole, batch: Batch) -> tuple[Judge, int]:
+    """The metric of a batch's logits, and how many samples, or positions, it is the mean of."""
+    logits, metric = tape.values[tape.out_slot], asked.metric
+    checks.finite("the model's logits", logits)
+    if callable(metric):
+        judge: Any = lambda x: samplewise(metric, x, batch).double().mean()
+        judge(logits)
+        return judge, len(batch)
+    rows = read_rows(logits, batch)
+    found: Metric = make_metric(metric, rows.logits, rows.targets)
+    if asked.method == "eap" and found.kind == "kl":
+        raise ValueError(NO_GRADIENT)
+    return lambda x: found(rows.of(x)), len(rows.logits)
+
+
+def _recorded(
+    run: Run, model: nn.Module, batch: Batch, other: Batch, asked: Asked
+) -> tuple[Whole, Whole]:
+    """Both runs, which must do the same.
+
+    Raises:
+        ValueError: they do not; the recorded calls give other logits than the model.
+    """
+    first = record(run, model, batch, asked.output, "clean")
+    second = first if other is batch else record(run, model, other, asked.output, "corrupted")
+    if not first.same_calls(second):
+        raise ValueError("corrupted must make the model do what clean does, got other calls")
+    end = first.out_slot
+    for tape in {id(tape): tape for tape in (first, second)}.values():
+        start = {slot: tape.values[slot] for slot in tape.roots}
+        calls = first if first.doubts else tape
+        again = calls.again(calls.calls, dict(start))[end]
+        if not equal_to_rounding(again, tape.values[end]):
+            why = (first.doubts or ["the recorded calls give other logits"])[0]
+            raise ValueError(f"model must do the same again with other values: {why}")
+    return first, second
+
+
+def _pairs(
+    model: nn.Module, clean: Inputs, corrupted: Inputs | None, targets: Targets
+) -> Iterator[tuple[Batch, Batch]]:
+    """The batches of both inputs.
+
+    Raises:
+        ValueError: another number of them, or of another shape, dtype or device.
+    """
+    if corrupted is not None and is_stream(clean) != is_stream(corrupted):
+        raise ValueError("corrupted must be a stream of batches where clean is, and one where not")
+    others = None if corrupted is None else read_batches(model, corrupted, argument="corrupted")
+    for batch in read_batches(model, clean, targets, argument="clean"):
+        other = batch if others is None else next(others, None)
+        if other is None:
+            raise ValueError("corrupted must have as many batches as clean, got fewer")
+        told = [[_told(x) for x in tensors_in([b.args, b.kwargs])] for b in (batch, other)]
+        if told[0] != told[1]:
+            raise ValueError(
+                f"corrupted must be as clean, {', '.join(told[0])}, got {', '.join(told[1])}"
+            )
+        yield batch, other
+    if others is not None and next(others, None) is not None:
+        raise ValueError("corrupted must have as many batches as clean, got more")
+
+
+def _told(x: Tensor) -> str:
+    return f"{x.dtype} {tuple(x.shape)} on {x.device}"
+
+
+def _means(
+    run: Run, model: nn.Module, clean: Inputs, corrupted: Inputs | None, asked: Asked
+) -> dict[int, Tensor]:
+    """By slot, what nodes give on the corrupted inputs on average, or on the clean ones."""
+    data = clean if corrupted is None else corrupted
+    argument = "clean" if corrupted is None else "corrupted"
+    if is_stream(data) and iter(data) is data:  # type: ignore[call-overload]
+        raise TypeError(
+            f"{argument} must be no iterator with intervention={asked.intervention!r}, which reads "
+            "it twice"
+        )
+    totals: dict[int, Tensor] = {}
+    counts: dict[int, Tensor] = {}
+    for batch in read_batches(model, data, argument=argument):
+        tape = record(run, model, batch, asked.output, argument)
+        graph: Graph = graph_of(tape, model, asked.nodes, batch, None)
+        for node in graph.senders:
+            total, n = summed(node, tape.values[node.slot], asked.intervention, batch.mask())
+            if node.slot in totals and totals[node.slot].shape != total.shape:
+                raise ValueError(
+                    f"intervention={asked.intervention!r} needs as many positions in each batch of "
+                    f"{argument}"
+                )
+            totals[node.slot] = totals.get(node.slot, 0) + total
+            counts[node.slot] = counts.get(node.slot, 0) + n
+    return {slot: total / counts[slot].clamp(min=1) for slot, total in totals.items()}
