@@ -50,6 +50,7 @@ EXCEPTIONS = {
     ("entropy_bits", "dim"): "of a tensor of probabilities, and no dimension of a site",
     ("attribute_edges", "nodes"): "what edges join: groups of units, by layer",
     ("discover_circuit", "nodes"): "what edges join: groups of units, by layer",
+    ("network_graph", "nodes"): "what edges join: layers, heads, units, or groups of these",
     ("attribute_edges", "method"): "other numbers (EAP, exact), not another way to the same",
     ("perturbational_ei", "mode"): "other numbers (parts, whole), not another way to the same",
     ("effective_circuit_size", "labels"): "which classes get a circuit; `targets` are the samples'",

@@ -53,19 +53,23 @@ def attribute_edges(
 ) -> EdgeScores:
     """How far the metric rises when one edge carries what it carries on corrupted inputs.
 
-    The model is a chain of Linear and convolution layers with activations, pooling, batch norm and
-    flatten between them. It is read from a run that is recorded, and must give the model's logits
-    on both inputs; autocast has no say. Its nodes are the features of the input (the pixels, or
-    before a convolution the channels), and the units or channels of each layer; edges join nodes of
-    layers that follow each other. Edge s -> r adds weight[r, s] h_s to the pre-activation z_r. Its
-    score:
+    A chain of Linear and convolution layers, with activations, pooling, batch norm and flatten
+    between them, has as nodes the features of the input (the pixels, or before a convolution the
+    channels), and the units or channels of each layer; edges join nodes of layers that follow each
+    other. Edge s -> r adds weight[r, s] h_s to the pre-activation z_r. Any other network has the
+    nodes and edges of `network_graph`: a residual network's blocks, attention's heads, the input
+    and the logits; edge s -> r carries what s adds to the sum that r reads. It is read from a run
+    that is recorded, which must give the model's logits on both inputs, and what nodes carry must
+    add up to all that is read; autocast has no say. The score of an edge in a chain:
 
         "exact"   metric with weight[r, s] h'_s in its place, minus the metric of the clean run
         "eap"     d metric / d z_r at the clean run, times weight[r, s] (h'_s - h_s)
         "eap-ig"  the same with the mean gradient over `steps` runs, on the inputs
                   corrupted + (i / steps) (clean - corrupted), i = 1, ..., steps
 
-    with h' the activations of the corrupted run. Scores of nodes that hold several units are those
+    with h' the activations of the corrupted run. Elsewhere it is the same: for weight[r, s] stands
+    what lies between s and the sum that r reads, for z_r that sum as r alone reads it. Scores of
+    nodes that hold several units are those
     of all their edges at once, for "eap" their sum. "eap" takes one backward pass for all edges and
     is exact for a linear network and metric; "exact" runs what follows the edge for each, many in
     one batch.
@@ -78,9 +82,12 @@ def attribute_edges(
 
     Args:
         model: returns logits `[n, c]`; runs in eval mode and is left as it was.
-        clean: inputs `[n, ...]` on the model's device and of its dtype.
-        corrupted: for each the input that it is compared with, of the same shape.
-        targets: int64 classes `[n]`, for metric="loss".
+        clean: of a chain inputs `[n, ...]` on the model's device and of its dtype. Else tokens, a
+            tuple or mapping of arguments, or a stream of batches; positions that the attention mask
+            leaves out do not count for "loss" and "kl".
+        corrupted: for each the input that it is compared with, of the same shape; None is allowed
+            where `intervention` is not "patch".
+        targets: int64 classes `[n]`, for metric="loss"; of logits `[n, t, c]` for each position.
         method: "eap", "eap-ig" or "exact".
         metric: "loss", the mean cross-entropy (the default with targets); "kl", the mean KL(p | q)
             of the class probabilities p of the clean run (the default without), whose gradient at
@@ -89,18 +96,24 @@ def attribute_edges(
             is taken; one of logits alone, or that gives one number, does as well.
         nodes: by layer, or "input", what its nodes are: lists of units, a `Clusters` of which the
             rows count, or "one" for all in one node. Units in no list are nodes of their own.
+            Or "layers", "heads" or "units", as in `network_graph`; by default units in a chain and
+            layers elsewhere.
+        intervention: what an edge carries instead: "patch", what it does in the corrupted run;
+            "zero", nothing; "mean", its sender's mean over samples and positions of the corrupted
+            inputs (without such, of the clean ones); "positional-mean", over samples alone.
         steps: of "eap-ig".
         output: picks the logits out of what the model returns: a function or a key.
-        max_memory: bytes that one batch of "exact" may take, 64 MiB by default and one
-            run at least; besides, all that the edges into one node carry lies in memory.
+        max_memory: bytes that one batch of "exact" may take in a chain, 64 MiB by default and one
+            run at least; besides, all that the edges into one node carry lies in memory. Elsewhere
+            edges run one by one, and what each node adds to each sum lies in memory.
         progress: show a progress bar for "exact", where standard error is a terminal.
 
     Raises:
         TypeError: arguments of a wrong type.
-        ValueError: a model that is no such chain; inputs that differ in shape, dtype or device or
-            do not fit the model, are empty or not finite, logits or a metric that are not; targets
-            out of range; nodes that overlap or are of an unknown layer (the nearest are listed);
-            metric="kl" with "eap".
+        ValueError: a model without such a graph, or whose nodes do not add up; inputs that differ
+            in shape, dtype or device or do not fit the model, are empty or not finite, logits or a
+            metric that are not; targets out of range; nodes that overlap or are of an unknown layer
+            (the nearest are listed); metric="kl" with "eap"; no corrupted inputs to patch from.
 
     Source: Nanda, "Attribution Patching", 2023; Syed, Rager and Conmy, "Attribution Patching
         Outperforms Automated Circuit Discovery", 2023; Hanna, Pezzelle and Belinkov, "Have Faith in
@@ -126,7 +139,7 @@ def attribute_edges(
         other = clean if corrupted is None else corrupted
         plain = not is_stream(clean) and not isinstance(clean, (tuple, Mapping))
         if plain and not (isinstance(clean, Tensor) and not clean.is_floating_point()):
-            x, y, labels = checked_inputs(model, clean, other, targets)
+            x, y, labels = checked_inputs(model, clean, other, targets)  # type: ignore[arg-type]
             run = stack.enter_context(running(model, argument="clean"))
             try:
                 network, whole, there = read_network(run, model, x, y, nodes, output)
@@ -140,9 +153,7 @@ def attribute_edges(
         else:
             checks.python_module("model", model)
             run = stack.enter_context(running(model, argument="clean"))
-        asked = Asked(
-            method, metric, nodes or "layers", intervention, steps, output, progress
-        )
+        asked = Asked(method, metric, nodes or "layers", intervention, steps, output, progress)
         return scores_of_graph(run, model, clean, corrupted, targets, asked, error)
 
 

@@ -14,17 +14,16 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from modfast.circuits.linear import is_linear, is_sum, places, same_parts
+from modfast.circuits.attention import SPLIT, attention_of, producers, separate
+from modfast.circuits.linear import is_linear, is_sum, same_parts
 from modfast.circuits.network import Groups, group_labels
-from modfast.network.calls import Call, Slot, slots_in
+from modfast.network.calls import Call, slots_in
 from modfast.network.names import nearest, unwrapped
 from modfast.network.whole import Whole
 
 Nodes: TypeAlias = Literal["layers", "heads", "units"] | Mapping[str, Groups]
 
 LOGITS = "logits"
-_PRODUCTS = frozenset("matmul __matmul__ bmm baddbmm".split())
-_FUSED = "scaled_dot_product_attention"
 
 
 @dataclass
@@ -120,34 +119,13 @@ class _Reader:
     def __init__(self, tape: Whole, model: nn.Module, nodes: Nodes, n_samples: int) -> None:
         self.tape, self.nodes, self.n_samples = tape, nodes, n_samples
         self.modules = dict(unwrapped(model).named_modules(remove_duplicate=False))
-        self._index()
+        self.by_out = producers(tape)
         for call in list(tape.calls):
-            self._separate(call)
+            if separate(tape, self.by_out, call):
+                self.by_out = producers(tape)
         self.order = {call: i for i, call in enumerate(tape.calls)}
         self.linear = [call for call in tape.calls if is_linear(call, tape.values)]
         self.atoms = self._atoms()
-
-    def _index(self) -> None:
-        self.by_out = {slot: call for call in self.tape.calls for slot in slots_in(call.outs)}
-
-    def _separate(self, call: Call) -> None:
-        """Gives queries, keys and values of attention a slot each, where one value is several."""
-        parts = self._attention(call)
-        if parts is None or len({slot for slot, _ in parts[0]}) == 3:
-            return
-        tape, readers = self.tape, [parts[1][0], parts[1][0], parts[1][-1]]
-        seen: set[int] = set()
-        for (slot, _), reader, place in zip(parts[0], readers, _where(*parts), strict=True):
-            if slot in seen:
-                new, tape.n = tape.n, tape.n + 1
-                tape.values[new] = tape.values[slot]
-                copy = Call(torch.clone, "clone", [Slot(slot)], {}, Slot(new), None, call.cast, None)
-                tape.places[copy], tape.rounds[copy] = tape.places[call], tape.rounds[call]
-                tape.calls.insert(tape.calls.index(reader), copy)
-                arguments = reader.args if isinstance(place, int) else reader.kwargs
-                arguments[place], reader.places = Slot(new), None
-            seen.add(slot)
-        self._index()
 
     def read(self) -> Graph:
         tape = self.tape
@@ -229,24 +207,29 @@ class _Reader:
         return f"{module}/{function}#{n}"
 
     def _names(self, nodes: Sequence[Node]) -> list[str]:
-        """A node's module where that says which it is, and else its site."""
-        short = [node.site.partition("/")[0] or node.site for node in nodes]
+        """A node's module (the model's own function) where that is its alone, and else its site."""
+        short = []
+        for node in nodes:
+            module, _, function = node.site.partition("/")
+            short.append(module or function.partition("#")[0])
         return [
-            name if short.count(name) == 1 and name not in (LOGITS, "") else node.site
+            name if short.count(name) == 1 and name != LOGITS else node.site
             for name, node in zip(short, nodes, strict=True)
         ]
 
     def _partition(self, nodes: Sequence[Node]) -> None:
         wanted = self.nodes
         if not isinstance(wanted, str):
+            known = [node.name for node in nodes]
             for name in wanted:
-                if name not in [node.name for node in nodes]:
-                    raise ValueError(
-                        f"nodes={name!r}: no such node; {nearest(str(name), [x.name for x in nodes])}"
-                    )
+                if name not in known:
+                    raise ValueError(f"nodes={name!r}: no such node; {nearest(str(name), known)}")
         for node in nodes:
             each = wanted if isinstance(wanted, str) else wanted.get(node.name, "layers")
-            attends = node.call is not None and self._attention(node.call) is not None
+            attends = (
+                node.call is not None
+                and attention_of(self.tape, self.by_out, node.call) is not None
+            )
             value = self.tape.values[node.slot]
             if attends:
                 node.dim, n = self._heads(node)
@@ -259,19 +242,20 @@ class _Reader:
                 node.labels = torch.arange(n, device="cpu")
             else:
                 node.labels = group_labels(node.name, each, n)
-            if attends and n == 1 and node.call is not None and node.call.name not in _PRODUCTS | {_FUSED}:
-                if each != "layers":
-                    raise ValueError(
-                        f"nodes must be 'layers': the heads in {node.call.name!r} of "
-                        f"{node.site!r} cannot be told apart, got {each!r:.60}"
-                    )
+            if (
+                attends and n == 1 and node.call is not None and node.call.name not in SPLIT
+            ) and each != "layers":
+                raise ValueError(
+                    f"nodes must be 'layers': the heads in {node.call.name!r} of "
+                    f"{node.site!r} cannot be told apart, got {each!r:.60}"
+                )
 
     def _heads(self, node: Node) -> tuple[int, int]:
         """The dimension of attention's output that holds heads, and how many there are."""
         value = self.tape.values[node.slot]
         call = node.call
         assert call is not None
-        if call.name in _PRODUCTS | {_FUSED}:
+        if call.name in SPLIT:
             if value.dim() == 4:
                 return 1, value.shape[1]
             if value.dim() == 3 and value.shape[0] % self.n_samples == 0:
@@ -283,11 +267,12 @@ class _Reader:
     def _read(self, node: Node) -> None:
         if node.call is None and node.name != LOGITS:
             return
-        parts = None if node.call is None else self._attention(node.call)
-        if parts is not None:
-            node.inner = parts[1]
-            for letter, (slot, at) in zip("qkv", parts[0], strict=True):
-                self._add_port(node, letter, slot, at)
+        parts = None if node.call is None else attention_of(self.tape, self.by_out, node.call)
+        if parts is not None and node.call is not None:
+            node.inner = parts.calls
+            for letter, slot in zip("qkv", parts.slots, strict=True):
+                heads = max(0, self.tape.values[slot].dim() - 3)
+                self._add_port(node, letter, slot, heads if node.call.name in SPLIT else None)
             return
         wanted = [node.slot] if node.call is None else node.call.slots()
         calls, sources = self._back(wanted)
@@ -307,7 +292,10 @@ class _Reader:
             )
         value = self.tape.values[slot]
         if dim is None or node.n == 1:
-            at, labels = value.dim() - 1, torch.zeros(value.shape[-1], dtype=torch.int64, device="cpu")
+            at, labels = (
+                value.dim() - 1,
+                torch.zeros(value.shape[-1], dtype=torch.int64, device="cpu"),
+            )
         else:
             n = value.shape[dim] // (self.n_samples if dim == 0 else 1)
             at, labels = dim, self._labels(node, calls, slot, dim, n)
@@ -348,84 +336,4 @@ class _Reader:
         if slot in self.added:
             return True
         call = self.by_out.get(slot)
-        return (
-            call is not None
-            and self.atoms[slot] <= self.added
-            and len(set(call.slots())) > 1
-        )
-
-    def _attention(
-        self, call: Call
-    ) -> tuple[list[tuple[int, int | None]], list[Call]] | None:
-        """Queries, keys and values of attention, where heads lie there; and what follows them."""
-        if call.name == "multi_head_attention_forward":
-            return [(slot, None) for slot in _three(call)], [call]
-        if call.name == _FUSED:
-            return [(slot, self._dim(slot)) for slot in _three(call)], [call]
-        if call.name not in _PRODUCTS or len(set(places(call))) != 2:
-            return None
-        a, b = call.slots()[-2:]
-        soft, inner = self._weights(a)
-        if soft is None:
-            return None
-        scores, before = self._product(soft)
-        if scores is None:
-            raise ValueError(
-                f"model must have attention whose softmax is of a product of queries and keys, got "
-                f"another before {call.name!r} in {self.tape.places[call][0]!r}"
-            )
-        q, k = scores.slots()[-2:]
-        return [(x, self._dim(x)) for x in (q, k, b)], [*before, *inner, call]
-
-    def _dim(self, slot: int) -> int:
-        return max(0, self.tape.values[slot].dim() - 3)
-
-    def _weights(self, slot: int) -> tuple[Call | None, list[Call]]:
-        """The softmax that a value comes from, and the calls from there."""
-        calls: list[Call] = []
-        while (call := self.by_out.get(slot)) is not None and len(set(call.slots())) == 1:
-            calls.insert(0, call)
-            if call.name == "softmax":
-                return call, calls
-            slot = call.slots()[0]
-        return None, calls
-
-    def _product(self, softmax: Call) -> tuple[Call | None, list[Call]]:
-        """The product that a softmax is of, and the calls from it on."""
-        calls: list[Call] = []
-        slot = softmax.slots()[0]
-        while (call := self.by_out.get(slot)) is not None:
-            calls.insert(0, call)
-            if call.name in _PRODUCTS and len(places(call)) == 2:
-                return call, calls
-            if len(set(call.slots())) != 1:
-                break
-            slot = call.slots()[0]
-        return None, calls
-
-
-def _where(parts: Sequence[tuple[int, int | None]], calls: Sequence[Call]) -> list[int | str]:
-    """Which arguments queries, keys and values are: of the first of the calls, and of the last."""
-    first = [each for each in places(calls[0]) if each not in ("attn_mask",)]
-    if len(calls) == 1:
-        return first[:3]
-    at = places(calls[-1])
-    return [*first[-2:], at[-1]]
-
-
-def _three(call: Call) -> list[int]:
-    """Queries, keys and values of a call."""
-    names = ("query", "key", "value")
-    found = [slots_in(x) for x in call.args[:3]]
-    found += [slots_in(call.kwargs[name]) for name in names[len(found) :] if name in call.kwargs]
-    if len(found) != 3 or not all(len(each) == 1 for each in found):
-        raise ValueError(
-            f"model must take queries, keys and values from its inputs, got {call.name!r} of others"
-        )
-    return [each[0] for each in found]
-
-
-def is_input(node: Node) -> bool:
-    """Whether a node is one that a run begins with."""
-    return node.call is None and node.name != LOGITS
-
+        return call is not None and self.atoms[slot] <= self.added and len(set(call.slots())) > 1

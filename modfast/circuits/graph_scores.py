@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from modfast.circuits.metric import NO_GRADIENT, Metric, MetricLike, make_metric
 from modfast.circuits.network import NoChainError
 from modfast.circuits.patching import Intervention, Judge, Patching, new_values, spread, summed
 from modfast.circuits.whole_graph import graph_of
-from modfast.metrics import samplewise
+from modfast.metrics import Function, samplewise
 from modfast.network.inputs import Batch, Inputs, Targets, is_stream, read_batches, tensors_in
 from modfast.network.logits import Output, read_rows
 from modfast.network.resume import equal_to_rounding
@@ -86,7 +86,9 @@ def scores_of_graph(
 
 def _points(tape: Whole, other: Whole, asked: Asked) -> Iterator[Values]:
     """The inputs at which gradients are taken."""
-    shares = [1.0] if asked.method == "eap" else [i / asked.steps for i in range(1, asked.steps + 1)]
+    shares = (
+        [1.0] if asked.method == "eap" else [i / asked.steps for i in range(1, asked.steps + 1)]
+    )
     for share in shares:
         yield {
             slot: torch.lerp(other.values[slot], tape.values[slot], share) for slot in tape.roots
@@ -98,7 +100,7 @@ def _judge(asked: Asked, tape: Whole, batch: Batch) -> tuple[Judge, int]:
     logits, metric = tape.values[tape.out_slot], asked.metric
     checks.finite("the model's logits", logits)
     if callable(metric):
-        judge: Any = lambda x: samplewise(metric, x, batch).double().mean()
+        judge = partial(_mean, metric, batch)
         judge(logits)
         return judge, len(batch)
     rows = read_rows(logits, batch)
@@ -106,6 +108,10 @@ def _judge(asked: Asked, tape: Whole, batch: Batch) -> tuple[Judge, int]:
     if asked.method == "eap" and found.kind == "kl":
         raise ValueError(NO_GRADIENT)
     return lambda x: found(rows.of(x)), len(rows.logits)
+
+
+def _mean(metric: Function, batch: Batch, logits: Tensor) -> Tensor:
+    return samplewise(metric, logits, batch).double().mean()
 
 
 def _recorded(
@@ -166,7 +172,7 @@ def _means(
     """By slot, what nodes give on the corrupted inputs on average, or on the clean ones."""
     data = clean if corrupted is None else corrupted
     argument = "clean" if corrupted is None else "corrupted"
-    if is_stream(data) and iter(data) is data:  # type: ignore[call-overload]
+    if is_stream(data) and iter(data) is data:
         raise TypeError(
             f"{argument} must be no iterator with intervention={asked.intervention!r}, which reads "
             "it twice"

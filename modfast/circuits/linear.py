@@ -145,7 +145,9 @@ def _called(tape: Whole, call: Call, values: Values) -> list[Tensor]:
 
 
 def _flat(value: Any) -> list[Any]:
-    return [x for each in value for x in _flat(each)] if isinstance(value, (tuple, list)) else [value]
+    return (
+        [x for each in value for x in _flat(each)] if isinstance(value, (tuple, list)) else [value]
+    )
 
 
 class _Zeros:
@@ -167,7 +169,7 @@ def same_parts(tape: Whole, calls: Sequence[Call], target: int, dim: int, n: int
     slot = target
     while slot in by_out:
         call = by_out[slot]
-        if call.name not in LAYOUT and call.name not in _SAME or len(call.slots()) != 1:
+        if (call.name not in LAYOUT and call.name not in _SAME) or len(call.slots()) != 1:
             break
         way.append(call)
         slot = call.slots()[0]
@@ -182,4 +184,3 @@ def same_parts(tape: Whole, calls: Sequence[Call], target: int, dim: int, n: int
     seen: dict[tuple[float, ...], int] = {}
     labels = [seen.setdefault(tuple(row.tolist()), len(seen)) for row in rows]
     return torch.tensor(labels, dtype=torch.int64, device="cpu")
-

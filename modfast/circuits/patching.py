@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class Patching:
             for i, change in enumerate(self.changes[node.name][port.source]):
                 yield node, i, now + change
 
-    def exact(self, judge: Judge, ports: Callable[[Sequence[Port]], Sequence[Port]]) -> Scores:
+    def exact(self, judge: Judge, ports: Callable[[Sequence[Port]], Iterable[Port]]) -> Scores:
         """The rise of the metric when one edge carries its change, for all edges."""
         tape = self.graph.tape
         base = judge(tape.values[tape.out_slot])
@@ -135,15 +135,13 @@ class Patching:
             if not value.requires_grad:
                 raise ValueError("metric must be differentiable with method='eap' or 'eap-ig'")
             outs = [values[node.slot] for node in readers]
-            slopes = torch.autograd.grad(value, outs, retain_graph=True, allow_unused=True)
+            # Zeros for what the metric does not look at.
+            options: Any = {"allow_unused": True, "materialize_grads": True}
+            slopes = torch.autograd.grad(value, outs, retain_graph=True, **options)
             for node, slope in zip(readers, slopes, strict=True):
-                if slope is None:
-                    slope = torch.zeros_like(values[node.slot])
                 yield from self._through(node, values, slope)
 
-    def _through(
-        self, node: Node, values: Values, slope: Tensor
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _through(self, node: Node, values: Values, slope: Tensor) -> Iterator[tuple[str, Tensor]]:
         tape = self.graph.tape
         at = {node.slot: slope}
         if node.inner:

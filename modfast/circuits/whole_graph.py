@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -212,7 +213,7 @@ def shown(graph: Graph) -> NetworkGraph:
 def of_chain(nodes: Mapping[str, Tensor]) -> NetworkGraph:
     """The graph of a chain, whose layers are read one by the next."""
     names = list(nodes)
-    pairs = tuple(zip(names[:-1], names[1:], strict=True))
+    pairs = tuple(itertools.pairwise(names))
     cpu = {name: labels.cpu() for name, labels in nodes.items()}
     reads = {name: name for name in names if name != INPUT}
     return NetworkGraph(pairs, cpu, reads, {n: n for n in names}, dict.fromkeys(reads, ""), "chain")

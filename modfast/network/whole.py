@@ -102,9 +102,7 @@ class Whole(Tape):
             self._keep(self.calls[-1], args, target, before, output)
         return output
 
-    def _keep(
-        self, call: Call, args: Any, target: Any, before: Tensor | None, output: Any
-    ) -> None:
+    def _keep(self, call: Call, args: Any, target: Any, before: Tensor | None, output: Any) -> None:
         module, function = self.running.stack[-1], plain_name(call.func)
         self.places[call] = module, function, self._counts[module, function]
         self.rounds[call] = self.running.n_calls.get(module, 1) - 1

@@ -168,7 +168,13 @@ NODES = {"fc1": [[0, 1], [2]]}
 
 @entry("circuits.attribute_edges", aliases=LOGITS, work=frozenset({"steps"}))
 def _() -> dict[str, Any]:
-    more = {"method": "eap-ig", "metric": "loss", "nodes": NODES, "steps": 2}
+    more = {
+        "method": "eap-ig",
+        "metric": "loss",
+        "nodes": NODES,
+        "steps": 2,
+        "intervention": "patch",
+    }
     return {**edges(), **more, **QUIET, "max_memory": 2**20}
 
 
@@ -176,6 +182,11 @@ def _() -> dict[str, Any]:
 def _() -> dict[str, Any]:
     more = {"threshold": 1e-2, "metric": "kl", "nodes": NODES}
     return {**edges(), **more, **QUIET, "max_memory": 2**20}
+
+
+@entry("circuits.network_graph", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    return {"model": net(), "inputs": batch()["inputs"], "nodes": NODES, "output": None}
 
 
 def edge_scores(model: nn.Module) -> modfast.EdgeScores:
