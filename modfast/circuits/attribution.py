@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -14,18 +12,18 @@ from modfast import checks
 from modfast.circuits.edges import EdgeScores
 from modfast.circuits.graph import Nodes
 from modfast.circuits.graph_scores import Asked, scores_of_graph
+from modfast.circuits.inputs import check_intervention, checked_inputs, may_be_chain
 from modfast.circuits.metric import NO_GRADIENT, Metric, MetricLike, make_metric
 from modfast.circuits.network import (
     BACKEND,
+    Intervention,
     Network,
     NoChainError,
     Pass,
-    checked_inputs,
     read_network,
 )
-from modfast.circuits.patching import Intervention
-from modfast.circuits.removal import Removals, Step, memory_limit
-from modfast.network.inputs import Inputs, Targets, is_stream
+from modfast.circuits.removal import Removals, Step, intervened, memory_limit
+from modfast.network.inputs import Inputs, Targets
 from modfast.network.interrupts import under
 from modfast.network.logits import Output, check_output
 from modfast.network.run import running
@@ -128,25 +126,31 @@ def attribute_edges(
         {('input', 'fc1'): (8, 6), ('fc1', 'fc2'): (6, 3)}
     """
     checks.choice("method", method, get_args(Method))
-    checks.choice("intervention", intervention, get_args(Intervention))
     steps, max_memory = checks.count("steps", steps), memory_limit(max_memory)
     check_output(output)
-    if corrupted is None and intervention == "patch":
-        raise ValueError("corrupted must be given with intervention='patch'")
+    check_intervention(intervention, corrupted)
     with ExitStack() as stack:
         stack.enter_context(full_precision())
         error = None
         other = clean if corrupted is None else corrupted
-        plain = not is_stream(clean) and not isinstance(clean, (tuple, Mapping))
-        if plain and not (isinstance(clean, Tensor) and not clean.is_floating_point()):
-            x, y, labels = checked_inputs(model, clean, other, targets)  # type: ignore[arg-type]
+        if may_be_chain(clean):
+            x, y, classes = checked_inputs(model, clean, other, targets)  # type: ignore[arg-type]
             run = stack.enter_context(running(model, argument="clean"))
             try:
                 network, whole, there = read_network(run, model, x, y, nodes, output)
-                there = _intervened(there, intervention)
-                judge = make_metric(metric, whole.logits, labels, x)
+                there = intervened(network, there, intervention)
+                judge = make_metric(metric, whole.logits, classes, x)
                 return _of_chain(
-                    network, whole, there, judge, (x, y), method, steps, max_memory, progress
+                    network,
+                    whole,
+                    there,
+                    judge,
+                    (x, y),
+                    method,
+                    intervention,
+                    steps,
+                    max_memory,
+                    progress,
                 )
             except NoChainError as found:
                 error = found
@@ -154,7 +158,8 @@ def attribute_edges(
             checks.python_module("model", model)
             run = stack.enter_context(running(model, argument="clean"))
         asked = Asked(method, metric, nodes or "layers", intervention, steps, output, progress)
-        return scores_of_graph(run, model, clean, corrupted, targets, asked, error)
+        scores, labels, value = scores_of_graph(run, model, clean, corrupted, targets, asked, error)
+        return EdgeScores(scores, labels, method, value, BACKEND, intervention)
 
 
 def _of_chain(
@@ -164,6 +169,7 @@ def _of_chain(
     judge: Metric,
     inputs: tuple[Tensor, Tensor],
     method: Method,
+    intervention: Intervention,
     steps: int,
     max_memory: int,
     progress: bool,
@@ -180,19 +186,7 @@ def _of_chain(
     value = float(judge(whole.logits))
     cpu = {name: labels.cpu() for name, labels in network.nodes.items()}
     scores = dict(zip(network.pairs, (each.cpu() for each in found), strict=True))
-    return EdgeScores(scores, cpu, method, value, BACKEND)
-
-
-def _intervened(other: Pass, intervention: Intervention) -> Pass:
-    """What removed edges carry: of the corrupted run, nothing, or means of it."""
-    if intervention == "patch":
-        return other
-    inputs = []
-    for h in other.inputs:
-        dims = [0, *(range(2, h.dim()) if intervention == "mean" else [])]
-        mean = torch.zeros_like(h) if intervention == "zero" else h.mean(dims, keepdim=True)
-        inputs.append(mean.expand_as(h))
-    return replace(other, inputs=inputs)
+    return EdgeScores(scores, cpu, method, value, BACKEND, intervention)
 
 
 def _gradient(

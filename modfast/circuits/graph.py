@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -225,7 +225,7 @@ class _Reader:
                 if name not in known:
                     raise ValueError(f"nodes={name!r}: no such node; {nearest(str(name), known)}")
         for node in nodes:
-            each = wanted if isinstance(wanted, str) else wanted.get(node.name, "layers")
+            each: Any = wanted if isinstance(wanted, str) else wanted.get(node.name, "layers")
             attends = (
                 node.call is not None
                 and attention_of(self.tape, self.by_out, node.call) is not None
@@ -236,7 +236,9 @@ class _Reader:
             else:
                 node.dim = 1 if value.dim() == 4 else value.dim() - 1
                 n = value.shape[node.dim]
-            if each in ("layers", "one") or (each == "heads" and not attends):
+            if isinstance(each, Tensor):  # of an earlier graph
+                node.labels = each
+            elif each in ("layers", "one") or (each == "heads" and not attends):
                 node.labels = torch.zeros(n, dtype=torch.int64, device="cpu")
             elif each in ("heads", "units"):
                 node.labels = torch.arange(n, device="cpu")

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from modfast import checks
-from modfast.circuits.edges import EdgeScores
 from modfast.circuits.graph import Graph, Nodes
 from modfast.circuits.metric import NO_GRADIENT, Metric, MetricLike, make_metric
-from modfast.circuits.network import NoChainError
-from modfast.circuits.patching import Intervention, Judge, Patching, new_values, spread, summed
+from modfast.circuits.network import Intervention, NoChainError
+from modfast.circuits.patching import Judge, Patching, Scores, new_values, spread, summed
 from modfast.circuits.whole_graph import graph_of
 from modfast.metrics import Function, samplewise
 from modfast.network.inputs import Batch, Inputs, Targets, is_stream, read_batches, tensors_in
@@ -46,42 +45,79 @@ def scores_of_graph(
     targets: Targets,
     asked: Asked,
     error: NoChainError | None = None,
-) -> EdgeScores:
-    """As `attribute_edges`, of any network; `error` says why it is no chain."""
+) -> tuple[Scores, dict[str, Tensor], float]:
+    """As `attribute_edges`, of any network: scores, nodes and the metric of the clean run.
+
+    `error` says why it is no chain.
+    """
     if asked.method != "exact":
         require_differentiable(model)
+    totals: dict[tuple[str, str], Tensor] = {}
+    value, n = 0.0, 0
+    for each in prepared(run, model, clean, corrupted, targets, asked, error):
+        patching, judge = each.patching, each.judge
+        if asked.method == "exact":
+            found = patching.exact(judge, lambda ports: bar(ports, "edges", asked.progress))
+        else:
+            if asked.method == "eap" and each.kind == "kl":
+                raise ValueError(NO_GRADIENT)
+            found = patching.gradients(judge, list(_points(each.tape, each.other, asked)))
+        for pair, scores in found.items():
+            totals[pair] = totals.get(pair, 0) + each.weight * scores
+        value += each.weight * float(judge(each.tape.values[each.tape.out_slot]))
+        n += each.weight
+    means = {pair: total / n for pair, total in totals.items()}
+    for pair, scores in means.items():
+        checks.finite(f"the scores of {pair}", scores)
+    labels = each.patching.graph.labels()
+    return means, labels, value / n
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch, run on both inputs."""
+
+    batch: Batch
+    tape: Whole
+    other: Whole
+    patching: Patching
+    judge: Judge
+    kind: str
+    weight: int
+    """How many samples, or positions, the metric is the mean of."""
+
+
+def prepared(
+    run: Run,
+    model: nn.Module,
+    clean: Inputs,
+    corrupted: Inputs | None,
+    targets: Targets,
+    asked: Asked,
+    error: NoChainError | None = None,
+) -> Iterator[Prepared]:
+    """Each batch, with what its edges carry.
+
+    Raises:
+        TypeError, ValueError: as `attribute_edges`.
+    """
     means: dict[int, Tensor] | None = None
     if asked.intervention in ("mean", "positional-mean"):
         means = _means(run, model, clean, corrupted, asked)
-    totals: dict[tuple[str, str], Tensor] = {}
-    value, n = 0.0, 0
-    labels: dict[str, Tensor] = {}
+    labels: dict[str, list[int]] = {}
     for batch, other_batch in _pairs(model, clean, corrupted, targets):
         tape, other = _recorded(run, model, batch, other_batch, asked)
         graph = graph_of(tape, model, asked.nodes, batch, error)
-        if labels and {k: x.tolist() for k, x in labels.items()} != {
-            k: x.tolist() for k, x in graph.labels().items()
-        }:
+        now = {name: each.tolist() for name, each in graph.labels().items()}
+        if labels and labels != now:
             raise ValueError("clean must give the same graph in each batch, got another one")
-        labels = graph.labels()
-        judge, weight = _judge(asked, tape, batch)
+        labels = now
         if means is None:
             new = new_values(graph, other, asked.intervention)
         else:
             new = {x.slot: spread(x, means[x.slot], tape.values[x.slot]) for x in graph.senders}
         patching = Patching.of(graph, new, other if asked.intervention == "patch" else None)
-        if asked.method == "exact":
-            found = patching.exact(judge, lambda ports: bar(ports, "edges", asked.progress))
-        else:
-            found = patching.gradients(judge, list(_points(tape, other, asked)))
-        for pair, each in found.items():
-            totals[pair] = totals.get(pair, 0) + weight * each
-        value += weight * float(judge(tape.values[tape.out_slot]))
-        n += weight
-    scores = {pair: total / n for pair, total in totals.items()}
-    for pair, each in scores.items():
-        checks.finite(f"the scores of {pair}", each)
-    return EdgeScores(scores, labels, asked.method, value / n, "replay")
+        yield Prepared(batch, tape, other, patching, *_judge(asked, tape, batch))
 
 
 def _points(tape: Whole, other: Whole, asked: Asked) -> Iterator[Values]:
@@ -95,19 +131,17 @@ def _points(tape: Whole, other: Whole, asked: Asked) -> Iterator[Values]:
         }
 
 
-def _judge(asked: Asked, tape: Whole, batch: Batch) -> tuple[Judge, int]:
-    """The metric of a batch's logits, and how many samples, or positions, it is the mean of."""
+def _judge(asked: Asked, tape: Whole, batch: Batch) -> tuple[Judge, str, int]:
+    """The metric of a batch's logits, its kind, and how much the batch counts."""
     logits, metric = tape.values[tape.out_slot], asked.metric
     checks.finite("the model's logits", logits)
     if callable(metric):
         judge = partial(_mean, metric, batch)
         judge(logits)
-        return judge, len(batch)
+        return judge, "callable", len(batch)
     rows = read_rows(logits, batch)
     found: Metric = make_metric(metric, rows.logits, rows.targets)
-    if asked.method == "eap" and found.kind == "kl":
-        raise ValueError(NO_GRADIENT)
-    return lambda x: found(rows.of(x)), len(rows.logits)
+    return lambda x: found(rows.of(x)), found.kind, len(rows.logits)
 
 
 def _mean(metric: Function, batch: Batch, logits: Tensor) -> Tensor:

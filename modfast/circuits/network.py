@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from modfast import checks
 from modfast.clusters import Clusters
 from modfast.network.calls import Call, Slot
 from modfast.network.chain import BY_CHANNEL, RESHAPES, linear_of
-from modfast.network.inputs import Batch, read_batches
+from modfast.network.inputs import Batch
 from modfast.network.logits import Output, check_output, pick
 from modfast.network.names import nearest, unwrapped
 from modfast.network.resume import equal_to_rounding
@@ -33,6 +33,7 @@ from modfast.network.visits import Visit, at_sites
 
 Groups: TypeAlias = Clusters | Sequence[Sequence[int]] | str
 INPUT = "input"
+Intervention: TypeAlias = Literal["patch", "zero", "mean", "positional-mean"]
 KINDS = ("layers", "heads", "units")
 """What nodes may be, in a word: whole layers, of attention the heads, or all units apart."""
 BACKEND = "replay"
@@ -355,45 +356,3 @@ def group_labels(name: str, groups: Groups | None, n: int) -> Tensor:
     # Empty groups are no nodes.
     found: Tensor = labels.unique(return_inverse=True)[1]
     return found
-
-
-def checked_inputs(
-    model: nn.Module, clean: Tensor, corrupted: Tensor, targets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same, copied where made in inference mode; refuses what this network should not run on.
-
-    Raises:
-        TypeError: no tensors, no module.
-        ValueError: different shapes, dtypes or devices; not the model's; integers; empty; not
-            finite.
-    """
-    checks.python_module("model", model)
-    for argument, x in (("clean", clean), ("corrupted", corrupted)):
-        checks.dense(argument, x)
-        if x.numel() == 0:
-            raise ValueError(f"{argument} must not be empty, got shape {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise ValueError(
-                f"{argument} must be a floating tensor, whose values edges carry, got {x.dtype}"
-            )
-        if x.dim() < 2:
-            raise ValueError(f"{argument} must be [n, ...], got shape {tuple(x.shape)}")
-    if (clean.shape, *_kind(clean)) != (corrupted.shape, *_kind(corrupted)):
-        raise ValueError(f"corrupted must be as clean, {_told(clean)}, got {_told(corrupted)}")
-    parameter = next(model.parameters(), None)
-    if parameter is not None and _kind(clean) != _kind(parameter):
-        dtype, device = _kind(parameter)
-        raise ValueError(f"clean must be as the model, {dtype} on {device}, got {_told(clean)}")
-    if isinstance(targets, str):
-        raise TypeError("targets must be a tensor, got str")
-    (first,) = read_batches(model, clean, targets, argument="clean")
-    (second,) = read_batches(model, corrupted, argument="corrupted")
-    return first.args[0], second.args[0], first.targets
-
-
-def _kind(x: Tensor) -> tuple[torch.dtype, torch.device]:
-    return x.dtype, x.device
-
-
-def _told(x: Tensor) -> str:
-    return f"{x.dtype} {tuple(x.shape)} on {x.device}"

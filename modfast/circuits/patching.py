@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from modfast.circuits.graph import LOGITS, Graph, Node, Port, part_of
 from modfast.circuits.linear import carry
+from modfast.circuits.network import Intervention
 from modfast.network.calls import Call, slots_in
 from modfast.network.resume import equal_to_rounding
 from modfast.network.whole import Values, Whole
 
-Intervention: TypeAlias = Literal["patch", "zero", "mean", "positional-mean"]
 Judge: TypeAlias = Callable[[Tensor], Tensor]
 Scores: TypeAlias = dict[tuple[str, str], Tensor]
 
@@ -27,6 +27,8 @@ class Patching:
     graph: Graph
     changes: dict[str, Values]
     """By sender and slot: `[parts, ...]`."""
+    calls: list[Call]
+    """The linear ones from nodes to what is read."""
 
     @classmethod
     def of(cls, graph: Graph, new: Mapping[int, Tensor], other: Whole | None) -> Patching:
@@ -42,14 +44,9 @@ class Patching:
         changes: dict[str, Values] = {}
         totals = {source: torch.zeros_like(tape.values[source]) for source in sources}
         for node in graph.senders:
-            own = tape.values[node.slot]
-            change = new[node.slot] - own
-            parts = [change * part_of(own, node.dim, node.labels, i) for i in range(node.n)]
-            stacks = carry(tape, calls, {node.slot: torch.stack(parts)})
-            read = {port.source for port in graph.ports if node in port.senders}
-            changes[node.name] = {slot: stacks[slot] for slot in read}
-            for slot in read:
-                totals[slot] += stacks[slot].sum(0)
+            changes[node.name] = carried(graph, calls, node, new[node.slot])
+            for slot, stack in changes[node.name].items():
+                totals[slot] += stack.sum(0)
         wanted = other.values if other is not None else _together(graph, calls, new)
         for slot, total in totals.items():
             now = tape.values[slot]
@@ -60,7 +57,7 @@ class Patching:
                     f"model must add up what its nodes give; at {what} they do not tell all that "
                     "differs between clean and corrupted inputs"
                 )
-        return cls(graph, changes)
+        return cls(graph, changes, calls)
 
     def into(self, port: Port) -> Iterator[tuple[Node, int, Tensor]]:
         """Each sender, its part, and what the port reads when that is changed."""
@@ -169,6 +166,14 @@ class Patching:
                     end, start, each, retain_graph=True, is_grads_batched=True
                 )
             yield port.name, rows
+
+
+def carried(graph: Graph, calls: Sequence[Call], node: Node, new: Tensor) -> Values:
+    """By slot, what each part of a node adds where it is read, when its value is new."""
+    own = graph.tape.values[node.slot]
+    parts = [(new - own) * part_of(own, node.dim, node.labels, i) for i in range(node.n)]
+    stacks = carry(graph.tape, calls, {node.slot: torch.stack(parts)})
+    return {port.source: stacks[port.source] for port in graph.ports if node in port.senders}
 
 
 def pairs_of(graph: Graph) -> list[tuple[str, str]]:

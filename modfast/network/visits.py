@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -168,7 +169,7 @@ class Running:
 
     def __enter__(self) -> Running:
         for module, name in self.names.items():
-            if name:
+            if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 enter = module.register_forward_pre_hook(lambda m, args: self._enter(m))
                 self.hooks.callback(enter.remove)
                 leave = module.register_forward_hook(
