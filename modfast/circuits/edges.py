@@ -14,6 +14,7 @@ from modfast import checks, plots
 from modfast.circuits import evaluation
 from modfast.circuits.graph import LOGITS
 from modfast.circuits.network import BACKEND, Intervention
+from modfast.circuits.selection import pruned
 from modfast.network.inputs import Inputs, Targets
 from modfast.network.interrupts import under
 from modfast.network.logits import Output
@@ -71,27 +72,31 @@ class EdgeScores(Result):
             found.append(Edge((sender, s), (receiver, r), float(flat[place])))
         return found
 
-    def circuit(self, n_edges: int) -> EdgeCircuit:
-        """The circuit of the `n_edges` edges of the largest score by absolute value.
+    def circuit(self, n_edges: int, *, signed: bool = False, prune: bool = True) -> EdgeCircuit:
+        """The circuit of the `n_edges` edges of the largest score.
+
+        Args:
+            n_edges: how many.
+            signed: take the largest scores, and not the largest by absolute value.
+            prune: leave out edges that no path ties to both an input and the logits, which change
+                nothing; the circuit may then have fewer.
 
         Raises:
             TypeError, ValueError: `n_edges` is no integer from 1 to the number of edges.
 
-        Source: Syed, Rager and Conmy, 2023.
+        Source: Syed, Rager and Conmy, 2023; Hanna, Pezzelle and Belinkov, 2024.
         """
         flat, _ = self._flat()
         kept = torch.zeros(len(flat), dtype=torch.bool, device="cpu")
-        kept[self._largest("n_edges", n_edges)] = True
+        kept[self._largest("n_edges", n_edges, checks.flag("signed", signed))] = True
         parts = kept.split([each.numel() for each in self.scores.values()])
-        return EdgeCircuit(
-            {
-                pair: part.view_as(self.scores[pair])
-                for pair, part in zip(self.scores, parts, strict=True)
-            },
-            self.nodes,
-            self.backend,
-            self.intervention,
-        )
+        masks = {
+            pair: part.view_as(self.scores[pair])
+            for pair, part in zip(self.scores, parts, strict=True)
+        }
+        if checks.flag("prune", prune):
+            masks = pruned(masks, self.nodes)
+        return EdgeCircuit(masks, self.nodes, self.backend, self.intervention)
 
     def plot(self) -> Figure:
         """A heat map for each pair of layers."""
@@ -109,11 +114,12 @@ class EdgeScores(Result):
 
         return torch.cat([each.flatten() for each in self.scores.values()]), place
 
-    def _largest(self, argument: str, k: int) -> Tensor:
+    def _largest(self, argument: str, k: int, signed: bool = False) -> Tensor:
         flat, _ = self._flat()
         if checks.count(argument, k) > len(flat):
             raise ValueError(f"{argument} must be at most {len(flat)}, the edges, got {k}")
-        return flat.abs().sort(descending=True, stable=True).indices[:k]
+        values = flat if signed else flat.abs()
+        return values.sort(descending=True, stable=True).indices[:k]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -132,7 +132,7 @@ def test_circuits_of_scores_are_kept_and_evaluated(tmp_path: Any) -> None:
     inputs = case.model, case.clean, case.corrupted
     targets = torch.randint(0, 20, (3, 5))
     scores = attribute_edges(*inputs, targets, nodes="heads")
-    circuit = scores.circuit(20)
+    circuit = scores.circuit(20, prune=False)
     assert (circuit.n_edges, circuit.n_total) == (20, 46)
     measured = circuit.evaluate(*inputs, targets)
     assert measured.corrupted_kl > 0
@@ -173,3 +173,41 @@ def test_a_chain_carries_something_else_too(intervention: Any) -> None:
     assert found.intervention == intervention
     logits = found.logits(model, clean, corrupted)
     assert logits.shape == (8, 3)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_pruned_edges_change_nothing(kind: str, signed: bool) -> None:
+    case = tiny(kind)
+    inputs = case.model, case.clean, case.corrupted
+    scores = attribute_edges(*inputs, metric=metric, nodes="heads")
+    dropped = 0
+    for n in (3, 10, 20):
+        whole = scores.circuit(n, signed=signed, prune=False)
+        found = scores.circuit(n, signed=signed)
+        assert whole.n_edges == n
+        assert all(bool((mask <= whole.masks[pair]).all()) for pair, mask in found.masks.items())
+        torch.testing.assert_close(found.logits(*inputs), whole.logits(*inputs))
+        dropped += n - found.n_edges
+    assert dropped
+
+
+def test_pruning_follows_paths_by_hand() -> None:
+    torch.manual_seed(0)
+    model, clean, corrupted = two()
+    scores = attribute_edges(model, clean, corrupted, metric=metric)
+    pairs = list(scores.scores)
+    assert pairs[0] == ("input", "act1")
+    ways = [
+        [("input", "act1"), ("act1", "act2"), ("act2", "logits")],
+        [("input", "act1"), ("act1", "logits")],
+        [("input", "act2"), ("act2", "logits")],
+        [("input", "logits")],
+    ]
+    for number in range(2**6):
+        kept = {pair for i, pair in enumerate(pairs) if number >> i & 1}
+        values = {pair: torch.tensor([[float(pair in kept)]]).double() for pair in pairs}
+        if kept:
+            made = modfast.EdgeScores(values, scores.nodes, "eap", 0.0).circuit(len(kept))
+            wanted = {pair for way in ways if kept.issuperset(way) for pair in way}
+            assert {pair for pair, mask in made.masks.items() if bool(mask)} == wanted

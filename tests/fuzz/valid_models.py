@@ -195,7 +195,7 @@ def edge_scores(model: nn.Module) -> modfast.EdgeScores:
 
 @entry("circuits.EdgeScores.circuit")
 def _() -> dict[str, Any]:
-    return {"self": edge_scores(net()), "n_edges": 5}
+    return {"self": edge_scores(net()), "n_edges": 5, "signed": True, "prune": False}
 
 
 @entry("circuits.EdgeScores.top")
