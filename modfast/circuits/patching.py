@@ -13,6 +13,7 @@ from modfast.circuits.graph import LOGITS, Graph, Node, Port, part_of
 from modfast.circuits.linear import carry
 from modfast.circuits.network import Intervention
 from modfast.network.calls import Call, slots_in
+from modfast.network.chain import linear_of
 from modfast.network.resume import equal_to_rounding
 from modfast.network.whole import Values, Whole
 
@@ -102,32 +103,36 @@ class Patching:
     def gradients(self, judge: Judge, points: Sequence[Values]) -> Scores:
         """The change of each edge times the metric's mean gradient for what is read there.
 
+        The last of the points are the clean inputs.
+
         Raises:
             ValueError: a metric without a gradient.
         """
         totals: dict[str, Tensor] = {}
-        for inputs in points:
-            for name, slope in self._slopes(judge, inputs):
+        for i, inputs in enumerate(points):
+            for name, slope in self._slopes(judge, inputs, clean=i == len(points) - 1):
                 part = slope.detach() / len(points)
                 totals[name] = totals[name] + part if name in totals else part
         found: Scores = {}
         for source in {port.source for port in self.graph.ports}:
             # All that read one sum go together.
             ports = [port for port in self.graph.ports if port.source == source]
-            slopes = torch.cat([totals[port.name].flatten(1) for port in ports]).double()
+            slopes = torch.cat([totals[port.name].flatten(1) for port in ports])
             for node in ports[0].senders:
-                change = self.changes[node.name][source].flatten(1).double()
-                columns = (change @ slopes.T).split([port.n for port in ports], 1)
+                change = self.changes[node.name][source].flatten(1)
+                columns = (change @ slopes.T).double().split([port.n for port in ports], 1)
                 for port, each in zip(ports, columns, strict=True):
                     found[node.name, port.name] = each.cpu()
         return {pair: found[pair] for pair in pairs_of(self.graph)}
 
-    def _slopes(self, judge: Judge, inputs: Values) -> Iterator[tuple[str, Tensor]]:
+    def _slopes(self, judge: Judge, inputs: Values, clean: bool) -> Iterator[tuple[str, Tensor]]:
         """By port, the metric's gradient for what each receiver reads: `[receivers, ...]`."""
         tape, readers = self.graph.tape, [node for node in self.graph.nodes if node.ports]
         with torch.enable_grad():
             values = {slot: x.detach().clone().requires_grad_() for slot, x in inputs.items()}
             tape.again(tape.calls, values)
+            if clean:
+                tape.check(values, tape)
             value = judge(values[tape.out_slot])
             if not value.requires_grad:
                 raise ValueError("metric must be differentiable with method='eap' or 'eap-ig'")
@@ -162,10 +167,34 @@ class Patching:
                 rows = torch.autograd.grad(end, start, given, retain_graph=True)[0][None]
             else:
                 each = torch.stack([given * mask for mask in self.masks(port)])
-                (rows,) = torch.autograd.grad(
-                    end, start, each, retain_graph=True, is_grads_batched=True
-                )
+                found_rows = _by_columns(port, values, end, each) if node.inner else None
+                rows = _rows(end, start, each) if found_rows is None else found_rows
             yield port.name, rows
+
+
+def _by_columns(port: Port, values: Values, end: Tensor, slopes: Tensor) -> Tensor | None:
+    """Each receiver's gradient by its own columns of the last weight; None without such."""
+    at = max(
+        (i for i, call in enumerate(port.calls) if call.name in ("linear", "addmm")), default=-1
+    )
+    layer = None if at < 0 else linear_of(port.calls[at])
+    if layer is None:
+        return None
+    call, rest = port.calls[at], port.calls[at + 1 :]
+    made = {slot for x in (call, *rest) for slot in slots_in(x.outs)}
+    if any(not made.issuperset(x.slots()) for x in rest):
+        return None
+    read, out = values[call.slots()[0]], values[call.outs.number]
+    each = _narrow(slopes if out is end else _rows(end, out, slopes), layer[0])
+    start = values[port.source]
+    return each if read is start else _rows(read, start, each)
+
+
+def _narrow(slopes: Tensor, weight: Tensor) -> Tensor:
+    """Gradients `[a, ..., m]` times a weight `[m, d]`, each by the columns that it is not 0 in."""
+    used = slopes.flatten(1, -2).ne(0).any(1)
+    found = [x[..., columns] @ weight[columns] for x, columns in zip(slopes, used, strict=True)]
+    return torch.stack(found)
 
 
 def carried(graph: Graph, calls: Sequence[Call], node: Node, new: Tensor) -> Values:
@@ -179,6 +208,13 @@ def carried(graph: Graph, calls: Sequence[Call], node: Node, new: Tensor) -> Val
 def pairs_of(graph: Graph) -> list[tuple[str, str]]:
     """All edges, by sender and port."""
     return [(node.name, port.name) for port in graph.ports for node in port.senders]
+
+
+def _rows(end: Tensor, start: Tensor, slopes: Tensor) -> Tensor:
+    """What each of several gradients `[a, ...]` for one value is for another."""
+    found: Tensor
+    (found,) = torch.autograd.grad(end, start, slopes, retain_graph=True, is_grads_batched=True)
+    return found
 
 
 def new_values(graph: Graph, other: Whole, intervention: Intervention) -> dict[int, Tensor]:

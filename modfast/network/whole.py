@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 from weakref import ref
@@ -14,6 +14,7 @@ from modfast.network.calls import Call, Slot, autocast, filled, slots_in, store
 from modfast.network.inputs import Batch, mapped, tensors_in
 from modfast.network.logits import Output, pick
 from modfast.network.names import unwrapped
+from modfast.network.resume import equal_to_rounding
 from modfast.network.run import Run
 from modfast.network.sites import plain_name
 from modfast.network.state import Guard, may_write, place_of
@@ -166,6 +167,16 @@ class Whole(Tape):
                 store(call.outs, call.func(*args, **kwargs), values)  # type: ignore[arg-type]
         return values
 
+    def check(self, values: Values, run: Whole) -> None:
+        """Refuses calls that, done again, do not give a run's logits.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if not equal_to_rounding(values[self.out_slot].detach(), run.values[self.out_slot]):
+            why = (self.doubts or ["the recorded calls give other logits"])[0]
+            raise ValueError(f"model must do the same again with other values: {why}")
+
 
 class _Look:
     """Values of slots: new ones, or else the run's."""
@@ -219,11 +230,3 @@ def _rooted(tape: Whole, value: Any, name: str) -> Any:
         return tape.root(tensor, f"input{name}" if tape.roots else "input")
 
     return mapped(root, value)
-
-
-def numbered(names: Iterable[str]) -> Iterator[str]:
-    """Names, and where one comes again a number behind it."""
-    seen: dict[str, int] = {}
-    for name in names:
-        n = seen[name] = seen.get(name, -1) + 1
-        yield f"{name}#{n}" if n else name
