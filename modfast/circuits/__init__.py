@@ -1,6 +1,7 @@
 """Which weights, and which edges between units, does a behavior need?"""
 
 from modfast.circuits.attribution import attribute_edges
+from modfast.circuits.curve import FaithfulnessCurve, faithfulness_curve
 from modfast.circuits.discovery import discover_circuit
 from modfast.circuits.edges import CircuitEvaluation, Edge, EdgeCircuit, EdgeScores
 from modfast.circuits.pruning import prune_circuit
@@ -16,10 +17,12 @@ __all__ = [
     "Edge",
     "EdgeCircuit",
     "EdgeScores",
+    "FaithfulnessCurve",
     "NetworkGraph",
     "attribute_edges",
     "discover_circuit",
     "effective_circuit_size",
+    "faithfulness_curve",
     "network_graph",
     "prune_circuit",
     "search_space_reduction",

@@ -13,10 +13,11 @@ from modfast import checks
 from modfast.circuits.graph_runs import MaskedRun, all_edges
 from modfast.circuits.graph_scores import Asked, prepared
 from modfast.circuits.inputs import check_intervention, checked_inputs
-from modfast.circuits.metric import make_metric
+from modfast.circuits.metric import MetricLike, make_metric
 from modfast.circuits.network import Intervention, Network, read_network
 from modfast.circuits.removal import Step, follow, intervened
-from modfast.network.inputs import Inputs, Targets
+from modfast.metrics import samplewise
+from modfast.network.inputs import Batch, Inputs, Targets
 from modfast.network.logits import Output, read_rows
 from modfast.network.run import running
 from modfast.precision import full_precision
@@ -52,6 +53,7 @@ class Runs:
     rows: tuple[Tensor, Tensor, Tensor]
     """`[n, c]` each: of the circuit, of the whole network, and without any edge."""
     targets: Tensor | None
+    batch: Batch
 
 
 def runs_of(
@@ -83,7 +85,8 @@ def runs_of(
             ]
             first, *rest = steps
             found = follow(first.layer, first(whole.inputs[0][None]), rest)[0]
-            return [Runs(found, (found, whole.logits, there.logits), labels)]
+            three = found, whole.logits, there.logits
+            return [Runs(found, three, labels, Batch((x,), {}, labels))]
         checks.python_module("model", model)
         run = stack.enter_context(running(model, argument="clean"))
         asked = _asked(circuit, output)
@@ -94,7 +97,7 @@ def runs_of(
             none = MaskedRun(each.patching, all_edges([each], False)).logits()
             rows = read_rows(each.tape.values[each.tape.out_slot], each.batch)
             three = (rows.of(found), rows.logits, rows.of(none))
-            batches.append(Runs(found, three, rows.targets))
+            batches.append(Runs(found, three, rows.targets, each.batch))
         return batches
 
 
@@ -130,6 +133,20 @@ def measured(runs: Sequence[Runs]) -> dict[str, float]:
         for name, value in values.items():
             total[name] = total.get(name, 0.0) + share * value
     return total
+
+
+def value_of(runs: Sequence[Runs], metric: MetricLike) -> float:
+    """The metric of what a circuit came to: the mean over samples, or over rows."""
+    total, n = 0.0, 0
+    for each in runs:
+        if callable(metric):
+            weight = len(each.batch)
+            value = samplewise(metric, each.found, each.batch).double().mean()
+        else:
+            weight = len(each.rows[0])
+            value = make_metric(metric, each.rows[1], each.targets)(each.rows[0])
+        total, n = total + weight * float(value), n + weight
+    return total / n
 
 
 def _fit(network: Network, labels: Mapping[str, Tensor]) -> Network:

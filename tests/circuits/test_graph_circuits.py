@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -211,3 +212,43 @@ def test_pruning_follows_paths_by_hand() -> None:
             made = modfast.EdgeScores(values, scores.nodes, "eap", 0.0).circuit(len(kept))
             wanted = {pair for way in ways if kept.issuperset(way) for pair in way}
             assert {pair for pair, mask in made.masks.items() if bool(mask)} == wanted
+
+
+def test_a_faithfulness_curve_by_hand(tmp_path: Any) -> None:
+    model, clean, corrupted = two()
+    scores = attribute_edges(model, clean, corrupted, metric=metric)
+    inputs = model, clean, corrupted
+    curve = modfast.faithfulness_curve(scores, *inputs, metric=metric, sizes=[4, 2, 6])
+    low, high = (float(metric(model(x)).detach().mean()) for x in (corrupted, clean))
+    wanted = [
+        (float(metric(scores.circuit(n).logits(*inputs)).mean()) - low) / (high - low)
+        for n in (2, 4, 6)
+    ]
+    assert curve.sizes.tolist() == [2, 4, 6]
+    assert curve.faithfulness.tolist() == pytest.approx(wanted)
+    assert wanted[-1] == pytest.approx(1)
+    points = [(0.0, 0.0), *zip((2 / 6, 4 / 6, 1.0), wanted, strict=True)]
+    area = [
+        sum((b[0] - a[0]) * (value(a[1]) + value(b[1])) / 2 for a, b in pairwise(points))
+        for value in (lambda f: f, lambda f: abs(1 - f))
+    ]
+    assert (curve.cpr, curve.cmd) == pytest.approx(tuple(area))
+    circuits = [scores.circuit(n, prune=False) for n in (2, 4, 6)]
+    again = modfast.faithfulness_curve(circuits, *inputs, metric=metric)
+    torch.testing.assert_close(again.faithfulness, curve.faithfulness)
+    case = tiny("gpt2")
+    ours = case.model, case.clean, case.corrupted
+    heads = attribute_edges(*ours, metric=metric, nodes="heads")
+    whole = modfast.faithfulness_curve(heads, *ours, metric="kl", progress=False)
+    assert whole.sizes[-1] == whole.n_total == 46
+    assert float(whole.faithfulness[-1]) == pytest.approx(1)
+
+    def refuses(message: str, *args: Any, error: type = ValueError, **options: Any) -> None:
+        with pytest.raises(error, match=message):
+            modfast.faithfulness_curve(*args, **options)
+
+    refuses("sizes must be at most 6", scores, *inputs, metric=metric, sizes=[7])
+    refuses("sizes must be one or more", scores, *inputs, metric=metric, sizes=[])
+    refuses("sizes must be None", circuits, *inputs, metric=metric, sizes=[1])
+    refuses("must be EdgeScores or circuits", 3, *inputs, error=TypeError)
+    refuses("must differ between all edges and none", scores, *inputs, metric=lambda z: 0 * z.sum())

@@ -180,7 +180,7 @@ def _() -> dict[str, Any]:
 
 @entry("circuits.discover_circuit", aliases=LOGITS)
 def _() -> dict[str, Any]:
-    more = {"threshold": 1e-2, "metric": "kl", "nodes": NODES}
+    more = {"threshold": 1e-2, "metric": "kl", "nodes": NODES, "intervention": "patch"}
     return {**edges(), **more, **QUIET, "max_memory": 2**20}
 
 
@@ -196,6 +196,13 @@ def edge_scores(model: nn.Module) -> modfast.EdgeScores:
 @entry("circuits.EdgeScores.circuit")
 def _() -> dict[str, Any]:
     return {"self": edge_scores(net()), "n_edges": 5, "signed": True, "prune": False}
+
+
+@entry("circuits.faithfulness_curve", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    found = edges()
+    more = {"sizes": [3, 9], "metric": "kl", "signed": False, "output": None, **QUIET}
+    return {"scores_or_circuits": edge_scores(found["model"]), **found, **more}
 
 
 @entry("circuits.EdgeScores.top")
