@@ -1,10 +1,11 @@
 """Compiles the CUDA kernels with warnings as errors; keeps what each needs on each architecture.
 
-    python bench/ptxas.py [--check]
+    python bench/ptxas.py [--check] [--log LOG]
 
 Writes bench/results/ptxas.json: registers of a thread, bytes of spills, stack and static shared
 memory, as ptxas tells them. --check compares with the file instead. Nothing may spill. Needs nvcc,
-torch and what pyproject.toml names for a build, but no GPU.
+torch and what pyproject.toml names for a build, but no GPU; or the log of such a build, for all
+architectures, with NVCC_APPEND_FLAGS as --flags prints them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "bench" / "results" / "ptxas.json"
+FLAGS = "-Xptxas -v -Werror all-warnings"
 FIELDS = ("registers", "spills", "stack", "shared")
 Rows = dict[str, dict[str, int]]  # "kernel on architecture": FIELDS
 
@@ -36,7 +38,7 @@ def build() -> str:
     """What the compilers say in a build by setup.py, the one place of flags and architectures."""
     steering = ("DEBUG", "FORCE_ONLY_CPU", "NVCC_PREPEND_FLAGS", "TORCH_CUDA_ARCH_LIST")
     env = {name: value for name, value in os.environ.items() if name not in steering}
-    env |= {"FORCE_CUDA": "1", "NVCC_APPEND_FLAGS": "-Xptxas -v -Werror all-warnings"}
+    env |= {"FORCE_CUDA": "1", "NVCC_APPEND_FLAGS": FLAGS}
     with tempfile.TemporaryDirectory() as folder:
         built = subprocess.run(
             [sys.executable, "setup.py", "build_ext", "-b", folder, "-t", folder],
@@ -123,8 +125,13 @@ def main() -> None:
     """Ends with a message if a kernel spills or, with --check, the table is not right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the table that is kept")
-    check = parser.parse_args().check
-    log = build()
+    parser.add_argument("--log", type=Path, help="what a build has said, which is not made again")
+    parser.add_argument("--flags", action="store_true", help="print nvcc's, and do nothing")
+    given = parser.parse_args()
+    if given.flags:
+        print(FLAGS)
+        return
+    log = given.log.read_text() if given.log else build()
     rows = read(log)
     table = {"nvcc": nvcc_version(log), "kernels": rows}
     show(rows)
@@ -132,7 +139,7 @@ def main() -> None:
     spills = [f"{name} spills {row['spills']} bytes" for name, row in rows.items() if row["spills"]]
     if spills:
         sys.exit("\n".join(spills))
-    if not check:
+    if not given.check:
         save(table)
     elif found := differences(table, json.loads(TABLE.read_text())):
         sys.exit("\n".join([*found, "If that is meant: python bench/ptxas.py writes the table."]))

@@ -57,13 +57,15 @@ class Compare:
         bytes: int | None = None,
         ops: int | None = None,
         parts: dict[str, float] | None = None,
+        warm: bool = True,
     ) -> None:
         """Times peers side by side; the first is modfast.
 
         `targets` are, by peer, how often modfast's time must go into its time; a target below 1
         allows modfast to be slower. `bytes` (`ops`) is the least that modfast must move (compute)
         in a call; the target "ceiling" is which part of the machine's measured rate it must reach
-        at that. A peer in `parts` does only this part of the work.
+        at that. A peer in `parts` does only this part of the work. Calls of seconds need no first
+        one that does not count: `warm=False`.
         """
         option, self.benchmark.group = self.config.option, name
         with torch.enable_grad():  # what is timed turns it off by itself
@@ -79,6 +81,7 @@ class Compare:
                 option.block or block,
                 device,
                 parts or {},
+                warm,
             )
         sizes = {"bytes": bytes, "ops": ops}
         case = {"case": name, "targets": targets or {}, **sizes, "peers": timings}
@@ -105,6 +108,7 @@ def _rounds(
     block: float,
     device: str,
     parts: dict[str, float],
+    warm: bool,
 ) -> dict[str, dict[str, float]]:
     """For each peer seconds a call, and the ratio with its quartiles over the rounds.
 
@@ -115,7 +119,8 @@ def _rounds(
 
     def measure(name: str) -> float:
         call = peers[name]
-        call()
+        if warm:
+            call()
         found = (_block if device == "cpu" else _device_block)(call, block)
         seconds[name].append(found / parts.get(name, 1.0))
         return found

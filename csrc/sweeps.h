@@ -21,11 +21,11 @@ inline void check_matrix(const char* op, const char* name, const Tensor& tensor,
   MODFAST_CHECK(same_device(tensor, logits), op, name, " must be on the device of logits");
 }
 
-// All but the values of the targets.
+// All but the values of the targets. `halves`: of bfloat16 and float16 too.
 inline void check_sweep(const char* op, const Tensor& logits, const Tensor& scales,
-                        const std::optional<Tensor>& targets) {
+                        const std::optional<Tensor>& targets, bool halves = false) {
   const Dtype dtype = float_dtype(logits, op, "logits", 0);
-  MODFAST_CHECK(dtype == Dtype::float32 || dtype == Dtype::float64, op,
+  MODFAST_CHECK(halves || dtype == Dtype::float32 || dtype == Dtype::float64, op,
                 "logits must be float32 or float64");
   MODFAST_CHECK(logits.dim() == 2 && scales.dim() == 2, op,
                 "logits and scales must have 2 dimensions");
@@ -36,6 +36,15 @@ inline void check_sweep(const char* op, const Tensor& logits, const Tensor& scal
                              targets->is_contiguous() && targets->size(0) == logits.size(0) &&
                              same_device(*targets, logits)),
                 op, "targets must be int64 of shape [", logits.size(0), "], contiguous, beside logits");
+}
+
+inline void check_logit_terms(const char* op, const Tensor& logits, const Tensor& ablated,
+                              const std::optional<Tensor>& targets) {
+  check_sweep(op, logits, logits, targets, true);
+  MODFAST_CHECK(ablated.dim() == 3 && ablated.is_contiguous() && ablated.size(1) == logits.size(0) &&
+                    ablated.size(2) == logits.size(1) && ablated.scalar_type() == logits.scalar_type() &&
+                    same_device(ablated, logits),
+                op, "ablated must be [a, ", logits.size(0), ", ", logits.size(1), "], contiguous, as logits");
 }
 
 // Their values, where they can be read.

@@ -1,6 +1,8 @@
 """modfast: fast, exact measurement and training of modularity in neural networks.
 
-Clusters of a weight            Clusters, clusterability
+Clusters of a weight            Clusters, clusterability, find_clusters
+... more than chance?           modularity_report, ModularityReport
+... cut apart                   split_clusters, SplitNetwork
 Training into clusters          ClusterabilityLoss, Modularity, fit, History
 What a cluster does             evaluate_clusters, ClusterEvaluation
 Binned information              mutual_information, entropy, joint_entropy, conditional_entropy
@@ -66,7 +68,15 @@ from modfast.circuits import (
     prune_circuit,
     search_space_reduction,
 )
-from modfast.clusters import Clusters, clusterability
+from modfast.clusters import (
+    Clusters,
+    ModularityReport,
+    SplitNetwork,
+    clusterability,
+    find_clusters,
+    modularity_report,
+    split_clusters,
+)
 from modfast.effective import (
     EffectiveInformation,
     LayerInformation,
@@ -150,12 +160,14 @@ __all__ = [
     "LayerInformation",
     "Modularity",
     "ModularityMeasures",
+    "ModularityReport",
     "NetworkGraph",
     "PairwiseInformation",
     "PerturbationalInformation",
     "Result",
     "Screening",
     "SiteAblations",
+    "SplitNetwork",
     "TaskComparison",
     "TaskComparisons",
     "TaskGradients",
@@ -187,6 +199,7 @@ __all__ = [
     "entropy_bits",
     "evaluate_clusters",
     "faithfulness_curve",
+    "find_clusters",
     "fit",
     "gaussian_mutual_information",
     "has_ops",
@@ -203,6 +216,7 @@ __all__ = [
     "metrics",
     "models",
     "modularity_measures",
+    "modularity_report",
     "mutual_information",
     "network_graph",
     "normalize_rows",
@@ -215,6 +229,7 @@ __all__ = [
     "sensitivity",
     "soft_conditional_entropy",
     "soft_mutual_information",
+    "split_clusters",
     "task_capture",
     "task_gradients",
     "task_similarity",

@@ -158,6 +158,17 @@ def choice(argument: str, value: object, options: Iterable[object]) -> None:
         raise ValueError(f"{argument} must be one of {names}, got {value!r}")
 
 
+def estimator(value: object, *names: str) -> None:
+    """Refuses what is neither a function nor one of the names.
+
+    Raises:
+        TypeError: it is none of them.
+    """
+    if not (callable(value) or (isinstance(value, str) and value in names)):
+        known = ", ".join(map(repr, names))
+        raise TypeError(f"estimator must be {known} or a function of (x, y), got {value!r:.60}")
+
+
 def takes_pair(argument: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuses a function that cannot be called as `function(x, y, **options)`.
 
@@ -261,7 +272,7 @@ def several(argument: str, values: Any) -> list[Any]:
     """
     if isinstance(values, Tensor):
         dense(argument, values)
-    scalar = isinstance(values, Tensor) and values.dim() == 0
+    scalar = getattr(values, "ndim", 1) == 0  # of torch or NumPy
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) or scalar:
         raise TypeError(f"{argument} must be several, as a list, got {shown(values)}")
     return list(values)

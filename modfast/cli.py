@@ -82,6 +82,11 @@ def _parser() -> _Parser:
         help=f"strength of the clusterability; {_defaults('alpha')}",
     )
     run.add_argument("--weight", type=float, help=argparse.SUPPRESS)
+    run.add_argument(
+        "--find",
+        action="store_true",
+        help="train into the clusters that are found in the plain network, not into equal blocks",
+    )
     run.add_argument("--seed", type=int, metavar="S", default=0, help="(default: %(default)s)")
     run.add_argument(
         "--out", metavar="DIR", default="modfast-report", help="(default: %(default)s)"
@@ -145,6 +150,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         print("modfast: --weight is now --alpha", file=sys.stderr)
         arguments.alpha = arguments.weight
     given = {name: getattr(arguments, name) for name in ("epochs", "clusters", "alpha", "seed")}
+    given["find"] = arguments.find
     try:
         settings = replace(
             demo.DEFAULTS[arguments.data],
@@ -235,6 +241,15 @@ def _table(result: demo.DemoResult) -> str:
     for name, trained in (("plain", result.plain), ("clustered", result.clustered)):
         overall = float(trained.evaluation.accuracy)
         lines.append(f"{name:<12}{overall:>10.4f}  {trained.clusterability:>14.4f}")
+    if result.chance is not None:
+        own, null = result.chance.clusterability, result.chance.null_clusterability
+        lines += [
+            "",
+            f"found anew in the plain layer {float(own):.4f}, in its shuffled weights "
+            f"{float(null.mean()):.4f} ± {float(null.std()):.4f} "
+            f"(z {float(result.chance.clusterability_z):+.1f}, "
+            f"p {float(result.chance.clusterability_p):.3f})",
+        ]
     lines += ["", f"the clustered network's {score} with a cluster"]
     lines += [f"{'':<12}{'off':>10}  {'alone on':>14}"]
     found = result.clustered.evaluation

@@ -177,7 +177,10 @@ def physics_grids(points: int = 100, *, fixed: float = 0.5) -> Tensor:
     checks.room("points", 64 * checks.count("points", points) ** 2)
     line = torch.linspace(0, 1, points, dtype=torch.float32, device="cpu")
     varied = torch.cartesian_prod(line, line)
-    still = torch.full_like(varied, checks.finite_number("fixed", fixed))
+    fixed = checks.finite_number("fixed", fixed)
+    if abs(fixed) > torch.finfo(torch.float32).max:
+        raise ValueError(f"fixed must be finite in float32, got {fixed!r:.40}")
+    still = torch.full_like(varied, fixed)
     return torch.stack([torch.cat([varied, still], 1), torch.cat([still, varied], 1)])
 
 

@@ -21,7 +21,13 @@ from modfast._extension import has_ops
 from modfast._renamed import warn_renamed
 from modfast.ablation import AblationResult, ClusterEvaluation, ablate_units, evaluate_clusters
 from modfast.circuits import CircuitSizes, effective_circuit_size
-from modfast.clusters import Clusters, clusterability
+from modfast.clusters import (
+    Clusters,
+    ModularityReport,
+    clusterability,
+    find_clusters,
+    modularity_report,
+)
 from modfast.data import Dataset
 from modfast.models import MLP
 from modfast.training import History, Modularity, fit
@@ -63,6 +69,8 @@ class Settings:
     """What the clusterability counts against the loss (lambda); 0 is the plain network."""
     seed: int = 0
     """Of the networks' start and of the order of the batches."""
+    find: bool = False
+    """Whether the clusters are those found in the plain network, instead of consecutive units."""
 
     def __post_init__(self) -> None:
         checks.count("epochs", self.epochs)
@@ -73,6 +81,7 @@ class Settings:
             )
         if checks.finite_number("alpha", self.alpha) < 0:
             raise ValueError(f"alpha must be at least 0, got {self.alpha}")
+        checks.flag("find", self.find)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
 
@@ -127,6 +136,8 @@ class DemoResult:
     clusters: Clusters
     plain: Trained
     clustered: Trained
+    chance: ModularityReport | None = None
+    """Of the plain layer, where clusters were found in it: what is found in its shuffles too."""
 
     @property
     def score(self) -> str:
@@ -156,7 +167,7 @@ def run(
     Raises:
         ValueError: an unknown data set, or "mnist" without `root`.
         FileNotFoundError: MNIST's files are not under `root`.
-        ImportError: the library that provides the data is missing.
+        ImportError: the library that provides the data is missing, or that clusters are found by.
         FloatingPointError: the loss became NaN or infinite.
 
     Example:
@@ -169,9 +180,15 @@ def run(
     _, n_in, n_out, _ = settings.sizes
     clusters = Clusters.equal(n_out, n_in, settings.clusters)
     # With alpha 0 it is the base optimizer itself, so alpha is all that the two differ in.
-    plain = _train(replace(settings, alpha=0.0), data, clusters, progress)
-    clustered = _train(settings, data, clusters, progress)
-    return DemoResult(settings, data, clusters, plain, clustered)
+    model, history = _fit(replace(settings, alpha=0.0), data, clusters, progress)
+    chance = None
+    if settings.find:
+        weight, k, seed = _weight(model), settings.clusters, settings.seed
+        clusters = find_clusters(weight, k, "clusterability", refine=True, seed=seed)
+        chance = modularity_report(weight, k, seed=seed, progress=progress)
+    plain = _measured(model, history, data, clusters, progress)
+    clustered = _measured(*_fit(settings, data, clusters, progress), data, clusters, progress)
+    return DemoResult(settings, data, clusters, plain, clustered, chance)
 
 
 @contextmanager
@@ -189,7 +206,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _train(settings: Settings, data: Dataset, clusters: Clusters, progress: bool) -> Trained:
+def _fit(
+    settings: Settings, data: Dataset, clusters: Clusters, progress: bool
+) -> tuple[MLP, History]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = MLP(settings.sizes, bias=settings.bias)
@@ -214,7 +233,17 @@ def _train(settings: Settings, data: Dataset, clusters: Clusters, progress: bool
             seed=settings.seed,
             progress=progress,
         )
-    weight = model.get_submodule(LAYER).get_parameter("weight").detach()
+    return model, history
+
+
+def _weight(model: MLP) -> Tensor:
+    return model.get_submodule(LAYER).get_parameter("weight").detach()
+
+
+def _measured(
+    model: MLP, history: History, data: Dataset, clusters: Clusters, progress: bool
+) -> Trained:
+    weight = _weight(model)
     evaluation = evaluate_clusters(model, data.test, LAYER, clusters)
     units = circuits = None
     if data.is_classification:

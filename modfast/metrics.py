@@ -13,6 +13,8 @@ from modfast import checks
 from modfast.network.inputs import Batch
 from modfast.network.logits import IGNORED, last_token
 
+__all__ = ["logit_difference", "probability"]
+
 Function: TypeAlias = Callable[..., Tensor]
 """`(logits, batch) -> [n]`; one that takes logits alone, or gives one number, does as well."""
 Classes: TypeAlias = int | Sequence[int] | Tensor
@@ -164,6 +166,8 @@ def samplewise(function: Function, logits: Tensor, batch: Batch) -> Tensor:
         TypeError: it returns no real numbers as a tensor.
         ValueError: another number of them than samples, or some that are not finite.
     """
+    if logits.dtype not in (torch.float32, torch.float64):  # what is measured is so exactly
+        logits = logits.float()
     found = function(logits, batch) if takes_batch(function) else function(logits)
     if not isinstance(found, Tensor) or found.is_complex():
         what = found.dtype if isinstance(found, Tensor) else type(found).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 
 import modfast
-from modfast import plots
+from modfast import checks, plots
 from modfast.ablation import AblationResult
 from modfast.circuits import CircuitSizes
 from modfast.demo import LAYER, DemoResult, Trained
 from modfast.files import replacing
+from modfast.results import Result
 from modfast.training import History
 
 if TYPE_CHECKING:
@@ -28,10 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["numbers", "page", "write"]
 
 
-def write(result: DemoResult, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+def write(
+    result: DemoResult,
+    folder: str | os.PathLike[str],
+    more: Mapping[str, Result] | None = None,
+) -> tuple[Path, Path]:
     """Writes `report.html` and `report.json` into a folder, which is made if need be.
 
-    Each file is complete or, if anything fails, what it was before.
+    Each file is complete or, if anything fails, what it was before. `more` is as in `page`.
 
     Returns:
         The paths of the two files.
@@ -42,7 +48,7 @@ def write(result: DemoResult, folder: str | os.PathLike[str]) -> tuple[Path, Pat
     """
     target = Path(folder)
     texts = {
-        "report.html": page(result),
+        "report.html": page(result, more),
         "report.json": json.dumps(numbers(result), indent=2, allow_nan=False) + "\n",
     }
     for name, text in texts.items():
@@ -92,10 +98,16 @@ def numbers(result: DemoResult) -> dict[str, Any]:
     }
 
 
-def page(result: DemoResult) -> str:
+def page(result: DemoResult, more: Mapping[str, Result] | None = None) -> str:
     """The HTML page, with figures and plotly's own script in it.
 
+    Args:
+        result: of a demo.
+        more: further results that draw themselves, such as the heat maps of `SiteAblations` and
+            `UnitScores`, by their headings.
+
     Raises:
+        TypeError: `more` has something else than results.
         ImportError: plotly is missing.
     """
     plots.require_plotly()
@@ -120,6 +132,7 @@ def page(result: DemoResult) -> str:
         "score": score,
         "Score": score[:1].upper() + score[1:],
         "k": str(clusters.n_clusters),
+        "which": "equal blocks" if result.chance is None else "found in the plain network",
         "n_train": f"{len(data.train_x):,}",
         "n_test": f"{len(data.test_x):,}",
         "shape": f"{clusters.shape[1]} inputs and {clusters.shape[0]} outputs",
@@ -142,6 +155,7 @@ def page(result: DemoResult) -> str:
         **{name: _embedded(name, figure) for name, figure in figures.items()},
         "units": _units_section(plain, clustered),
         "circuits": _circuits_section(plain, clustered),
+        "more": _more_sections(more or {}),
     }
     escaped = {key: escape(value) for key, value in words.items()}
     return _PAGE.substitute(escaped | markup)
@@ -172,6 +186,20 @@ def _units_section(plain: Trained, clustered: Trained) -> str:
         return ""
     figure = AblationResult.overlay({"plain": plain.units, "clustered": clustered.units})
     return _UNITS.substitute(layer=LAYER, figure=_embedded("units", figure))
+
+
+def _more_sections(more: Mapping[str, Result]) -> str:
+    """Further results, each under its heading, in markup."""
+    found = []
+    for i, (heading, result) in enumerate(more.items()):
+        if not isinstance(result, Result):
+            raise TypeError(f"more must have results, got {checks.shown(result)}")
+        figure = _embedded(f"more{i}", result.plot())
+        found.append(
+            f"<section>\n<h2>{escape(heading)}</h2>\n"
+            f'<div class="figure">{figure}</div>\n</section>\n'
+        )
+    return "".join(found)
 
 
 def _sizes(circuits: CircuitSizes) -> dict[str, Any]:
@@ -284,7 +312,7 @@ th, td { text-align: left; padding: 7px 28px 7px 0; border-bottom: 1px solid var
 <main>
 <h1>A network trained into clusters</h1>
 <p class="soft">Data: $data, $n_train training and $n_test test samples. Clustered layer: $layer,
-with $shape, in $k equal clusters.</p>
+with $shape, in $k clusters, $which.</p>
 
 <section>
 <h2>The two networks</h2>
@@ -339,6 +367,7 @@ $findings
 
 $units
 $circuits
+$more
 <section>
 <h2>Settings</h2>
 <table class="settings">

@@ -28,7 +28,7 @@ LAYERS = (
     ("demo",),
     ("modfast",),  # the public names
     ROOMS,
-    ("network", "sites", "passes", "scores", "data", "models"),
+    ("network", "sites", "passes", "scores", "data", "models", "metrics"),
     ("plots", "ops"),
     ("_extension", "results"),
     ("reference", "checks", "files", "precision", "progress", "_renamed"),

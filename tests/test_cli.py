@@ -69,6 +69,20 @@ def test_demo_on_physics_says_that_it_prints_r2(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_demo_finds_clusters_in_the_plain_network(tmp_path, capsys):
+    needs_plotly()
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    assert main(["demo", "--find", "--epochs", "2", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    numbers = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert numbers["settings"]["find"] is True
+    # Found ones hold more than a quarter by chance alone, which is told.
+    assert numbers["plain"]["clusterability"] > 0.35
+    assert "in its shuffled weights 0." in printed
+    assert "found in the plain network" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
 def test_demo_on_mnist(mnist_root, tmp_path):
     needs_plotly()
     arguments = ["--data", "mnist", "--root", str(mnist_root), "--epochs", "3"]

@@ -28,6 +28,7 @@ RESULTS = (
     "DirectionResult",
     "DistinctGradients",
     "History",
+    "ModularityReport",
     "TaskComparison",
     "TaskComparisons",
     "TaskGradients",

@@ -264,3 +264,70 @@ def test_tasks_are_drawn_by_site_direction_and_epoch():
     lines = study.plot().data
     np.testing.assert_allclose(lines[0].y, study.losses.min(0).values)
     np.testing.assert_allclose(lines[2].y, study.losses.median(0).values)
+
+
+def test_a_heat_map_of_ablations():
+    values = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, torch.nan]])
+    figure = plots.ablation_map(values, ["layer 0", "layer 1"], "head")
+    (cells,) = figure.data
+    np.testing.assert_array_equal(cells.z, values)
+    assert list(cells.y) == ["layer 0", "layer 1"]
+    assert (cells.zmin, cells.zmid) == (0, None)
+    assert figure.layout.xaxis.title.text == "head"
+    assert cells.colorbar.title.text == "KL(ablated | original), nats"
+    signed = plots.ablation_map(-values, ["a", "b"], measure="logit_difference").data[0]
+    assert signed.zmid == 0
+    assert signed.colorbar.title.text == "change of logit_difference"
+    with pytest.raises(ValueError, match="rows must name 2 rows of a matrix, got 1 names"):
+        plots.ablation_map(values, ["a"])
+
+
+def of_two_sites() -> tuple[torch.nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(5, 6), torch.nn.ReLU(), torch.nn.Linear(6, 4)
+    return torch.nn.Sequential(*layers).double(), torch.randn(7, 3, 5).double()
+
+
+def test_ablations_at_each_position_are_drawn_as_a_heat_map():
+    model, x = of_two_sites()
+    found = modfast.ablate_units(model, x, "0", [4, 1], positions="each")
+    (cells,) = found.plot().data
+    np.testing.assert_array_equal(cells.z, found.kl_ablated_original.reshape(2, 3) / 21)
+    assert list(cells.y) == ["unit 4", "unit 1"]
+    both = modfast.ablate_units(model, x, {"0": [4, 1], "1": None}, positions="each")
+    (cells,) = both.plot().data
+    assert list(cells.y) == ["0", "1"]
+    np.testing.assert_allclose(cells.z[0], found.grid().sum(0))
+
+
+def test_ablations_of_several_sites_are_drawn_as_a_heat_map():
+    model, x = of_two_sites()
+    found = modfast.ablate_units(model, x, {"0": [4, 1], "1": None, "2:input": [0]})
+    figure = found.plot("entropy_difference")
+    (cells,) = figure.data
+    assert cells.z.shape == (3, 6)
+    np.testing.assert_array_equal(cells.z[1], found["1"].mean("entropy_difference"))
+    np.testing.assert_array_equal(np.isnan(cells.z).sum(1), [4, 0, 5])
+    assert figure.layout.xaxis.title.text == "unit"
+
+
+def test_scores_of_units_are_drawn_as_a_heat_map():
+    model, x = of_two_sites()
+    found = modfast.attribute_units(model, x, ["0", "2:input"], metric="entropy")
+    (cells,) = found.plot().data
+    np.testing.assert_allclose(cells.z[1], found.scores["2:input"] / 7)
+    each = modfast.attribute_units(model, x, ["0", "1"], positions="each")
+    figure = each.plot()
+    np.testing.assert_allclose(figure.data[0].z[0], each.scores["0"].sum(0) / 7)
+    assert figure.layout.xaxis.title.text == "position"
+
+
+def test_screening_is_drawn_with_what_was_ablated():
+    model, x = of_two_sites()
+    told = modfast.ablate_units(model, x, "0", screen=2).screening
+    estimates, ablated, drawn = told.plot().data
+    np.testing.assert_array_equal(estimates.y, told.estimate.abs().sort(descending=True).values)
+    assert list(ablated.x) == [0, 1]
+    np.testing.assert_array_equal(ablated.y, told.estimate.abs()[told.units])
+    assert len(drawn.x) == 2
+    assert min(drawn.x) > 1

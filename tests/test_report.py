@@ -190,6 +190,21 @@ def test_the_page_shows_the_numbers(html, numbers):
     assert "$" not in html[html.index("<main>") :].partition("<script")[0]
 
 
+def test_the_page_holds_heat_maps_of_what_else_was_found(result):
+    model, x = result.clustered.model, result.data.test_x[:50]
+    sites = ["act1", "act2"]
+    more = {
+        "Units <all>": modfast.ablate_units(model, x, sites),
+        "Scores": modfast.attribute_units(model, x, sites),
+    }
+    html = report.page(result, more)
+    assert "<h2>Units &lt;all&gt;</h2>" in html
+    assert html.index('id="more0"') < html.index("<h2>Scores</h2>") < html.index('id="more1"')
+    assert '"type":"heatmap"' in html[html.index('id="more1"') :]
+    with pytest.raises(TypeError, match="more must have results, got"):
+        report.page(result, {"a": 3})
+
+
 def test_foreign_strings_are_escaped(result):
     wild = replace(
         result,
@@ -207,7 +222,7 @@ def test_a_failed_write_leaves_the_old_report(result, tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"report\.json"):
         report.write(result, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
-    monkeypatch.setattr(report, "page", lambda result: (_ for _ in ()).throw(ImportError("plotly")))
+    monkeypatch.setattr(report, "page", lambda *_: (_ for _ in ()).throw(ImportError("plotly")))
     (tmp_path / "report.html").write_text("old")
     with pytest.raises(ImportError):
         report.write(result, tmp_path)

@@ -25,11 +25,10 @@ constexpr int64_t kTile = 16;
 // Exponentials that are not worth waking a thread for.
 constexpr int64_t kGrain = int64_t{1} << 16;
 
-template <class T>
 std::tuple<Tensor, Tensor> run(const LogitTerms& all, const Tensor& logits, bool per_sample) {
-  constexpr int t = sizeof(T) == sizeof(double);
+  const int type = static_cast<int>(float_dtype(logits, "logit_terms", "logits", 0));
   const LogitTermsKernels& kernels = at_level(kTables);
-  const int64_t n = all.n_samples, a = all.n_ablations, k = all.n_terms, lanes = kernels.lanes[t];
+  const int64_t n = all.n_samples, a = all.n_ablations, k = all.n_terms;
   const int32_t dtype = aoti_torch_dtype_float64();
   Tensor terms = per_sample ? empty_beside(logits, {k, n, a}, dtype) : empty_beside(logits, {k, a}, dtype);
   Tensor classes = empty_beside(logits, {a, all.has_targets() ? all.n_classes : 0}, dtype);
@@ -38,10 +37,10 @@ std::tuple<Tensor, Tensor> run(const LogitTerms& all, const Tensor& logits, bool
   std::vector<double> sums(per_sample ? 0 : n_tiles * k * a);
   std::vector<char> correct(all.has_targets() ? n * a : 0);
   for_ranges(n_tiles, std::min(n, kTile) * a * all.n_classes, kGrain, [&](int64_t begin, int64_t end) {
-    std::vector<T> workspace(3 * ((all.n_classes + lanes - 1) / lanes) * lanes);
+    std::vector<double> workspace(kernels.workspace[type](all) / sizeof(double));
     std::vector<double> found(a * kMostTerms);
     for (int64_t i = begin * kTile; i < std::min(end * kTile, n); ++i) {
-      kernels.sample[t](all, i, workspace.data(), found.data());
+      kernels.sample[type](all, i, workspace.data(), found.data());
       for (int64_t j = 0; j < a; ++j) {
         for (int64_t term = 0; term < k; ++term) {
           const double value = found[j * kMostTerms + term];
@@ -74,11 +73,7 @@ std::tuple<Tensor, Tensor> run(const LogitTerms& all, const Tensor& logits, bool
 std::tuple<Tensor, Tensor> logit_terms(const Tensor& logits, const Tensor& ablated,
                                        std::optional<Tensor> targets, bool per_sample) {
   constexpr const char* op = "logit_terms";
-  check_sweep(op, logits, logits, targets);
-  MODFAST_CHECK(ablated.dim() == 3 && ablated.is_contiguous() && ablated.size(1) == logits.size(0) &&
-                    ablated.size(2) == logits.size(1) && ablated.scalar_type() == logits.scalar_type() &&
-                    same_device(ablated, logits),
-                op, "ablated must be [a, ", logits.size(0), ", ", logits.size(1), "], contiguous, as logits");
+  check_logit_terms(op, logits, ablated, targets);
   LogitTerms all{};
   all.logits = logits.data_ptr();
   all.ablated = ablated.data_ptr();
@@ -90,8 +85,7 @@ std::tuple<Tensor, Tensor> logit_terms(const Tensor& logits, const Tensor& ablat
     all.targets = static_cast<const int64_t*>(targets->data_ptr());
     check_targets(op, all.targets, all.n_samples, all.n_classes);
   }
-  return logits.scalar_type() == ScalarType::Double ? run<double>(all, logits, per_sample)
-                                                    : run<float>(all, logits, per_sample);
+  return run(all, logits, per_sample);
 }
 
 }  // namespace

@@ -2,10 +2,11 @@
 #pragma once
 
 #include "../math/ablation.h"
+#include "../math/number.h"
 
 namespace modfast {
 
-// Row-major, of one element type, float or double.
+// Row-major, of one element type.
 struct LogitTerms {
   const void* logits;      // [n_samples, n_classes]
   const void* ablated;     // [n_ablations, n_samples, n_classes]
@@ -16,11 +17,12 @@ struct LogitTerms {
   bool has_targets() const { return n_terms == kMostTerms; }
 };
 
+// For each element type.
 struct LogitTermsKernels {
-  int lanes[2];  // float and double
-  // The terms of one sample's ablations, [n_ablations][kMostTerms]; the workspace holds three values for
-  // each class, of which there are as many as fill whole lanes.
-  void (*sample[2])(const LogitTerms&, int64_t sample, void* workspace, double* terms);
+  // Bytes of a thread's workspace. It has a bound in the ablations, and some 1.6 for each class.
+  int64_t (*workspace[4])(const LogitTerms&);
+  // The terms of one sample's ablations, [n_ablations][kMostTerms].
+  void (*sample[4])(const LogitTerms&, int64_t sample, void* workspace, double* terms);
 };
 
 }  // namespace modfast

@@ -8,6 +8,7 @@
 
 #include "../sweeps.h"
 #include "device.h"
+#include "logit_terms_kernels.cuh"
 
 namespace modfast {
 namespace {
@@ -204,11 +205,64 @@ std::tuple<Tensor, Tensor> ablation_sweep_hidden(const Tensor& logits, const Ten
   });
 }
 
+// f(S{}) for the elements of the logits.
+template <class F>
+std::tuple<Tensor, Tensor> with_element(const char* op, const Tensor& logits, const F& f) {
+  switch (float_dtype(logits, op, "logits", 0)) {
+    case Dtype::float32: return f(float{});
+    case Dtype::float64: return f(double{});
+    case Dtype::bfloat16: return f(bfloat16{});
+    default: return f(float16{});
+  }
+}
+
+std::tuple<Tensor, Tensor> logit_terms(const Tensor& logits, const Tensor& ablated,
+                                       std::optional<Tensor> targets, bool per_sample) {
+  constexpr const char* op = "logit_terms";
+  check_logit_terms(op, logits, ablated, targets);
+  const OnDevice device(op, logits);
+  const int64_t n = logits.size(0), c = logits.size(1), a = ablated.size(0);
+  return with_element(op, logits, [&](auto zero_of) {
+    using S = decltype(zero_of);
+    Sweep<compute_t<S>> sweep{};
+    sweep.n_samples = n;
+    sweep.n_classes = c;
+    sweep.n_ablations = a;
+    sweep.n_terms = targets ? kMostTerms : 3;
+    sweep.per_sample = per_sample;
+    sweep.targets = targets ? read<int64_t>(*targets) : nullptr;
+    const auto doubles = [&](torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+      return empty_beside(logits, sizes, aoti_torch_dtype_float64());
+    };
+    const Tensor classes = doubles({a, targets ? c : 0});
+    const Tensor terms = per_sample ? doubles({sweep.n_terms, n, a}) : doubles({sweep.n_terms, a});
+    sweep.classes = static_cast<unsigned long long*>(classes.data_ptr());
+    if (classes.numel() > 0) {
+      zero(op, sweep.classes, classes.numel() * static_cast<int64_t>(sizeof(double)), device.stream());
+    }
+    with_team(c, [&](auto team) {
+      const int64_t n_tiles = parts_of(n, kTile<team>), sums = sweep.n_terms * a;
+      const Tensor tiles = doubles({per_sample ? 0 : n_tiles, sweep.n_terms, a});
+      sweep.terms = static_cast<double*>((per_sample ? terms : tiles).data_ptr());
+      launch(op, &whole_logits<S, team>, parts_of(n_tiles * a, kThreads / team), device.stream(), sweep,
+             read<S>(logits), read<S>(ablated));
+      if (!per_sample) {
+        launch(op, &collect_tiles, parts_of(sums, kTileColumns), device.stream(), read<double>(tiles), n_tiles,
+               sums, static_cast<double*>(terms.data_ptr()));
+      }
+    });
+    launch(op, &count_in_doubles, parts_of(classes.numel(), kThreads), device.stream(), sweep.classes,
+           classes.numel());
+    return std::tuple<Tensor, Tensor>{terms, classes};
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(modfast, CUDA, m) {
   m.impl("ablation_sweep", TORCH_BOX(&ablation_sweep));
   m.impl("ablation_sweep_hidden", TORCH_BOX(&ablation_sweep_hidden));
+  m.impl("logit_terms", TORCH_BOX(&logit_terms));
 }
 
 }  // namespace modfast

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from modfast import checks
 from modfast._renamed import warn_renamed
+from modfast.ablation.result import MEASURES
 from modfast.ablation.sweep import Options
 from modfast.ablation.values import Positions
 from modfast.metrics import Function, read_functions
@@ -92,6 +93,11 @@ def options_of(
         checks.choice("metric", metric, MEASURED)
     elif metric is not None:
         metrics = read_functions(metric)
+        if taken := [name for name in metrics if name in MEASURES]:
+            raise ValueError(
+                f"metric must have another name than {taken[0]!r}, which every result has a value "
+                "of; a mapping {name: function} gives one"
+            )
     per_sample = checks.flag("per_sample", per_sample)
     return Options(output, dim, per_sample, memory, progress, backend, metrics)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from modfast import checks
 from modfast.ablation.arguments import Metric, options_of
-from modfast.ablation.estimates import Asked, estimate, read_judge
+from modfast.ablation.estimates import Asked, estimate
+from modfast.ablation.objective import read_objective
 from modfast.ablation.result import UnitScores
 from modfast.ablation.values import Positions, Value, read_source
 from modfast.network.inputs import Inputs, Targets
@@ -29,7 +31,7 @@ def attribute_units(
     targets: Targets = None,
     steps: int = 1,
     positions: Positions = None,
-    groups: UnitGroups | Mapping[str, UnitGroups] | None = None,
+    groups: UnitGroups | Mapping[str, UnitGroups | None] | None = None,
     draws: int = 1,
     seed: int = 0,
     output: Output = None,
@@ -43,10 +45,11 @@ def attribute_units(
     done again for each of its units and only what follows is linearized (AtP*).
 
     "kl" has gradient zero at the unchanged run. Its estimate is of second order, half of the
-    variance of the change of log p: with classes y drawn from p for each row of logits,
-    1/2 (the gradient of the sum of log p(y), times the change)^2 for each sample, which is
-    1/2 δᵀFδ with Fisher's F in the mean. It is as noisy as 2 / (samples · draws) tells: that is its
-    relative variance, at most.
+    variance of the change of log p: 1/2 (the gradient of v · log p, times the change)^2 for each
+    sample, where v is random in each row of logits, of mean 0 and variance diag(p) - ppᵀ; in the
+    mean this is 1/2 δᵀFδ with Fisher's F. Its relative variance is 2 / (samples · draws) at most;
+    where samples have logits at several positions, it is nearer to 2 / (positions · draws), as
+    what positions do to each other's logits is left out as far as it is lost in that noise.
 
     With `steps` above 1 the gradient is the mean over runs in which a whole site is part of the
     way, a + (i - 1/2) / steps (a' - a): integrated gradients, site by site, whose sum over a site's
@@ -64,8 +67,8 @@ def attribute_units(
         steps: of the way to the new values.
         positions: as in `ablate_units`; `"each"` gives scores for each unit and position.
         groups: groups of units that are changed together, such as `modfast.heads` gives, for all
-            sites or by site.
-        draws: with "kl", how often classes are drawn, each of which takes a backward pass.
+            sites or by site (None for a site's single units).
+        draws: with "kl", how often v is drawn, each of which takes a backward pass.
         seed: of `"resample"` and of the draws.
         output: picks the logits out of what the model returns.
         dim: the dimension of the units, where it is another or not known.
@@ -89,22 +92,22 @@ def attribute_units(
         >>> {site: tuple(scores.shape) for site, scores in found.scores.items()}
         {'act1': (6,), 'act2': (6,)}
     """
-    options = options_of(output, dim, False, None, False, None)
-    judge = read_judge(metric, draws, seed)
+    options = replace(options_of(output, dim, False, None, False, None), argument="sites")
+    objective = read_objective(metric, draws, seed)
     steps = checks.count("steps", steps)
     places = resolve_sites(model, sites)
     checks.module("model", model)
     require_differentiable(model)
-    source = read_source(model, inputs, places, value, corrupted, dim, seed)
+    source = read_source(model, inputs, places, value, corrupted, dim, seed, "sites")
     if source.kind == "optimal":
         raise ValueError("value must be other than 'optimal', whose constants sweeps look for")
-    asked = Asked(places, source, corrupted, positions, groups, judge, steps)
+    asked = Asked(places, source, corrupted, positions, groups, objective, steps)
     totals, n_samples, fixed = estimate(model, inputs, targets, asked, options)
     source.check_rows(n_samples)
     scores = {name: total.cpu() for name, total in totals.items()}
     return UnitScores(
         scores,
-        judge.name,
+        objective.name,
         n_samples,
         steps,
         "unit" if groups is None else "group",

@@ -11,93 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from modfast import checks
-from modfast.ablation.arguments import MEASURED, read_masks
+from modfast.ablation.arguments import read_masks
 from modfast.ablation.changes import AtEach, Changes, Groups, Units
+from modfast.ablation.objective import Objective
 from modfast.ablation.softmax import Attention, correction
 from modfast.ablation.sweep import Options, starts
 from modfast.ablation.values import (
     At,
     Positions,
     Source,
-    corrupted_batches,
+    check_samples,
     each_position,
     read_positions,
     seen_at,
+    with_partners,
 )
-from modfast.metrics import Function, name_of, samplewise
 from modfast.network.dims import NotingUnits, unit_dim
-from modfast.network.inputs import Batch, Inputs, Targets, read_batches
+from modfast.network.inputs import Batch, Inputs, Targets
 from modfast.network.interrupts import under
 from modfast.network.logits import Rows, log_softmax, pick, read_rows
 from modfast.network.names import unwrapped
-from modfast.network.resume import begin
+from modfast.network.resume import Start, begin, equal_to_rounding
 from modfast.network.run import Run, running
 from modfast.network.sites import Site
-from modfast.network.visits import Visit, at_sites, checked
+from modfast.network.visits import Visit, at_sites, check_features, checked
 from modfast.precision import full_precision
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What the logits are judged by, as something that gradients go through."""
-
-    name: str
-    function: Function | None = None
-    draws: int = 1
-    seed: int = 0
-
-    @property
-    def is_squared(self) -> bool:
-        """Whether scores are halves of squares, of second order."""
-        return self.name == "kl" and self.function is None
-
-    def values(self, logits: Tensor, rows: Rows, batch: Batch) -> list[Tensor]:
-        """What to take the gradient of, at the unchanged run."""
-        with full_precision():
-            if self.is_squared:
-                log_p = log_softmax(rows.logits)
-                return [self._drawn(log_p, batch.first, i) for i in range(self.draws)]
-            return [self.value(logits, rows, batch)]
-
-    def value(
-        self, logits: Tensor, rows: Rows, batch: Batch, log_p: Tensor | None = None
-    ) -> Tensor:
-        """The sum over samples; of "kl", from log-probabilities `log_p` of the unchanged run."""
-        if self.function is not None:
-            found = samplewise(self.function, logits, batch).double()
-            return found.expand(len(batch)).sum()
-        log_q = log_softmax(rows.logits).double()
-        if self.name == "loss":
-            if rows.targets is None:
-                raise ValueError("targets must be given with metric='loss'")
-            return -log_q.gather(1, rows.targets[:, None]).sum()
-        log_of = log_q if log_p is None else log_q - log_p
-        return (log_q.exp() * log_of).sum()  # -H(q), or KL(q | p)
-
-    def _drawn(self, log_p: Tensor, first: int, i: int) -> Tensor:
-        generator = torch.Generator("cpu").manual_seed((self.seed * 7919 + i) * 104729 + first)
-        with torch.no_grad():
-            # By the inverse of the distribution, a uniform number for each row.
-            place = torch.rand(len(log_p), 1, generator=generator, device="cpu").to(log_p)
-            y = torch.searchsorted(log_p.exp().cumsum(1), place).clamp(max=log_p.shape[1] - 1)
-        return log_p.gather(1, y).sum()
-
-
-def read_judge(metric: Any, draws: int, seed: int) -> Judge:
-    """What is estimated.
-
-    Raises:
-        TypeError, ValueError: another metric, several, or one without a gradient.
-    """
-    draws, seed = checks.count("draws", draws), checks.seed("seed", seed)
-    if isinstance(metric, str):
-        if metric == "accuracy":
-            raise ValueError("metric must have a gradient, got 'accuracy'")
-        checks.choice("metric", metric, MEASURED)
-        return Judge(metric, None, draws, seed)
-    if not callable(metric):
-        raise TypeError(f"metric must be a name or a function, got {checks.shown(metric)}")
-    return Judge(name_of(metric), metric, draws, seed)
 
 
 @dataclass(frozen=True)
@@ -109,7 +47,7 @@ class Asked:
     corrupted: Inputs | None
     positions: Positions
     groups: Any
-    judge: Judge
+    objective: Objective
     steps: int = 1
 
     def mask(self, at: At) -> Tensor | None:
@@ -121,6 +59,8 @@ class Asked:
             if at.name not in groups:
                 raise ValueError(f"groups must have those of each site, got none for {at.name!r}")
             groups = groups[at.name]
+            if groups is None:
+                return None
         return read_masks("groups", groups, at.features.shape[-1], at.features.device)
 
     def changes(self, at: At, value: Tensor, where: Tensor | None) -> Changes:
@@ -148,6 +88,20 @@ class Asked:
             parts.flatten(1, -2).sum(1, dtype=torch.float64) if parts.dim() > 2 else parts.double()
         )
         return found if mask is None else found @ mask.double().T
+
+    def adds_up(self, at: At) -> bool:
+        """Whether scores are sums over positions."""
+        return at.features.dim() > 2 and not isinstance(self.positions, str)
+
+    def squares(self, at: At, parts: Tensor) -> Tensor:
+        """As `by_sample`, the sum over positions of each one's square."""
+        mask = self.mask(at)
+        where = read_positions(self.positions, at)
+        if where is not None:
+            parts = parts * where
+        if mask is not None:
+            parts = parts @ mask.to(parts).T
+        return parts.square().flatten(1, -2).sum(1, dtype=torch.float64)
 
 
 @under(torch.no_grad)
@@ -178,53 +132,81 @@ def _at_once(
     model: nn.Module, inputs: Inputs, targets: Targets, asked: Asked, options: Options
 ) -> Batches:
     """Each batch by one run of the model and one backward pass for all sites."""
-    others = corrupted_batches(model, inputs, asked.corrupted)
     with running(model) as run:
-        for batch in read_batches(model, inputs, targets):
+        for batch, partner in with_partners(
+            model, inputs, targets, asked.source.paired(asked.corrupted)
+        ):
             other: dict[str, At] = {}
-            if others is not None:
-                partner = next(others, None)
-                if partner is None:
-                    raise ValueError("corrupted must have as many batches as inputs, got fewer")
-                other = seen_at(run, model, asked.sites, partner, options.dim)
+            if partner is not None:
+                other = seen_at(run, model, asked.sites, partner, options.dim, options.argument)
             found = {}
             touched = []
-            for site, at, slopes, attended in _gradients(run, model, batch, asked, options):
+            by_token, each_site = _gradients(run, model, batch, asked, options)
+            for site, at, slopes, attended in each_site:
                 new = asked.source.at(at, other.get(at.name))
                 change = new - at.features
-                each = [asked.by_sample(at, slope * change) for slope in slopes]
+                parts = [slope * change for slope in slopes]
+                each = [asked.by_sample(at, part) for part in parts]
+                apart = None
                 if attended:
-                    touched.append(at.name)
-                    start = begin(run, model, site, batch, output=options.output, dim=options.dim)
+                    start = begin(
+                        run,
+                        model,
+                        site,
+                        batch,
+                        output=options.output,
+                        dim=options.dim,
+                        argument=options.argument,
+                    )
                     if start.tape is not None:
+                        touched.append(at.name)
                         where = read_positions(asked.positions, at)
                         more = correction(start, asked.changes(at, new, where), attended)
                         each = [a + b.reshape(a.shape) for a, b in zip(each, more, strict=True)]
-                found[at.name] = _scores(each, asked.judge)
+                elif by_token and asked.objective.is_squared and asked.adds_up(at):
+                    apart = [asked.squares(at, part) for part in parts]
+                del parts
+                found[at.name] = _scores(each, apart, asked.objective)
             yield found, batch, touched
+        check_samples(asked.positions, at, at.first + len(batch))
 
 
-def _scores(by_sample: list[Tensor], judge: Judge) -> Tensor:
-    if not judge.is_squared:
+def _scores(by_sample: list[Tensor], apart: list[Tensor] | None, objective: Objective) -> Tensor:
+    """A batch's, of each sample's first-order parts; `apart` are sums of squares by position.
+
+    The square of a sample's sum over positions has the right mean, but is one draw. Where most
+    positions change no logits but their own, so has the sum of their squares, as many draws as
+    positions. The rest, of logits that several positions change, counts as far as it can be told
+    from noise: by a weight for the site that leaves the least squared error (James and Stein).
+    """
+    if not objective.is_squared:
         return by_sample[0].sum(0)
-    return torch.stack([each.square().sum(0) for each in by_sample]).mean(0) / 2
+    whole = torch.stack([each.square() for each in by_sample]).flatten(0, 1)
+    n = len(by_sample[0])
+    if apart is None or len(whole) < 2:
+        return whole.mean(0) * n / 2
+    alone = torch.cat(apart)
+    rest = whole - alone
+    mean = rest.mean(0)
+    noise, total = (rest.var(0) / len(rest)).sum(), mean.square().sum()
+    weight = (1 - noise / total).clamp(min=0) if total > 0 else 0.0
+    return (alone.mean(0) + weight * mean) * n / 2
 
 
 def _gradients(
     run: Run, model: nn.Module, batch: Batch, asked: Asked, options: Options
-) -> list[tuple[Site, At, list[Tensor], list[Tensor]]]:
-    """What is at each site, gradients there, and those of the attention that it is part of."""
+) -> tuple[bool, list[tuple[Site, At, list[Tensor], list[Tensor]]]]:
+    """What is at each site, gradients there, and those of the attention that it is part of.
+
+    And whether samples have several rows of logits.
+    """
     values: dict[str, Tensor] = {}
     dims: dict[str, int] = {}
     attention, noting, inner = Attention(), NotingUnits(), unwrapped(model)
 
     def take(site: Site, value: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():
-            if not value.is_floating_point() or value.dim() < 2:
-                raise TypeError(
-                    f"sites={site.name!r}: must be a floating tensor [n, ..., units], got "
-                    f"{value.dtype} of shape {tuple(value.shape)}"
-                )
+            check_features(value, site, options.argument)
             module = inner.get_submodule(site.module)
             known = noting.dims.of(value)
             dims[site.name] = unit_dim(value, site, module, known, options.dim)
@@ -236,19 +218,21 @@ def _gradients(
         attention.note(site.name, taken)
         return taken
 
-    visits = [Visit(site, partial(take, site), "sites") for site in asked.sites]
-    with torch.enable_grad(), noting, attention, at_sites(model, visits):
-        logits = run(batch, lambda found: pick(found, options.output, batch))
-    sites = [visit.site for visit in checked(visits)]
-    kept = [site.name for site in sites]
-    checks.finite("the model's logits", logits.detach())
-    with torch.enable_grad():
+    visits = [Visit(site, partial(take, site), options.argument) for site in asked.sites]
+    slopes: dict[str, list[Tensor]] = {}
+    inside: dict[str, list[Tensor]] = {}
+
+    def read(output: Any) -> tuple[Tensor, list[str]]:
+        """Before what the model has written to its own tensors is put back."""
+        kept = [visit.site.name for visit in checked(visits)]
+        logits = pick(output, options.output, batch)
+        checks.finite("the model's logits", logits.detach())
+        attention.over()
         rows = read_rows(logits, batch)
-        totals = asked.judge.values(logits, rows, batch)
+        totals = asked.objective.values(logits, rows, batch)
         wanted = [values[name] for name in kept]
         attended = {name: attention.outputs[name] for name in kept if name in attention.outputs}
-        slopes: dict[str, list[Tensor]] = {name: [] for name in kept}
-        inside: dict[str, list[Tensor]] = {name: [] for name in attended}
+        missed: list[str] = []
         for i, total in enumerate(totals):
             found: Sequence[Tensor | None] = [None] * (len(wanted) + len(attended))
             if total.requires_grad:
@@ -260,10 +244,21 @@ def _gradients(
                 )
             if all(slope is None for slope in found):
                 raise ValueError("metric must depend on sites through autograd, got no gradient")
+            missed = [name for name, slope in zip(kept, found, strict=False) if slope is None]
             for name, slope in zip(kept, found, strict=False):
-                slopes[name].append(torch.zeros_like(values[name]) if slope is None else slope)
+                slope = torch.zeros_like(values[name]) if slope is None else slope
+                slopes.setdefault(name, []).append(slope)
             for name, slope in zip(attended, found[len(wanted) :], strict=True):
-                inside[name].append(torch.zeros_like(attended[name]) if slope is None else slope)
+                slope = torch.zeros_like(attended[name]) if slope is None else slope
+                inside.setdefault(name, []).append(slope)
+        return run.own(logits.detach()), missed
+
+    with torch.enable_grad(), noting, attention, at_sites(model, visits):
+        logits, missed = run(batch, read)
+    sites = [site for site in asked.sites if site.name in slopes]
+    for site in sites:
+        if site.name in missed:
+            _require_none(run, model, site, batch, options, logits)
     every = []
     for site in sites:
         units = dims[site.name]
@@ -272,15 +267,36 @@ def _gradients(
         at = At(site.name, features, units, mask, batch.first)
         moved = [slope.movedim(units, -1) for slope in slopes[site.name]]
         every.append((site, at, moved, inside.get(site.name, [])))
-    return every
+    return logits[..., 0].numel() > len(batch), every
+
+
+def _require_none(
+    run: Run, model: nn.Module, site: Site, batch: Batch, options: Options, logits: Tensor
+) -> None:
+    """Refuses a site that gradients do not reach though the logits depend on it.
+
+    Raises:
+        ValueError: other values there give other logits.
+    """
+    moved = Visit(site, lambda value: value + (0.1 + value.abs().mean()))
+    with at_sites(model, [moved]):
+        found = run(batch, lambda x: run.own(pick(x, options.output, batch)), random=run.random)
+    if not equal_to_rounding(found, logits):
+        raise ValueError(
+            f"{options.argument}={site.name!r}: must be reached by gradients, got none, though the "
+            "logits depend on what is there"
+        )
 
 
 def _integrated(
     model: nn.Module, inputs: Inputs, targets: Targets, asked: Asked, options: Options
 ) -> Batches:
     """Each batch by runs from each site on, on the way to the new values."""
-    judge, steps = asked.judge, asked.steps
-    with starts(model, inputs, asked.sites, targets, options, asked.corrupted) as every:
+    objective, steps = asked.objective, asked.steps
+    # Recorded with gradients on, or a call with a gradient of its own would go unnoticed.
+    graph = torch.enable_grad()
+    paired = asked.source.paired(asked.corrupted)
+    with starts(model, inputs, asked.sites, targets, options, paired, graph) as every:
         for batch, each, other in every:
             found = {}
             for site, start in zip(asked.sites, each, strict=True):
@@ -291,15 +307,24 @@ def _integrated(
                 total = torch.zeros_like(start.site)
                 for i in range(steps):
                     point = (start.site + (i + 0.5) / steps * change).detach().requires_grad_()
-                    with torch.enable_grad():
-                        logits = start.resume(point)
+
+                    def slope_of(
+                        logits: Tensor,
+                        start: Start = start,
+                        point: Tensor = point,
+                        log_p: Tensor = log_p,
+                        batch: Batch = batch,
+                    ) -> Tensor | None:
                         with full_precision():
                             rows = Rows(start.rows.of(logits), start.rows.kept, start.rows.targets)
-                            kl = log_p if judge.is_squared else None
-                            value = judge.value(logits, rows, batch, kl)
-                        slope = None
-                        if value.requires_grad:
-                            (slope,) = torch.autograd.grad(value, point, allow_unused=True)
+                            kl = log_p if objective.is_squared else None
+                            value = objective.value(logits, rows, batch, kl)
+                        if not value.requires_grad:
+                            return None
+                        return torch.autograd.grad(value, point, allow_unused=True)[0]
+
+                    with torch.enable_grad():
+                        slope = start.through(point, slope_of)
                     if slope is None:
                         raise ValueError(
                             f"metric must depend on {site.name!r} through autograd, got no gradient"
@@ -308,3 +333,4 @@ def _integrated(
                 parts = (total * change).movedim(start.dim, -1)
                 found[site.name] = asked.by_sample(at, parts).sum(0)
             yield found, batch, []
+        check_samples(asked.positions, at, at.first + len(batch))

@@ -104,7 +104,13 @@ def _search(
         optimizer.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * step / STEPS)) / 2
         with torch.enable_grad():
             found = divergence(point)
-            (slope,) = torch.autograd.grad(found.sum(), point)
+            slope = None
+            if found.requires_grad:
+                (slope,) = torch.autograd.grad(found.sum(), point, allow_unused=True)
+        if slope is None:
+            if bool((least > 0).any()):
+                raise ValueError("value='optimal' needs gradients, which do not reach the site")
+            break  # the logits do not depend on it
         best, least = _better(best, least, point.detach(), found.detach())
         # Each ablation by itself: what is small for one is not for another.
         point.grad = slope

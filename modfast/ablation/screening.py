@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from modfast.ablation.arguments import read_units
-from modfast.ablation.estimates import Asked, estimate, read_judge
+from modfast.ablation.estimates import Asked, estimate
+from modfast.ablation.objective import read_objective
 from modfast.ablation.result import AblationResult, Screening
 from modfast.ablation.sweep import Options, Plan
 from modfast.network.inputs import Inputs, Targets, is_stream, one_batch
@@ -75,9 +76,12 @@ def screened(
         TypeError, ValueError: as `attribute_units`; units, positions or metrics that cannot be
             screened.
     """
+    assert plan.source is not None
+    if isinstance(inputs, Iterator) or isinstance(plan.source.paired(plan.corrupted), Iterator):
+        raise TypeError("screen reads inputs and corrupted twice, which must be no iterators")
     if isinstance(plan.positions, str):
         raise ValueError("positions must be indices or a mask with screen, got 'each'")
-    if plan.source is None or plan.source.kind == "optimal":
+    if plan.source.kind == "optimal":
         raise ValueError("value must be other than 'optimal' with screen")
     if isinstance(metric, Mapping):
         if len(metric) != 1:
@@ -94,9 +98,11 @@ def screened(
     measure = _MEASURES[metric] if isinstance(metric, str) else name
     # Enough draws for a ranking: with few samples more.
     n = 0 if is_stream(inputs) else len(one_batch(model, inputs, targets, ""))
-    judge = read_judge(metric, max(1, min(MOST_DRAWS, 1024 // n)) if n else MOST_DRAWS, seed)
+    objective = read_objective(
+        metric, max(1, min(MOST_DRAWS, 1024 // n)) if n else MOST_DRAWS, seed
+    )
     require_differentiable(model)
-    asked = Asked(plan.sites, plan.source, plan.corrupted, plan.positions, None, judge)
+    asked = Asked(plan.sites, plan.source, plan.corrupted, plan.positions, None, objective)
     estimates, _, _ = estimate(model, inputs, targets, asked, options)
     generator = torch.Generator("cpu").manual_seed(seed)
     first, drawn = {}, {}

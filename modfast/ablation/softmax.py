@@ -37,6 +37,10 @@ class Attention(TorchFunctionMode):
         """Takes a site's value."""
         self._sites[id(value)] = ref(value), frozenset([name])
 
+    def over(self) -> None:
+        """Ends it: what is made of the logits is no attention."""
+        self._sites.clear()
+
     def _of(self, values: Any) -> frozenset[str]:
         found: frozenset[str] = frozenset()
         for tensor in tensors_in(values):
@@ -79,7 +83,13 @@ def correction(start: Start, changes: Changes, slopes: list[Tensor]) -> list[Ten
     """
     tape = start.tape
     assert tape is not None
-    stop = next(i for i, call in enumerate(tape.calls) if call.name in ATTENTION) + 1
+    calls = [i for i, call in enumerate(tape.calls) if call.name in ATTENTION]
+    if not calls:  # the logits do not depend on it
+        return [
+            torch.zeros(len(start.site), len(changes), dtype=torch.float64, device=slope.device)
+            for slope in slopes
+        ]
+    stop = calls[0] + 1
 
     def attention(site: Tensor) -> Tensor:
         return tape.replay(site, stop=stop)

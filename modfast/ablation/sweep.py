@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,14 +19,15 @@ from modfast.ablation.values import (
     At,
     Positions,
     Source,
-    corrupted_batches,
+    check_samples,
     each_position,
     read_positions,
     seen_at,
+    with_partners,
 )
 from modfast.metrics import Function, samplewise
 from modfast.network.chain import Chain, channels_apart
-from modfast.network.inputs import Batch, Inputs, Targets, read_batches
+from modfast.network.inputs import Batch, Inputs, Targets
 from modfast.network.interrupts import under
 from modfast.network.logits import Output
 from modfast.network.resume import Start, batched, begin_all, follower_of, one_by_one
@@ -37,7 +38,7 @@ from modfast.progress import bar
 from modfast.reference import ACTIVATIONS
 
 MAX_MEMORY = 2**28
-# Of hidden layers: more falls out of a processor's cache, and goes back to the system each time.
+# More falls out of a processor's cache, and goes back to the system each time.
 CPU_BLOCK = 2**24
 # Bytes of one ablation's suffix above which doing several at once gains nothing on a CPU.
 CPU_VMAP = 2**20
@@ -61,6 +62,8 @@ class Options:
     progress: bool = True
     backend: str | None = None
     metrics: Mapping[str, Function] = field(default_factory=dict)
+    argument: str = "site"
+    """What the caller names places by."""
 
 
 Make = Callable[[At, Tensor | None, Tensor | None], Changes]
@@ -98,13 +101,13 @@ def starts(
     targets: Targets,
     options: Options,
     corrupted: Inputs | None = None,
+    around: AbstractContextManager[object] | None = None,
 ) -> Iterator[Iterator[tuple[Batch, list[Start], dict[str, At]]]]:
     """Each batch, run once, for as long as a `with` block lasts; what corrupted inputs have."""
-    others = corrupted_batches(model, inputs, corrupted)
     with running(model) as run:
 
         def each() -> Iterator[tuple[Batch, list[Start], dict[str, At]]]:
-            for batch in read_batches(model, inputs, targets):
+            for batch, other in with_partners(model, inputs, targets, corrupted):
                 found = begin_all(
                     run,
                     model,
@@ -113,13 +116,12 @@ def starts(
                     output=options.output,
                     dim=options.dim,
                     backend=options.backend,
+                    argument=options.argument,
+                    around=around,
                 )
                 seen: dict[str, At] = {}
-                if others is not None:
-                    other = next(others, None)
-                    if other is None:
-                        raise ValueError("corrupted must have as many batches as inputs, got fewer")
-                    seen = seen_at(run, model, sites, other, options.dim)
+                if other is not None:
+                    seen = seen_at(run, model, sites, other, options.dim, options.argument)
                 yield batch, found, seen
 
         yield each()
@@ -132,7 +134,8 @@ def sweep(
     """All ablations of a plan, by site."""
     changes: dict[str, Changes] = {}
     tables = {site.name: Table(options.per_sample) for site in plan.sites}
-    with starts(model, inputs, plan.sites, targets, options, plan.corrupted) as every:
+    paired = None if plan.source is None else plan.source.paired(plan.corrupted)
+    with starts(model, inputs, plan.sites, targets, options, paired) as every:
         for batch, found, corrupted in every:
             before = _values(options.metrics, found[0].logits, batch)
             for site, start in zip(plan.sites, found, strict=True):
@@ -142,6 +145,7 @@ def sweep(
                 judge = Judge(start, options, batch, before)
                 tables[name].add(*_run(start, changes[name], judge), start.rows, len(batch))
     n = next(iter(tables.values())).n_inputs
+    check_samples(plan.positions, at, n)
     if plan.source is not None:
         plan.source.check_rows(n)
     return {
@@ -327,6 +331,9 @@ def _batched(start: Start, changes: Changes, judge: Judge) -> tuple[Part, str]:
             resume, backend, chosen = alone, "replay", slice(0, 1)
     else:
         chosen = slice(0, 1)
+        if options.max_memory is None and start.site.device.type == "cpu":
+            # One by one: more at a time only share the reading of the original logits.
+            limit = CPU_BLOCK
     rest = _chunks(len(changes) - chosen.stop, peak, limit)
     for chunk in bar(rest, "ablations", options.progress, LONG):
         run(slice(chunk.start + chosen.stop, chunk.stop + chosen.stop), resume)

@@ -71,6 +71,12 @@ class Table:
         """Takes the next batch."""
         if self.parts and (rows.targets is None) == bool(self.targets):
             raise ValueError("inputs must have targets in all of its batches, or in none")
+        n = part.terms.shape[-1]
+        if self.parts and self.parts[0].terms.shape[-1] != n:
+            raise ValueError(
+                "positions='each' needs as many positions in each batch of inputs, got "
+                f"{n} ablations after {self.parts[0].terms.shape[-1]}"
+            )
         self.parts.append(part)
         self.backends.append(backend)
         self.n_samples += len(rows.logits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from math import prod
 from typing import Any, TypeAlias
 
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 from modfast import checks
 from modfast.network.dims import NotingUnits, unit_dim
-from modfast.network.inputs import Batch, Inputs, is_stream, read_batches
+from modfast.network.inputs import Batch, Inputs, Targets, is_stream, read_batches
 from modfast.network.names import unwrapped
 from modfast.network.run import Run, running
 from modfast.network.sites import Site
-from modfast.network.visits import Visit, at_sites, checked
+from modfast.network.visits import Visit, at_sites, check_features, checked
 
 Value: TypeAlias = float | str | Tensor | Mapping[str, Any]
 Positions: TypeAlias = str | Sequence[int] | Tensor | None
@@ -53,7 +54,12 @@ class At:
 
 
 def seen_at(
-    run: Run, model: nn.Module, sites: Sequence[Site], batch: Batch, dim: int | None = None
+    run: Run,
+    model: nn.Module,
+    sites: Sequence[Site],
+    batch: Batch,
+    dim: int | None = None,
+    place: str = "site",
 ) -> dict[str, At]:
     """What a model has at sites, in one run."""
     found: dict[str, At] = {}
@@ -61,18 +67,14 @@ def seen_at(
 
     def see(site: Site, value: Tensor) -> None:
         with torch._C.DisableTorchFunction():
-            if not value.is_floating_point() or value.dim() < 2:
-                raise TypeError(
-                    f"site={site.name!r}: must be a floating tensor [n, ..., features], got "
-                    f"{value.dtype} of shape {tuple(value.shape)}"
-                )
+            check_features(value, site, place)
             module = inner.get_submodule(site.module)
             units = unit_dim(value, site, module, noting.dims.of(value), dim)
             mask = batch.mask(decoder="decoder" in site.module)
             features = value.detach().clone().movedim(units, -1)
             found[site.name] = At(site.name, features, units, mask, batch.first)
 
-    visits = [Visit(site, partial(see, site)) for site in sites]
+    visits = [Visit(site, partial(see, site), place) for site in sites]
     with torch.no_grad(), noting, at_sites(model, visits):
         run(batch)
     checked(visits)
@@ -140,6 +142,10 @@ class Source:
         checks.finite("value", found)
         return found
 
+    def paired(self, corrupted: Inputs | None) -> Inputs | None:
+        """What goes with the inputs batch by batch; not what means were taken of."""
+        return corrupted if self.kind in ("patch", "resample") else None
+
     def check_rows(self, n: int) -> None:
         """Refuses values of more samples than there were.
 
@@ -161,6 +167,7 @@ def read_source(
     corrupted: Inputs | None,
     dim: int | None,
     seed: int,
+    place: str = "site",
 ) -> Source:
     """What `value=` and `corrupted=` say; means are taken here, in a pass over the data.
 
@@ -177,7 +184,9 @@ def read_source(
                     f"value={value!r} reads inputs twice, so that they must not be an iterator"
                 )
             argument = "inputs" if corrupted is None else "corrupted"
-            return Source("given", _means(model, data, sites, dim, value == "mean", argument))
+            return Source(
+                "given", _means(model, data, sites, dim, value == "mean", argument, place)
+            )
         if value == "optimal" and corrupted is not None:
             raise ValueError("corrupted must be None with value='optimal', which looks for values")
         return Source(value, {}, seed)
@@ -205,6 +214,7 @@ def _means(
     dim: int | None,
     over_positions: bool,
     argument: str,
+    place: str,
 ) -> dict[str, Tensor]:
     """Each site's mean over the samples that count, and over positions, or for each of them."""
     totals: dict[str, Tensor] = {}
@@ -212,10 +222,10 @@ def _means(
     last: dict[str, At] = {}
     with running(model, argument=argument) as run:
         for batch in read_batches(model, data, argument=argument):
-            last = seen_at(run, model, sites, batch, dim)
+            last = seen_at(run, model, sites, batch, dim, place)
             for name, at in last.items():
                 if over_positions:
-                    total = at.counted.double().sum(0)
+                    total = at.counted.sum(0, dtype=torch.float64)
                     n = torch.tensor(float(len(at.counted)), device=total.device)
                 else:
                     kept = at.counts
@@ -250,7 +260,10 @@ def read_positions(positions: Any, at: At) -> Tensor | None:
         return None
     shape = _shape_of_positions(at)
     n = prod(shape)
-    found = torch.as_tensor(positions) if not isinstance(positions, Tensor) else positions
+    try:
+        found = torch.as_tensor(positions)
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        found = checks.integers("positions", positions)
     checks.dense("positions", found)
     device = at.features.device
     if found.dtype == torch.bool:
@@ -276,6 +289,19 @@ def read_positions(positions: Any, at: At) -> Tensor | None:
     return mask.reshape(1, *shape, 1).to(device)
 
 
+def check_samples(positions: Any, at: At, n: int) -> None:
+    """Refuses a mask of more samples than there were.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if positions is None or isinstance(positions, str):
+        return
+    shape = torch.as_tensor(positions).shape
+    if len(shape) == at.features.dim() - 1 and shape[0] != n:
+        raise ValueError(f"positions must be a mask of {n} samples, got {shape[0]}")
+
+
 def each_position(at: At) -> tuple[Tensor, int]:
     """The number of each position, `[1, ..., 1]` as the site, and how many there are.
 
@@ -296,18 +322,25 @@ def _shape_of_positions(at: At) -> torch.Size:
     return at.features.shape[1:-1]
 
 
-def corrupted_batches(
-    model: nn.Module, inputs: Inputs, corrupted: Inputs | None
-) -> Iterator[Batch] | None:
-    """The batches of corrupted inputs, which go with those of the inputs.
+def with_partners(
+    model: nn.Module, inputs: Inputs, targets: Targets, corrupted: Inputs | None
+) -> Iterator[tuple[Batch, Batch | None]]:
+    """The batches of inputs, each with that of the corrupted inputs that go with them.
 
     Raises:
-        ValueError: one is a stream and the other is not.
+        TypeError, ValueError: as `read_batches`; another number of corrupted batches.
     """
+    batches = read_batches(model, inputs, targets)
     if corrupted is None:
-        return None
+        yield from ((batch, None) for batch in batches)
+        return
     if is_stream(inputs) != is_stream(corrupted):
         raise ValueError(
             "corrupted must be a stream of batches where inputs are, and one where not"
         )
-    return read_batches(model, corrupted, argument="corrupted")
+    pairs = zip_longest(batches, read_batches(model, corrupted, argument="corrupted"))
+    for i, (batch, other) in enumerate(pairs):
+        if batch is None or other is None:
+            few = "fewer" if other is None else "more"
+            raise ValueError(f"corrupted must have as many batches as inputs, {i}, got {few}")
+        yield batch, other

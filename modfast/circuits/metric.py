@@ -76,8 +76,8 @@ def make_metric(
         batch = Batch(() if inputs is None else (inputs,), {}, targets)
         return Metric("callable", log_p, targets, metric, batch)
     kind = ("kl" if targets is None else "loss") if metric is None else metric
-    if kind not in ("kl", "loss"):
-        raise ValueError(f"metric must be 'kl', 'loss' or a function of logits, got {metric!r}")
+    if not isinstance(kind, str) or kind not in ("kl", "loss"):  # an array compares to several
+        raise ValueError(f"metric must be 'kl', 'loss' or a function of logits, got {metric!r:.60}")
     if kind == "loss" and targets is None:
         raise ValueError("metric='loss' needs targets")
     return Metric(kind, log_p, targets)

@@ -53,6 +53,8 @@ def equal_clusters(weight: Tensor, k: int, name: str, transposed: bool = False) 
     k = checks.count("n_clusters", k)
     checks.flag("transposed", transposed)
     n_out, n_in = weight.shape[:2]
+    if not n_out or not n_in:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(weight.shape)}")
     if transposed:
         n_out, n_in = n_in, n_out
     try:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from modfast import checks
+from modfast import checks, plots
+from modfast.files import holds_no, load_values, save_values
 from modfast.network.units import IndexLists, checked_labels, labels_of_lists, labels_of_masks
 from modfast.reference import same_cluster
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +152,51 @@ class Clusters:
     def mask(self) -> Tensor:
         """Boolean `[n_out, n_in]`: True where row and column share a cluster."""
         return same_cluster(self.rows, self.cols)
+
+    def plot(self, weight: Tensor, title: str | None = None) -> Figure:
+        """The weight's matrix with rows and columns in the order of their clusters.
+
+        See `modfast.plots.weight_matrix`.
+
+        Raises:
+            TypeError, ValueError: a weight of other sizes, or that is not finite.
+            ImportError: plotly is missing.
+        """
+        checks.dense("weight", weight)
+        title = None if title is None else checks.text("title", title)
+        return plots.weight_matrix(weight, self.rows, self.cols, title)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a file of safetensors, under a temporary name first.
+
+        Raises:
+            TypeError, ValueError: no path of a file.
+            OSError: it cannot be written.
+        """
+        names = ("rows", "cols", "n_clusters")
+        values = {name: getattr(self, name) for name in names}
+        save_values(checks.path("path", path), "Clusters", values)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Clusters:
+        """The clusters that `save` wrote, on the CPU; no code of the file runs.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: the file holds something else.
+
+        Example:
+            >>> import tempfile
+            >>> path = tempfile.mkdtemp() + "/found.safetensors"
+            >>> Clusters.equal(4, 4, 2).save(path)
+            >>> Clusters.load(path).rows.tolist()
+            [0, 0, 1, 1]
+        """
+        values = load_values(checks.path("path", path), "Clusters")
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{holds_no(path, 'Clusters')}: {error}") from error
 
     def to(self, device: torch.device | str) -> Clusters:
         """The same clusters with their labels on `device`."""

@@ -180,5 +180,6 @@ def _require_room(memory: int, n_in: int, n_out: int) -> None:
     if n_in * n_out * 8 > memory:
         raise ValueError(
             f"max_memory must be at least the matrix's {n_in * n_out * 8} bytes, got {memory} for "
-            f"{n_in} x {n_out} entries; effective_information needs no matrix"
+            f"{n_in} x {n_out} entries; a smaller input_shape has fewer, and effective_information "
+            "needs no matrix"
         )

@@ -94,7 +94,7 @@ def _module_and_input(
 ) -> tuple[nn.Module, Tensor]:
     """The module to drive, and what one sample of zeros to the model gives it."""
     module, taken = model, list[Any]()
-    checks.module("model", model)
+    checks.python_module("model", model)
     if layer is not None:
         modules = resolve_modules(model, layer, argument="layer")
         if len(modules) > 1:

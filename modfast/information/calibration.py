@@ -135,7 +135,8 @@ def calibrate(
         True
     """
     chosen = dict(ESTIMATORS) if estimators is None else _functions(estimators)
-    if checks.finite_number("information", information) <= 0:
+    information = checks.finite_number("information", information)
+    if information <= 0:
         raise ValueError(f"information must be above 0, got {information}")
     dims, samples = _counts("dims", dims), _counts("samples", samples)
     numbers = _seeds(seeds)
@@ -178,7 +179,7 @@ def _functions(estimators: Mapping[str, Estimator]) -> dict[str, Estimator]:
 def _seeds(seeds: int | Iterable[int]) -> list[int]:
     if not isinstance(seeds, Iterable):
         return list(range(checks.count("seeds", seeds)))
-    numbers = [checks.seed("seeds", each) for each in seeds]
+    numbers = [checks.seed("seeds", each) for each in checks.several("seeds", seeds)]
     if not numbers:
         raise ValueError("seeds must hold at least one seed, got none")
     return numbers

@@ -102,7 +102,6 @@ def entropy(
     binning = _binning(bins, range, rule, pairing)
     if _is_notebook(rule, pairing, correction):
         return notebook.entropy("x", x, binning)
-    checks.choice("pairing", pairing, get_args(Pairing))
     checks.choice("correction", correction, get_args(Correction))
     if correction == "shuffle":
         raise ValueError("correction must not be 'shuffle' for an entropy, which has no pairs")
@@ -248,6 +247,8 @@ def _binning(
     outside: Outside = "clip",
     seed: int | None = None,
 ) -> Binning:
+    checks.choice("rule", rule, get_args(Rule))
+    checks.choice("pairing", pairing, get_args(Pairing))
     if seed is not None:
         checks.seed("seed", seed)
     if range is None:

@@ -83,6 +83,7 @@ def jacobian_mutual_information(
         '0.2231'
     """
     limit = _MAX_MEMORY if max_memory is None else checks.count("max_memory", max_memory)
+    checks.flag("total", total)
     found: _Units | None = None
     parts = []
     with running(model) as run, torch.no_grad():

@@ -138,19 +138,17 @@ def modularity_measures(
     if not modules:
         raise ValueError("units must hold at least one module, got an empty list")
     parts = [_parts(each, sites, chosen_pairs) for each in modules]
+    checks.estimator(estimator, "binned", "soft")
     if estimator == "binned":
         binning = Binning(**options)
         binned = _notebook if binning.rule == "notebook" else _binned
         information = binned(sites, parts, chosen_pairs, binning)
     elif estimator == "soft":
         information = _soft(sites, parts, chosen_pairs, **options)
-    elif callable(estimator):
+    else:
+        assert callable(estimator)
         checks.takes_pair("estimator", estimator, options)
         information = _each(sites, parts, chosen_pairs, partial(estimator, **options))
-    else:
-        raise TypeError(
-            f"estimator must be 'binned', 'soft' or a function of (x, y), got {estimator!r}"
-        )
     whole, inside, outside = information.unbind(-1)
     found = -outside, inside - whole, outside - whole
     c1, c2, c3 = (each[0] for each in found) if isinstance(units, Mapping) else found

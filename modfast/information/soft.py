@@ -148,7 +148,8 @@ def weights(
 ) -> Tensor:
     """How much of each value `[n, d]` lies in each bin: `[n, d, bins]`."""
     checks.choice("kernel", kernel, get_args(Kernel))
-    if checks.finite_number("window", window) <= 0:
+    window = checks.finite_number("window", window)
+    if window <= 0:
         raise ValueError(f"window must be above 0, got {window}")
     return _weights(_positions(argument, values, binning), binning.bins, window, kernel)
 

@@ -62,15 +62,13 @@ def total_correlation(
         >>> f"{total_correlation(activations, [[0], [1], [2]], 'copula'):.2f}"
         '0.55'
     """
+    checks.estimator(estimator, "gaussian", "copula")
     if estimator == "gaussian":
         return _gaussian(activations, units, **options)
     groups = Groups.of_modules(activations, units, least=1, differentiable=callable(estimator))
     if estimator == "copula":
         return gaussian.total_of_samples(normal_scores(groups), **options)
-    if not callable(estimator):
-        raise TypeError(
-            f"estimator must be 'gaussian', 'copula' or a function of (x, y), got {estimator!r}"
-        )
+    assert callable(estimator)
     checks.takes_pair("estimator", estimator, options)
     found = groups.values.new_zeros((), dtype=torch.float64)
     before, *others = groups.each()

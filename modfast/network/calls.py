@@ -77,6 +77,17 @@ class Call:
         return slots_in((self.args, self.kwargs))
 
 
+@dataclass(eq=False)
+class Mark:
+    """A further site that a run reaches."""
+
+    value: torch.Tensor
+    """Its value, which the model goes on with."""
+    unit_dim: int | None
+    slot: int | None = None
+    """Its value's; None where that does not depend on the first site."""
+
+
 def autocast(device_type: str) -> tuple[bool, torch.dtype]:
     """Whether autocast is on, and its dtype."""
     return torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)

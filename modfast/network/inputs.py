@@ -193,6 +193,8 @@ def read_batches(
                 raise TypeError(
                     f"{of} must be inputs, or a pair (inputs, targets), got {_kinds(item)}"
                 )
+            if own_targets is not None:
+                checks.dense(of, own_targets)
         found = tuple(found) if isinstance(found, list) else found
         batch = _batch(model, found, own_targets, finite, of)
         if device is not None:

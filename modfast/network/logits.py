@@ -39,10 +39,9 @@ def last_token(output: Any, mask: Tensor | None = None) -> Tensor:
         >>> modfast.last_token(logits, torch.tensor([[1, 1, 0]]))
         tensor([[2., 3.]])
     """
-    if isinstance(output, Tensor):
-        checks.dense("output", output)
-    logits = pick(output, None)
-    if logits.dim() != 3:
+    logits = _picked(output, None, None)
+    checks.dense("output", logits)
+    if logits.dim() != 3 or 0 in logits.shape:
         raise ValueError(f"output must have logits [n, t, c], got shape {tuple(logits.shape)}")
     if mask is not None:
         checks.dense("mask", mask)

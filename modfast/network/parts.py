@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from modfast.network.calls import Call, Slot, rebuilt, slots_in
-from modfast.network.tape import Mark, Tape
+from modfast.network.calls import Call, Mark, Slot, rebuilt, slots_in
+from modfast.network.tape import Tape
 
 
 def in_parts(tape: Tape, value: Tensor) -> tuple[Tensor, list[Tape | None]]:
@@ -18,9 +18,11 @@ def in_parts(tape: Tape, value: Tensor) -> tuple[Tensor, list[Tape | None]]:
 
     What does not depend on a further site is computed once, here, and is a constant of its part.
     There is none for a site that does not depend on the first, that the logits do not depend on, or
-    where values are written to in place.
+    where values are written to in place; nor where a constant's origin was not seen, which may
+    depend on a further site even where a changed first one shows nothing.
     """
-    found = [None if tape.writes else _after(tape, mark) for mark in tape.marks]
+    whole = tape.writes or tape.doubts
+    found = [None if whole else _after(tape, mark) for mark in tape.marks]
     keep: dict[int, Any] = {}
     for mark, calls in zip(tape.marks, found, strict=True):
         if calls is not None:

@@ -24,7 +24,7 @@ from modfast.network.parts import in_parts
 from modfast.network.run import Run
 from modfast.network.sites import Site
 from modfast.network.tape import Tape
-from modfast.network.visits import Visit, at_sites
+from modfast.network.visits import Visit, at_sites, check_features
 
 BACKENDS = ("fused", "vmap", "replay", "model")
 """How a network is resumed: by fused kernels, where what follows is a chain of linear layers and
@@ -32,7 +32,7 @@ activations; by doing the recorded calls again, for many values at once or one b
 the model itself with the site's value replaced, which always works."""
 
 
-Resume: TypeAlias = Callable[[Tensor], Tensor]
+Resume: TypeAlias = Callable[..., Tensor]
 Choice: TypeAlias = tuple[str, Chain | None, list[Tensor], str]
 
 
@@ -58,6 +58,15 @@ class Start:
     chain: Chain | None = None
     outputs: Sequence[Tensor] = ()
     """Of the chain's layers."""
+
+    def through(self, value: Tensor, then: Callable[[Tensor], Any]) -> Any:
+        """What `then` makes of the logits for another value of the site, such as a gradient.
+
+        Before what the model itself has written to its own tensors is put back.
+        """
+        if self.backend == "model":
+            return self.resume(value, then)
+        return then(self.resume(value))
 
     @property
     def features(self) -> Tensor:
@@ -134,11 +143,7 @@ def begin_all(
     def take(i: int, value: Tensor) -> Tensor:
         order.append(i)
         with torch._C.DisableTorchFunction():
-            if not value.is_floating_point() or value.dim() < 2:
-                raise TypeError(
-                    f"{argument}={sites[i].name!r}: must be a floating tensor [n, ..., features], "
-                    f"got {value.dtype} of shape {tuple(value.shape)}"
-                )
+            check_features(value, sites[i], argument)
             own = run.own(value) if len(order) == 1 else value
         return tape.begin(own) if len(order) == 1 else tape.mark(value)
 
@@ -156,7 +161,6 @@ def begin_all(
     assert tape.site is not None
     first = sites[order[0]]
     value = tape.site.detach()
-    checks.dense(f"{argument}={first.name!r}", value)
     if not logits.is_floating_point() or logits.dim() < 2:
         raise ValueError(
             "the model's logits must be floating and of shape [n, ..., classes], "
@@ -164,13 +168,12 @@ def begin_all(
         )
     checks.finite("the model's logits", logits)
 
-    def by_model(changed: Tensor) -> Tensor:
+    def by_model(changed: Tensor, then: Callable[[Tensor], Any] = lambda logits: logits) -> Any:
         again = Visit(first, lambda old: changed.clone())  # in memory of its own, as the site's is
         with at_sites(model, [again]):
-            found: Tensor = run(
-                batch, lambda result: run.own(pick(result, output, batch)), random=random
+            return run(
+                batch, lambda result: then(run.own(pick(result, output, batch))), random=random
             )
-        return found
 
     modules = unwrapped(model)
 

@@ -61,6 +61,11 @@ def read_data(
     for batch in read_batches(model, stream, argument=argument):
         if batch.targets is None:
             raise ValueError(f"{argument} must be samples with targets, got a batch without")
+        if batch.targets.is_complex() or batch.targets.dtype == torch.bool:
+            raise TypeError(
+                f"{argument} must have integer classes or real values as targets, "
+                f"got {batch.targets.dtype}"
+            )
         n = next((len(x) for x in batch.tensors() if x.dim()), 0)
         if n == 0:
             raise ValueError(f"{argument} must not be empty, got no tensor with a row per sample")
@@ -108,6 +113,8 @@ def in_order(
         raise ValueError(f"batch_size must be None with a DataLoader, got {batch_size}")
     size = _SIZE if batch_size is None else checks.count("batch_size", batch_size)
     held = _held(data)
+    for tensor in () if held is None else tensors_in(held):
+        checks.dense("data", tensor)
     dataset: Any = data if loader is None else loader.dataset
     if isinstance(dataset, IterableDataset):
         if of > 1:

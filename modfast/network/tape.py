@@ -9,7 +9,6 @@ depends on the site is kept. Whatever breaks the rules that make doing it again 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -24,6 +23,7 @@ from modfast.network.calls import (
     RANDOM,
     SHAPES,
     Call,
+    Mark,
     Slot,
     autocast,
     filled,
@@ -35,17 +35,6 @@ from modfast.network.calls import (
 from modfast.network.dims import UnitDims
 from modfast.network.inputs import tensors_in
 from modfast.network.state import Guard, may_write, place_of, targets_of, version_of
-
-
-@dataclass(eq=False)
-class Mark:
-    """A further site that a run reaches."""
-
-    value: Tensor
-    """Its value, which the model goes on with."""
-    unit_dim: int | None
-    slot: int | None = None
-    """Its value's; None where that does not depend on the first site."""
 
 
 class Tape(TorchFunctionMode):
@@ -66,7 +55,7 @@ class Tape(TorchFunctionMode):
         self.site: Tensor | None = None
         self.unit_dim: int | None = None
         self.marks: list[Mark] = []
-        self.grad = torch.is_grad_enabled()
+        self.grad = False
         self._on = self._site_written = False
         self._known: dict[int, ref[Tensor]] = {}
         self._slots: dict[int, tuple[int, ref[Tensor], int]] = {}
@@ -76,10 +65,9 @@ class Tape(TorchFunctionMode):
         self._dirty: set[int] = set()
         self._note(known)
 
-    # ---------------------------------------------------------------------------------- recording
-
     def begin(self, site: Tensor) -> Tensor:
         """Takes the site's value; the model goes on with the alias that this returns."""
+        self.grad = torch.is_grad_enabled()
         with torch._C.DisableTorchFunction():
             self.unit_dim = self.units.of(site)
             # An alias, since the value may be what came before the site too: an Identity's input.
@@ -159,6 +147,8 @@ class Tape(TorchFunctionMode):
             return args[0]
         if torch.is_grad_enabled() != self.grad:
             self.why = f"{name}: gradients are turned on or off inside the model"
+            if may_write(name, args, kwargs):
+                self._guarded(name, args, kwargs)
             return func(*args, **kwargs)
         versions = [self._read(name, tensor) for tensor in found]
         self._refuse(name, func, args, kwargs)
@@ -244,6 +234,8 @@ class Tape(TorchFunctionMode):
                         self.why = f"{name}: a shape that depends on values"
         elif name[:7] == "__set__" or name in ("set_", "__deepcopy__", "__reduce_ex__"):
             self.why = f"{name}: replaces or copies a value as a whole"
+        elif name in ("requires_grad_", "grad", "backward"):
+            self.why = f"{name}: gradients inside the model"
         elif name in RANDOM:
             self.why = f"{name}: a random call on a value"
         elif name in DROPOUTS:
@@ -334,8 +326,6 @@ class Tape(TorchFunctionMode):
         for slot, call in last.items():
             if slot != self.out_slot:
                 call.last.append(slot)
-
-    # ------------------------------------------------------------------------------ doing it again
 
     @property
     def writes(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from operator import index as as_index
 from typing import Any, Protocol, TypeAlias
 
@@ -57,7 +58,9 @@ def read_groups(
     if all(hasattr(units, name) for name in ("rows", "cols", "n_clusters")):
         units = units.cols if cols else units.rows
     if hasattr(units, "__array__"):
-        units = torch.as_tensor(units, device="cpu")
+        with suppress(TypeError, RuntimeError):  # what torch has no type for, or no memory
+            units = torch.as_tensor(units, device="cpu")
+    if isinstance(units, Tensor):
         checks.dense(argument, units)
     elif not isinstance(units, (Sequence, Mapping)) or isinstance(units, str):
         raise TypeError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from modfast import checks
 from modfast._renamed import warn_renamed
 from modfast.network.inputs import tensors_in
 from modfast.network.names import nearest, unwrapped
@@ -76,6 +77,20 @@ class Visit:
                 f"{self.argument}={name!r}: called {n} times in one pass; "
                 f"'{name}#0' to '{name}#{n - 1}' name its calls"
             )
+
+
+def check_features(value: Tensor, site: Site, argument: str = "site") -> None:
+    """Refuses a site's value that can have no units.
+
+    Raises:
+        TypeError: it is sparse or the like, not floating, or has no samples.
+    """
+    checks.dense(f"{argument}={site.name!r}", value)
+    if not value.is_floating_point() or value.dim() < 2:
+        raise TypeError(
+            f"{argument}={site.name!r}: must be a floating tensor [n, ..., features], got "
+            f"{value.dtype} of shape {tuple(value.shape)}"
+        )
 
 
 def checked(visits: Sequence[Visit]) -> list[Visit]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +29,7 @@ __all__ = [
     "plain_layer",
     "require_dense",
     "require_matrix",
+    "shows_attention",
     "weight_of",
 ]
 
@@ -231,6 +232,16 @@ _OTHER = re.compile(r"^weight_(ih|hh|hr)_l\d|^lora_|^A_log$")
 _RECOMPUTED = re.compile(r"^(parametrizations|weight_(orig|g|v))$")
 
 
+def shows_attention(names: Iterable[str]) -> bool:
+    """Whether names of parameters are those of a transformer.
+
+    Example:
+        >>> shows_attention(["h.0.attn.c_proj.weight"]), shows_attention(["fc1.weight"])
+        (True, False)
+    """
+    return any(_is(_ATTENTION, name) for name in names)
+
+
 def hidden_weights(parameters: Mapping[str, Tensor], named: bool = True) -> list[str]:
     """The names of the hidden weights: those that are trained into clusters unless one says which.
 
@@ -252,7 +263,7 @@ def hidden_weights(parameters: Mapping[str, Tensor], named: bool = True) -> list
         ['0.linear1.weight', '0.linear2.weight']
     """
     matrices = {name: p for name, p in parameters.items() if p.dim() == 2}
-    transformer = named and any(_is(_ATTENTION, name) for name in parameters)
+    transformer = named and shows_attention(parameters)
     if transformer:
         rest = (_ATTENTION, _EMBEDDING, _HEAD, _OTHER)
         found = [n for n in matrices if _is(_MLP, n) and not any(_is(each, n) for each in rest)]

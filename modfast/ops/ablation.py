@@ -19,6 +19,7 @@ from modfast._extension import operator
 from modfast.reference import ACTIVATIONS
 
 SWEEP_DTYPES = (torch.float32, torch.float64)
+FLOAT_DTYPES = (*SWEEP_DTYPES, torch.bfloat16, torch.float16)
 
 
 def _fake_sweep(
@@ -192,12 +193,10 @@ def logit_terms(
     """
     checks.dense("logits", logits)
     checks.dense("ablated", ablated)
-    if logits.dtype in (torch.bfloat16, torch.float16) and ablated.dtype == logits.dtype:
-        logits, ablated = logits.float(), ablated.float()
     if ablated.dim() < 2:
         raise ValueError(f"ablated must be [a, n, c], got shape {tuple(ablated.shape)}")
     flat = {"logits": logits, "ablated": ablated.flatten(0, -2)}
-    targets = _check(flat, targets, per_sample)
+    targets = _check(flat, targets, per_sample, FLOAT_DTYPES)
     if ablated.dim() != 3 or ablated.shape[1:] != logits.shape:
         raise ValueError(
             f"ablated must have shape [a, {logits.shape[0]}, {logits.shape[1]}], "
@@ -210,15 +209,19 @@ def logit_terms(
 
 
 def _check(
-    tensors: Mapping[str, Tensor], targets: Tensor | None, per_sample: bool
+    tensors: Mapping[str, Tensor],
+    targets: Tensor | None,
+    per_sample: bool,
+    dtypes: tuple[torch.dtype, ...] = SWEEP_DTYPES,
 ) -> Tensor | None:
     logits = tensors["logits"]
     checks.flag("per_sample", per_sample)
     for name, tensor in tensors.items():
         checks.dense(name, tensor)
-        if tensor.dtype not in SWEEP_DTYPES or tensor.dtype != logits.dtype:
+        if tensor.dtype not in dtypes or tensor.dtype != logits.dtype:
+            *most, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise TypeError(
-                f"{name} must be float32 or float64, and as logits {logits.dtype}, "
+                f"{name} must be {', '.join(most)} or {last}, and as logits {logits.dtype}, "
                 f"got {tensor.dtype}"
             )
         if tensor.dim() != 2:

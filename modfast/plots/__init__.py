@@ -23,6 +23,7 @@ from modfast.plots.information import (
     modularity_measures,
     pairwise_information,
 )
+from modfast.plots.nulls import modularity_report
 from modfast.plots.style import require_plotly
 from modfast.plots.tasks import (
     task_comparison,
@@ -49,6 +50,7 @@ __all__ = [
     "joint_information",
     "label_purity",
     "modularity_measures",
+    "modularity_report",
     "pairwise_information",
     "perturbational_information",
     "require_plotly",

@@ -237,7 +237,7 @@ def _sample(inputs: Any, index: int) -> Tensor:
     if not 0 <= index < len(inputs):
         raise ValueError(f"inputs must be the data set's, got {len(inputs)}, without {index}")
     item: Any = inputs[index]
-    item = item[0] if isinstance(item, (tuple, list)) else item
+    item = item[0] if isinstance(item, (tuple, list)) and item else item
     checks.dense("inputs", item)
     found: Tensor = item.detach().cpu().float()
     return found[0] if found.dim() == 3 and len(found) == 1 else found

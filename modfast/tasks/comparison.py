@@ -122,11 +122,10 @@ def compare_tasks(
         >>> found["act2"].norms.shape  # the last layer's: one gradient per output
         torch.Size([2])
     """
-    if isinstance(inputs_by_task, Tensor):
-        checks.dense("inputs_by_task", inputs_by_task)
-    if not isinstance(inputs_by_task, (Sequence, Tensor)) or len(inputs_by_task) < 2:
+    inputs_by_task = checks.several("inputs_by_task", inputs_by_task)
+    if len(inputs_by_task) < 2:
         raise ValueError("inputs_by_task must hold the inputs of at least two tasks")
-    numbers = range(len(inputs_by_task)) if tasks is None else tasks
+    numbers = [*range(len(inputs_by_task))] if tasks is None else checks.several("tasks", tasks)
     if len(numbers) != len(inputs_by_task):
         raise ValueError(
             f"tasks must be {len(inputs_by_task)} outputs, one for each task's inputs, "

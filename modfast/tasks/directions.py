@@ -128,9 +128,8 @@ def variance_explained(
         [[4.0, 0.0], [0.0, 4.0]]
     """
     check_rows("components", components)
-    if isinstance(activations_by_task, Tensor):
-        checks.dense("activations_by_task", activations_by_task)
-    if not isinstance(activations_by_task, (Sequence, Tensor)) or len(activations_by_task) == 0:
+    activations_by_task = checks.several("activations_by_task", activations_by_task)
+    if not activations_by_task:
         raise ValueError("activations_by_task must hold at least one task's activations")
     exact = components.detach().double()
     norms = exact.norm(dim=1, keepdim=True)

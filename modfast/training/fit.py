@@ -166,6 +166,10 @@ def fit(
             optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         elif not isinstance(optimizer, torch.optim.Optimizer):
             optimizer = optimizer(model.named_parameters())
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise TypeError(
+                    f"optimizer must make a torch.optim.Optimizer, got {checks.shown(optimizer)}"
+                )
         path = None if checkpoint is None else checks.path("checkpoint", checkpoint)
         run = _Run(model, feed, optimizer, regularizer, held_out, output, seed, random, aside)
         run.train(epochs, progress, path)
@@ -274,7 +278,9 @@ class _Run:
         if not self.plain or logits.dim() > 2:  # tensors in memory have been looked at
             logits, y = _counted(logits, batch, "train")
         loss: Tensor = (functional.mse_loss if _real(y) else functional.cross_entropy)(logits, y)
-        total = loss if self.regularizer is None else loss + self.regularizer()
+        total = loss
+        if self.regularizer is not None:
+            total = loss + checks.scalar("regularizer", self.regularizer())
         self.optimizer.zero_grad()
         total.backward()
         return loss.detach()

@@ -96,9 +96,10 @@ class ClusterabilityLoss(nn.Module):
         for name, module in targets.items():
             matrix, transposed = weight_of(module, name), input_first(module)
             chosen = clusters.get(name) if isinstance(clusters, Mapping) else clusters
+            what = f"the weight of {name!r}"
             if chosen is None:
-                chosen = equal_clusters(matrix, n_clusters, f"layer {name!r}", transposed)
-            labels.append(fit_labels(chosen, matrix, f"the weight of {name!r}", transposed))
+                chosen = equal_clusters(matrix, n_clusters, what, transposed)
+            labels.append(fit_labels(chosen, matrix, what, transposed))
         self._sizes = [len(each) for each in labels]
         self.register_buffer("labels", torch.cat(labels))
 

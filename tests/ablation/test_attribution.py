@@ -106,6 +106,33 @@ def test_small_changes_are_met_exactly() -> None:
         )
 
 
+class Mixing(nn.Module):
+    """A layer for each token, whose outputs are averaged over the tokens by some share."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.site, self.readout, self.share = nn.Linear(6, 40), nn.Linear(40, 9), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.site(x)
+        return self.readout((1 - self.share) * h + self.share * h.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize(("share", "draws", "most"), [(0.0, 1, 0.15), (1.0, 64, 0.15)])
+def test_tokens_count_as_draws(share: float, draws: int, most: float) -> None:
+    """Where they keep apart; where they do not, squares of their own would be 1/50 of it."""
+    torch.manual_seed(0)
+    model, x = Mixing(share).double(), torch.randn(8, 50, 6).double()
+    near = modfast.capture(model, x, "site")["site"] + 1e-3
+    exact = modfast.ablate_units(model, x, "site", value=near).kl_ablated_original
+    found = modfast.attribute_units(model, x, "site", value=near, draws=draws).scores["site"]
+    assert ((found - exact).norm() / exact.norm()) < most
+    groups = modfast.attribute_units(
+        model, x, "site", value=near, draws=draws, groups=torch.eye(40).bool()
+    )
+    torch.testing.assert_close(groups.scores["site"], found)
+
+
 class Attended(nn.Module):
     """Attention and what is linear: an estimate that does the softmax again is exact."""
 
@@ -240,3 +267,49 @@ def test_refusals() -> None:
     batches = [x, x]
     with pytest.raises(ValueError, match="corrupted must have as many batches as inputs"):
         modfast.attribute_units(model, batches, "act1", corrupted=batches[:1])
+    with pytest.raises(ValueError, match="corrupted must have as many batches .* 1, got more"):
+        modfast.ablate_units(model, batches[:1], "act1", corrupted=batches)
+
+
+def test_gradients_that_do_not_reach_a_site_are_no_zeros() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+            self.unused = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.a(x)).detach()
+            self.unused(h)
+            return self.c(torch.tanh(self.b(h)))
+
+    torch.manual_seed(0)
+    model, x = Cut().double(), torch.randn(9, 5).double()
+    metric = logit_difference(0, 1)
+    for cut in (["a"], ["a", "b"], ["b", "a"]):
+        with pytest.raises(ValueError, match="must be reached by gradients|must depend on sites"):
+            modfast.attribute_units(model, x, cut, metric=metric)
+    found = modfast.attribute_units(model, x, ["b", "unused"], metric=metric)
+    assert found.scores["unused"].tolist() == [0.0] * 3
+    assert found.scores["b"].abs().min() > 0
+
+
+def test_attention_that_nothing_depends_on() -> None:
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.out = nn.Linear(6, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.q(x)
+            self.seen = (q @ x.mT).softmax(-1)
+            return self.out(torch.tanh(q).mean(1))
+
+    torch.manual_seed(0)
+    model, x = Watched().double(), torch.randn(3, 5, 6).double()
+    metric = logit_difference(0, 1)
+    found = modfast.attribute_units(model, x, "q", metric=metric)
+    value = model.q(x).detach().requires_grad_()
+    logits = model.out(torch.tanh(value).mean(1))
+    (slope,) = torch.autograd.grad((logits[:, 0] - logits[:, 1]).sum(), value)
+    torch.testing.assert_close(found.scores["q"], (slope * -value).detach().sum((0, 1)))

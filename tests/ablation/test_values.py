@@ -109,6 +109,53 @@ def test_sites_in_branches_and_written_in_place() -> None:
         same(found[site], modfast.ablate_units(model, x, site, value="mean", backend="model"))
 
 
+@torch.jit.script
+def unseen(x: Tensor) -> Tensor:  # by modes of torch's functions
+    return torch.round(x)
+
+
+def test_a_site_that_something_unseen_depends_on() -> None:
+    """A changed first site shows nothing of it, as the second hardly depends on the first."""
+
+    class Rounding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(6, 4)
+            self.site = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x)
+            b = self.site(5 * self.b(x) + 1e-6 * a)
+            return self.head(torch.tanh(b) + unseen(b))
+
+    torch.manual_seed(0)
+    model, x = Rounding().double(), torch.randn(7, 5).double()
+    found = modfast.ablate_units(model, x, ["a", "site"])
+    for site in found.sites:
+        same(found[site], modfast.ablate_units(model, x, site, backend="model"))
+
+
+def test_a_site_written_to_with_gradients_on() -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            with torch.enable_grad():
+                h.mul_(2)
+            return self.b(torch.tanh(h))
+
+    torch.manual_seed(0)
+    model, x = Writing().double(), torch.randn(7, 5).double()
+    before, there = patched.call(model, x), patched.seen(model, x, "a")
+    assert torch.equal(there, model.a(x))
+    found = modfast.ablate_units(model, x, "a")
+    after = patched.hooked(model, x, "a", patched.put(None, [1], 0.0, -1))
+    torch.testing.assert_close(found.kl_ablated_original[1], patched.terms(before, after)[1])
+
+
 def test_positions_that_do_not_count_are_in_no_mean() -> None:
     model, x, _, sites, _ = case("GPT-2")
     mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
@@ -266,6 +313,9 @@ def test_refusals(mlp: nn.Module) -> None:
     refused("positions must be None at 'act1'", mlp, x, "act1", positions=[0])
     refused("positions must be from -6 to 5, got 6", gpt, tokens, sites[1], positions=[6])
     refused("positions must be a mask", gpt, tokens, sites[1], positions=torch.ones(5).bool())
+    refused("positions must be a mask of 3 samples, got 4", gpt, tokens, sites[1],
+            positions=torch.ones(4, 6).bool())  # fmt: skip
+    refused("positions must", gpt, tokens, sites[1], positions={0}, error=TypeError)
     refused("positions must be one of None, 'each'", gpt, tokens, sites[1], positions="all")
     refused("metric must be one of", mlp, x, "act1", metric="logits")
     refused("metric must be a function", mlp, x, "act1", metric=3, error=TypeError)
@@ -281,3 +331,23 @@ def test_refusals(mlp: nn.Module) -> None:
     refused("seed must", mlp, x, "act1", seed="one", error=TypeError)
     with pytest.raises(ValueError, match="groups must be left out where units are"):
         modfast.ablate_groups(mlp, x, "act1", [[0]], groups=[[0]])
+    with pytest.raises(ValueError, match="metric must have another name than 'accuracy'"):
+        modfast.ablate_units(mlp, x, "act1", metric={"accuracy": lambda z: z.mean()})
+    with pytest.raises(TypeError, match="screen reads inputs and corrupted twice"):
+        modfast.ablate_units(mlp, iter([x]), "act1", screen=1)
+    short = {"input_ids": tokens["input_ids"][:, :4]}
+    for per_sample in (False, True):
+        with pytest.raises(ValueError, match="positions='each' needs as many positions in each"):
+            modfast.ablate_units(
+                gpt, [tokens, short], sites[1], [0], positions="each", per_sample=per_sample
+            )
+    with pytest.raises(ValueError, match="sites='act9': no such module"):
+        modfast.attribute_units(mlp, x, "act9", value="mean")
+
+
+def test_means_are_of_any_inputs_and_an_iterator(mlp: nn.Module) -> None:
+    x, other = torch.randn(20, 8).double(), torch.randn(30, 8).double()
+    wanted = modfast.capture(mlp, other, "act1")["act1"].mean(0)
+    for corrupted in (other, [other], iter([other[:11], other[11:]])):
+        found = modfast.ablate_units(mlp, x, "act1", value="mean", corrupted=corrupted)
+        same(found, modfast.ablate_units(mlp, x, "act1", value=wanted))

@@ -11,11 +11,6 @@ from torch import nn
 from modfast import connectivity_matrix, entropy_bits, normalize_rows
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [

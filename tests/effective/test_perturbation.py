@@ -13,11 +13,6 @@ QUIET = {"progress": False}
 ONE = {"tolerance": None, "progress": False}
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def linear(weight: list[list[float]]) -> nn.Linear:
     layer = nn.Linear(len(weight[0]), len(weight), bias=False)
     layer.weight.data.copy_(torch.tensor(weight))

@@ -14,7 +14,7 @@ import modfast
 
 ROOMS = (
     *("information", "ablation", "clusters", "training", "features", "circuits", "effective"),
-    *("tasks", "ops", "data", "models"),
+    *("tasks", "ops", "data", "models", "metrics"),
 )
 CONSTANTS = (tuple, dict, frozenset, type(modfast))
 
@@ -76,7 +76,8 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
                 yield prefix + name, thing
                 continue
             # Results, tuples and the records of data are made by the package.
-            made = issubclass(thing, (modfast.Result, tuple, modfast.data.Dataset))
+            results = (modfast.Result, tuple, modfast.data.Dataset, modfast.SplitNetwork)
+            made = issubclass(thing, results)
             if not made:
                 yield prefix + name, thing
             for method, function in inspect.getmembers(thing, callable):

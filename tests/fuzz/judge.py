@@ -19,11 +19,14 @@ from network import zoo
 from network.snapshot import Snapshot, _globals
 from network.zoo_case import same_numbers
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import modfast
 
 SECONDS = 10
-"""How long a call may take."""
+"""How long a call may compute; it may wait for what else the machine does."""
+WAITING = 300
+"""How long it may take in all, or it waits for itself."""
 MEMORY = 4 * 2**30
 """How much address space it may take besides what is taken."""
 USERS = ("output", "metric", "activation", "estimator", "optimizer", "regularizer", "closure")
@@ -57,15 +60,11 @@ def judge(call: Call, mutated: Mapping[str, bool]) -> str:
         outcome = "result"
     except NotAllowedError:
         raise
-    except (TypeError, ValueError) as error:
-        outcome = _named(call, mutated, error)
-        moved = frozenset(moved if outcome == "the model's own error" else ())
-    except call.errors:
-        outcome = "documented"
     except Exception as error:
-        if not _of_the_model(call, error):
-            raise NotAllowedError(f"{type(error).__name__}: {error}") from error
-        outcome = "the model's own error"
+        with limits():  # the model may run again
+            outcome = _of_error(call, mutated, error)
+        if outcome == "refused":
+            moved = frozenset()
     changes = before.changes(call, moved)
     if changes:
         raise NotAllowedError(f"after {outcome}: " + "; ".join(changes[:5]))
@@ -74,18 +73,22 @@ def judge(call: Call, mutated: Mapping[str, bool]) -> str:
     return outcome
 
 
-def _named(call: Call, mutated: Mapping[str, bool], error: Exception) -> str:
+def _of_error(call: Call, mutated: Mapping[str, bool], error: Exception) -> str:
+    told = isinstance(error, (TypeError, ValueError))
     names = {*mutated, *call.aliases}
     if any(mutated.values()):
         names |= {*call.parameters()}
     text = str(error)
-    if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in names):
+    if told and any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in names):
         return "refused"
+    if not told and isinstance(error, call.errors):
+        return "documented"
     if _of_the_model(call, error):
         return "the model's own error"
     if isinstance(error, call.errors):
         return "documented"
-    raise NotAllowedError(f"{type(error).__name__} that names no argument: {error}") from error
+    what = " that names no argument" if told else ""
+    raise NotAllowedError(f"{type(error).__name__}{what}: {error}") from error
 
 
 def _of_the_model(call: Call, error: Exception) -> bool:
@@ -98,22 +101,28 @@ def _of_the_model(call: Call, error: Exception) -> bool:
     last = frames[-1]
     if Path(last.co_filename).parent == Path(__file__).parent and last.co_name != "__call__":
         return True  # raised by a model or a function of ours
-    if call.name == "models.MLP.forward":
+    if call.name in ("models.MLP.forward", "clusters.SplitNetwork.forward"):
         return True
     if any(isinstance(call.arguments.get(name), (nn.Module, type)) for name in USERS):
         return True  # a module in the place of a function fails by itself
     model = call.arguments.get("model", call.arguments.get("module"))
     if not isinstance(model, nn.Module):
         return False
+    trains = call.name == "training.fit"
     try:
-        with torch.no_grad(), same_numbers():
+        with torch.set_grad_enabled(trains), same_numbers():
             for inputs in _inputs(call):
-                if isinstance(inputs, Mapping):
-                    model(**inputs)
-                elif isinstance(inputs, tuple):
-                    model(*inputs)
-                else:
-                    model(inputs)
+                for _ in range(1 + trains):
+                    if isinstance(inputs, Mapping):
+                        found = model(**inputs)
+                    elif isinstance(inputs, tuple):
+                        found = model(*inputs)
+                    else:
+                        found = model(inputs)
+                    if trains:
+                        torch.autograd.grad(found.sum(), [*model.parameters()], allow_unused=True)
+    except NotAllowedError:
+        raise
     except Exception as same:
         return type(same) is type(error)
     return False
@@ -182,7 +191,9 @@ class _State:
     def _now(call: Call) -> dict[str, Any]:
         found = _globals()
         found["default device"] = str(torch.get_default_device())
-        if "seed" not in call.arguments or call.arguments["seed"] is None:
+        # A loader without a generator of its own draws from the global one as it is gone through.
+        loads = any(isinstance(each, DataLoader) for each in call.arguments.values())
+        if loads or "seed" not in call.arguments or call.arguments["seed"] is None:
             found.pop("torch's random state")
         if call.name == "training.fit":  # a model in training may draw what it likes
             found.pop("Python's random state")
@@ -257,20 +268,26 @@ def _equal(before: Any, after: Any) -> bool:
 def limits() -> Iterator[None]:
     """Time and memory for one call; what exceeds them is not allowed."""
 
-    def stop(*_: Any) -> None:
-        raise NotAllowedError(f"took more than {SECONDS} s")
+    def stop(number: int, _: Any) -> None:
+        most = SECONDS if number == signal.SIGPROF else WAITING
+        raise NotAllowedError(f"took more than {most} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
+    timers = {signal.ITIMER_PROF: signal.SIGPROF, signal.ITIMER_REAL: signal.SIGALRM}
+    before = {each: signal.signal(each, stop) for each in timers.values()}
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         taken = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    # Again each second, as a callback may swallow what is raised in it.
+    signal.setitimer(signal.ITIMER_PROF, SECONDS, 1)
+    signal.setitimer(signal.ITIMER_REAL, WAITING, 1)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer in timers:
+            signal.setitimer(timer, 0)
+        for each, handler in before.items():
+            signal.signal(each, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
@@ -286,6 +303,7 @@ def _drawn(choose: mutations.Choose) -> tuple[str, Call, dict[str, bool]] | None
     call = BUILDERS[name]()
     if "model" in call.arguments and choose((False, False, False, True)):
         return _of_the_zoo(call, choose)
+    own = dict(call.arguments)
     mutated: dict[str, bool] = {}
     words = []
     for _ in range(choose((1, 1, 1, 2))):
@@ -294,6 +312,7 @@ def _drawn(choose: mutations.Choose) -> tuple[str, Call, dict[str, bool]] | None
         if found is None:
             return None
         what, value, kind = found
+        kind = kind or type(value) is type(own.get(argument))
         if argument in call.work and _is_much(value):
             return None
         call.arguments[argument] = value
@@ -319,7 +338,7 @@ def _of_the_zoo(call: Call, choose: mutations.Choose) -> tuple[str, Call, dict[s
     new |= {"clean": case.inputs, "corrupted": case.inputs, "output": case.output}
     new |= {"data": (case.inputs, case.targets), "train": (case.inputs, case.targets)}
     new |= {"site": choose(sites), "sites": sites, "layer": case.layer, "layers": case.layer}
-    new |= {"dim": None, "units": None, "test": None}
+    new |= {"dim": None, "units": None, "groups": None, "positions": None, "test": None}
     chosen = {key: value for key, value in new.items() if key in call.arguments}
     call.arguments |= chosen
     return f"{call.name}(of the zoo: {name})", call, dict.fromkeys(chosen, True)

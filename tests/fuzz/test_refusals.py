@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fuzz import calls, judge, odd_models, valid, valid_models, valid_ops  # noqa: F401  (they fill the table)
@@ -29,6 +30,7 @@ def _data(*shape: int) -> dict[str, Any]:
     return {"inputs": torch.randn(8, 5), "targets": torch.zeros(shape, dtype=torch.int64)}
 
 
+PAIR = torch.linspace(-1, 1, 40).reshape(8, 5), torch.arange(8) % 3
 LINE = torch.linspace(0, 1, 8)[:, None]
 CASES: dict[str, tuple[str, Callable[[], Any]]] = {
     "a width of zero, effective information": (
@@ -77,6 +79,69 @@ CASES: dict[str, tuple[str, Callable[[], Any]]] = {
         "input_shape|max_memory",
         lambda: modfast.connectivity_matrix(nn.AvgPool1d(2), (1, 2**31)),
     ),
+    "beyond float32": (
+        "fixed",
+        lambda: modfast.data.physics_grids(2, fixed=1e308),
+    ),
+    "an optimizer's maker that makes none": (
+        "optimizer",
+        lambda: modfast.fit(valid_models.net(), PAIR, 1, optimizer=lambda _: None),  # type: ignore[arg-type,return-value]
+    ),
+    "a regularizer without a term": (
+        "regularizer",
+        lambda: modfast.fit(valid_models.net(), PAIR, 1, regularizer=lambda: None),  # type: ignore[arg-type,return-value]
+    ),
+    "complex targets": (
+        "train",
+        lambda: modfast.fit(valid_models.net(), (PAIR[0], torch.ones(8) * 1j), 1),
+    ),
+    "nested targets": (
+        "train",
+        lambda: modfast.fit(valid_models.net(), (PAIR[0], LAYOUTS["nested"](torch.eye(8))), 1),
+    ),
+    "an array of words": (
+        "y",
+        lambda: modfast.gaussian_mutual_information(PAIR[0], np.array(["a"])),  # type: ignore[arg-type]
+    ),
+    "an array in place of a choice": (
+        "pairing",
+        lambda: modfast.joint_entropy(LINE, LINE, pairing=np.array([1, 2])),  # type: ignore[arg-type]
+    ),
+    "an array in place of an estimator": (
+        "estimator",
+        lambda: modfast.total_correlation(PAIR[0], [0, 1, 2, 3, 4], np.array([1, 2])),  # type: ignore[arg-type]
+    ),
+    "an array in place of a metric": (
+        "metric",
+        lambda: modfast.attribute_edges(
+            valid_models.net(),
+            PAIR[0],
+            PAIR[0].flip(0),
+            PAIR[1],
+            metric=np.array([1, 2]),  # type: ignore[arg-type]
+        ),
+    ),
+    "one seed in a tensor": (
+        "seeds",
+        lambda: modfast.calibrate(samples=[20], dims=[1], seeds=torch.tensor(2)),  # type: ignore[arg-type]
+    ),
+    "sparse samples": (
+        "data",
+        lambda: modfast.max_activating(valid_models.net(), PAIR[0].to_sparse_csr(), "act1", 2),
+    ),
+    "a scripted model": (
+        "model",
+        lambda: modfast.sensitivity(torch.jit.script(nn.Linear(2, 2)), 2),
+    ),
+    "a number of tasks": (
+        "tasks",
+        lambda: modfast.compare_tasks(valid_models.net(), [PAIR[0]] * 2, "act1", tasks=2),  # type: ignore[arg-type]
+    ),
+    "a number in place of activations": (
+        "activations_by_task",
+        lambda: modfast.variance_explained(torch.eye(2), torch.tensor(2.0)),
+    ),
+    "samples of nothing": ("inputs", lambda: valid.top().plot([[], [], [], []])),
     "many clusters of few units": (
         "keep",
         lambda: modfast.search_space_reduction(
@@ -123,3 +188,20 @@ def test_odd_layouts_are_refused(name: str, argument: str) -> None:
         except (RuntimeError, NotImplementedError, TypeError, IndexError):
             continue  # no such tensor of this dtype or shape
         assert judge.judge(call, {argument: False}) == "refused", layout
+
+
+FLAGS = [
+    (name, argument)
+    for name, build in calls.BUILDERS.items()
+    for argument, value in build().arguments.items()
+    # What would be shown may be so little that it is not looked at.
+    if isinstance(value, bool) and argument != "progress" and argument[0] != "*"
+]
+
+
+@pytest.mark.parametrize(("name", "argument"), FLAGS)
+def test_flags_must_be_flags(name: str, argument: str) -> None:
+    for wrong in (1, "no", torch.eye(2).to_sparse()):
+        call = calls.BUILDERS[name]()
+        call.arguments[argument] = wrong
+        assert judge.judge(call, {argument: False}) == "refused", wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def _() -> dict[str, Any]:
     return {"counts": torch.tensor([[3, 0, 2], [1, 1, 1]])}
 
 
-@entry("information.pairwise_mutual_information")
+@entry("information.pairwise_mutual_information", work=frozenset({"n_permutations"}))
 def _() -> dict[str, Any]:
     more = {"range": "column", "rule": "uniform", "correction": None, "normalized": "min"}
     return {**pair(), "bins": 4, **more, "n_permutations": 3, "seed": 0}
@@ -181,6 +182,22 @@ def _() -> dict[str, Any]:
 @entry("clusters.Clusters.from_masks")
 def _() -> dict[str, Any]:
     return {"row_masks": torch.eye(2).bool(), "col_masks": torch.eye(2).bool()}
+
+
+@entry("clusters.Clusters.plot", aliases=("rows", "cols"))
+def _() -> dict[str, Any]:
+    return {"self": clusters(), "weight": torch.randn(6, 5), "title": "found"}
+
+
+@entry("clusters.Clusters.save", errors=(OSError,))
+def _() -> dict[str, Any]:
+    return {"self": clusters(), "path": f"{FOLDER.name}/saved.safetensors"}
+
+
+@entry("clusters.Clusters.load", errors=(OSError,))
+def _() -> dict[str, Any]:
+    clusters().save(path := f"{FOLDER.name}/clusters.safetensors")
+    return {"path": path}
 
 
 @entry("clusters.Clusters.to")
@@ -330,6 +347,42 @@ def _() -> dict[str, Any]:
 @entry("ablation.AblationResult.top", aliases=("measure",))
 def _() -> dict[str, Any]:
     return {"self": ablated(), "k": 2, "by": "kl_original_ablated", "largest": True}
+
+
+@entry("ablation.AblationResult.grid")
+def _() -> dict[str, Any]:
+    at = {"numbers": torch.tensor([3, 3, 5, 5]), "positions": torch.tensor([0, 1, 0, 1])}
+    return {"self": replace(ablated(), **at), "measure": "kl_ablated_original"}
+
+
+def sites() -> modfast.SiteAblations:
+    return modfast.SiteAblations({"fc1": ablated(), "fc2": ablated(3)})
+
+
+@entry("ablation.SiteAblations.plot")
+def _() -> dict[str, Any]:
+    return {"self": sites(), "measure": "kl_ablated_original"}
+
+
+@entry("ablation.SiteAblations.top", aliases=("measure",))
+def _() -> dict[str, Any]:
+    return {"self": sites(), "k": 2, "by": "kl_original_ablated"}
+
+
+@entry("ablation.UnitScores.top")
+def _() -> dict[str, Any]:
+    scores = {"fc1": torch.rand(4).double(), "fc2": torch.rand(3, 2).double()}
+    return {"self": modfast.UnitScores(scores, "kl", 5), "k": 2}
+
+
+@entry("metrics.logit_difference")
+def _() -> dict[str, Any]:
+    return {"a": 1, "b": torch.tensor([0, 2, 1])}
+
+
+@entry("metrics.probability")
+def _() -> dict[str, Any]:
+    return {"targets": [0, 2, 1]}
 
 
 @entry("ablation.ClusterEvaluation.plot")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
+import sklearn.cluster  # noqa: F401  (its first import draws random numbers)
 import torch
 from fuzz.calls import entries, entry
 from fuzz.valid import FOLDER, clusters
 from torch import Tensor, nn
 
 import modfast
+from modfast.metrics import logit_difference
 from modfast.models import MLP
 
 QUIET = {"output": None, "progress": False}
 LOGITS = (
     *("the model", "the model's logits", "outputs", "metric", "the weight of", "the loss"),
     "the driven module",
-    *("the logits", "partition"),
+    *("the logits", "activations of", "partition"),
 )
 """What messages call that which is no argument itself."""
 
@@ -34,21 +37,56 @@ ABLATED = {"output": None, "dim": -1, "per_sample": False, "max_memory": 2**20}
 ABLATED |= {"progress": False, "backend": "fused"}
 
 
+PATCHED = {"corrupted": None, "positions": None, "metric": logit_difference(0, 1), "seed": 0}
+ATTRIBUTED = ("the scores of",)
+
+
+def tokens() -> nn.Module:
+    """Logits at each of 4 positions."""
+    return nn.Sequential(
+        OrderedDict(
+            fc1=nn.Linear(5, 6),
+            act1=nn.ReLU(),
+            fc2=nn.Linear(6, 6),
+            act2=nn.Tanh(),
+            fc3=nn.Linear(6, 3),
+        )
+    )
+
+
+def words(n: int = 6) -> dict[str, Tensor]:
+    targets = torch.arange(4 * n).reshape(n, 4) % 3
+    return {"inputs": torch.randn(n, 4, 5), "targets": targets.where(targets != 1, -100)}
+
+
 @entry("ablation.ablate_units", aliases=LOGITS, nan=True)
 def _() -> dict[str, Any]:
-    return {"model": net(), **batch(), "site": "act2", "units": [0, 3], "value": 0.0, **ABLATED}
+    more = {"site": "act2", "units": [0, 3], "value": 0.0, "screen": 1, **PATCHED}
+    return {"model": net(), **batch(), **more, **ABLATED}
+
+
+@entry(
+    "ablation.attribute_units", aliases=(*LOGITS, *ATTRIBUTED), work=frozenset({"steps", "draws"})
+)
+def _() -> dict[str, Any]:
+    more = {"sites": ["act1", "act2"], "value": "mean", **PATCHED, "metric": "loss", "steps": 2}
+    groups = {"act1": [[0, 1], [3]], "act2": [[2, 5]]}
+    rest = {"groups": groups, "draws": 2, "output": None, "dim": -1}
+    return {"model": tokens(), **words(), **more, "positions": [0, -1], **rest}
 
 
 @entry("ablation.ablate_groups", aliases=LOGITS, nan=True)
 def _() -> dict[str, Any]:
-    more = {"units": [[0, 1], [3]], "keep": False, "value": "mean"}
-    return {"model": net(), **batch(), "site": "act2", **more, **ABLATED, "backend": None}
+    more = {"units": [[0, 1], [3]], "groups": None, "keep": False, "value": "mean"}
+    more |= {**PATCHED, "corrupted": torch.randn(6, 4, 5), "positions": "each"}
+    return {"model": tokens(), **words(), "site": "act2", **more, **ABLATED, "backend": None}
 
 
 @entry("ablation.ablate_directions", aliases=LOGITS, nan=True)
 def _() -> dict[str, Any]:
     directions = torch.eye(6)[:3]
-    return {"model": net(), **batch(), "site": "act2", "directions": directions, **ABLATED}
+    more = {"site": ["act1", "act2"], "directions": directions, "value": "resample", **PATCHED}
+    return {"model": net(), **batch(), **more, **ABLATED, "backend": None}
 
 
 @entry("ablation.evaluate_clusters", aliases=LOGITS, nan=True, work=frozenset({"clusters"}))
@@ -56,6 +94,41 @@ def _() -> dict[str, Any]:
     data = tuple(batch().values())
     more = {"layer": "fc1", "clusters": clusters(), "output": None}
     return {"model": net(), "data": data, **more}
+
+
+@entry("clusters.find_clusters", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    more = {"balanced": True, "refine": True, "joint": True, "layers": ["fc1", "fc2"]}
+    inputs = {"inputs": tuple(batch().values()), "output": None}
+    return {"weight": net(), "k": 2, "method": "gradient", **more, **inputs, "seed": 0}
+
+
+@entry("clusters.modularity_report", aliases=(*LOGITS, "weight"), work=frozenset({"n_shuffles"}))
+def _() -> dict[str, Any]:
+    options = {"clusters": None, "null": "row", "n_shuffles": 3, "layers": "fc[12]"}
+    more = {"drop_isolated": True, "seed": 0, "progress": False}
+    return {"model": net(), "k": 2, **options, **more}
+
+
+def cut() -> dict[str, Any]:
+    return {"fc2": modfast.Clusters.equal(6, 6, 2)}
+
+
+@entry("clusters.split_clusters", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    return {"model": net(), "clusters": cut(), "tolerance": 1.0}
+
+
+@entry("clusters.SplitNetwork.difference", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    split = modfast.split_clusters(net(), cut(), tolerance=1.0)
+    return {"self": split, "model": net(), "inputs": batch()["inputs"]}
+
+
+@entry("clusters.SplitNetwork.forward", nan=True, aliases=LOGITS)
+def _() -> dict[str, Any]:
+    split = modfast.split_clusters(net(), cut(), tolerance=1.0)
+    return {"self": split, "*0": batch()["inputs"]}
 
 
 @entry("ablation.max_information_direction", aliases=LOGITS, work=frozenset({"steps", "restarts"}))
@@ -317,7 +390,7 @@ def _() -> dict[str, Any]:
     return {"self": net(), "x": torch.randn(4, 5)}
 
 
-@entry("capture", aliases=LOGITS, errors=(OSError,))
+@entry("capture", aliases=LOGITS, errors=(OSError,), nan=True)
 def _() -> dict[str, Any]:
     more = {"sites": ["act1", "fc2:input"], "batch_size": 4, "out": FOLDER.name}
     return {"model": net(), "inputs": batch()["inputs"], **more, "progress": False}

@@ -135,8 +135,9 @@ def _() -> Case:
                 return (args[0] * 2,)
 
             handle = self.b.register_forward_pre_hook(double)
-            found = self.b(torch.tanh(self.a(x)))
-            handle.remove()
-            return found
+            try:
+                return self.b(torch.tanh(self.a(x)))
+            finally:
+                handle.remove()
 
     return plain(Hooking(), "a")

@@ -82,6 +82,7 @@ X, OTHER, WIDE = _data(N, D), _data(N, D, seed=6), _data(N, 8)
 Y = torch.arange(N, device="cpu") % C
 VECTORS = _data(2, H, seed=7)
 HALVES = [[0, 1], [2, 3]]
+DIFFERENCE = modfast.metrics.logit_difference(0, 1)
 CLUSTERS = Clusters.equal(H, H, 2)
 EVERY: Any = {"layer": "fc1", "samples": 64, "max_samples": 64, "tolerance": None, "seed": 0}
 _CIRCUIT = modfast.discover_circuit(mlp(), X, OTHER, 1e-3, targets=Y, **QUIET)
@@ -97,6 +98,25 @@ MODEL_CALLS: dict[str, Callable[[nn.Module], Any]] = {
     ),
     "ablate_directions": lambda m: modfast.ablate_directions(m, X, "act1", VECTORS, **QUIET),
     "ablate_groups": lambda m: modfast.ablate_groups(m, X, "act2", HALVES, targets=Y, **QUIET),
+    "ablate_units, patched at several sites": lambda m: modfast.ablate_units(
+        m, X, ["fc1", "act2"], corrupted=OTHER, metric=DIFFERENCE, seed=1, **QUIET
+    ),
+    "ablate_units, resampled and screened": lambda m: modfast.ablate_units(
+        m, X, ["fc1", "act2"], value="resample", screen=2, seed=1, **QUIET
+    ),
+    "ablate_units, optimal": lambda m: modfast.ablate_units(
+        m, X, "act2", [0], value="optimal", **QUIET
+    ),
+    "ablate_directions, by mean activations": lambda m: modfast.ablate_directions(
+        m, X, "act2", VECTORS, value="mean", targets=Y, **QUIET
+    ),
+    "attribute_units": lambda m: modfast.attribute_units(m, X, ["fc1", "act2"], seed=1),
+    "attribute_units, of a metric": lambda m: modfast.attribute_units(
+        m, X, ["fc1", "act2"], corrupted=OTHER, metric=DIFFERENCE, groups=HALVES
+    ),
+    "attribute_units, in steps": lambda m: modfast.attribute_units(
+        m, X, ["act1", "act2"], value="mean", metric="loss", targets=Y, steps=3
+    ),
     "evaluate_clusters": lambda m: modfast.evaluate_clusters(m, (X, Y), "fc2", CLUSTERS),
     "max_information_direction": lambda m: modfast.max_information_direction(
         m, X, "act2", steps=2, restarts=2, seed=0
