@@ -45,6 +45,8 @@ def results() -> dict[str, Result]:
         modfast.prune_circuit(model, x, y, labels=1, progress=False),
         modfast.effective_circuit_size(model, x, y, [1e-3, 1e-2], progress=False),
         modfast.attribute_edges(model, x, x.flip(0), y, method="eap"),
+        modfast.network_graph(model, x, "units"),
+        modfast.faithfulness_curve([circuit], model, x, x.flip(0), metric="kl", progress=False),
         circuit,
         circuit.evaluate(model, x, x.flip(0), y),
         top["act1"] if isinstance(top, Mapping) else top,

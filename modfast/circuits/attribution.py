@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Literal, get_args
 
 import torch
@@ -10,11 +10,22 @@ from torch import Tensor, nn
 
 from modfast import checks
 from modfast.circuits.edges import EdgeScores
-from modfast.circuits.metric import Metric, MetricLike, make_metric
-from modfast.circuits.network import BACKEND, Groups, Network, Pass, checked_inputs, read_network
-from modfast.circuits.removal import Removals, Step, memory_limit
+from modfast.circuits.graph import Nodes
+from modfast.circuits.graph_scores import Asked, scores_of_graph
+from modfast.circuits.inputs import check_intervention, checked_inputs, may_be_chain
+from modfast.circuits.metric import NO_GRADIENT, Metric, MetricLike, make_metric
+from modfast.circuits.network import (
+    BACKEND,
+    Intervention,
+    Network,
+    NoChainError,
+    Pass,
+    read_network,
+)
+from modfast.circuits.removal import Removals, Step, intervened, memory_limit
+from modfast.network.inputs import Inputs, Targets
 from modfast.network.interrupts import under
-from modfast.network.logits import Output
+from modfast.network.logits import Output, check_output
 from modfast.network.run import running
 from modfast.precision import full_precision
 from modfast.progress import bar
@@ -25,13 +36,14 @@ Method = Literal["eap", "eap-ig", "exact"]
 @under(torch.no_grad)
 def attribute_edges(
     model: nn.Module,
-    clean: Tensor,
-    corrupted: Tensor,
-    targets: Tensor | None = None,
+    clean: Inputs,
+    corrupted: Inputs | None,
+    targets: Targets = None,
     *,
     method: Method = "eap",
     metric: MetricLike = None,
-    nodes: Mapping[str, Groups] | None = None,
+    nodes: Nodes | None = None,
+    intervention: Intervention = "patch",
     steps: int = 5,
     output: Output = None,
     max_memory: int | None = None,
@@ -39,19 +51,23 @@ def attribute_edges(
 ) -> EdgeScores:
     """How far the metric rises when one edge carries what it carries on corrupted inputs.
 
-    The model is a chain of Linear and convolution layers with activations, pooling, batch norm and
-    flatten between them. It is read from a run that is recorded, and must give the model's logits
-    on both inputs; autocast has no say. Its nodes are the features of the input (the pixels, or
-    before a convolution the channels), and the units or channels of each layer; edges join nodes of
-    layers that follow each other. Edge s -> r adds weight[r, s] h_s to the pre-activation z_r. Its
-    score:
+    A chain of Linear and convolution layers, with activations, pooling, batch norm and flatten
+    between them, has as nodes the features of the input (the pixels, or before a convolution the
+    channels), and the units or channels of each layer; edges join nodes of layers that follow each
+    other. Edge s -> r adds weight[r, s] h_s to the pre-activation z_r. Any other network has the
+    nodes and edges of `network_graph`: a residual network's blocks, attention's heads, the input
+    and the logits; edge s -> r carries what s adds to the sum that r reads. It is read from a run
+    that is recorded, which must give the model's logits on both inputs, and what nodes carry must
+    add up to all that is read; autocast has no say. The score of an edge in a chain:
 
         "exact"   metric with weight[r, s] h'_s in its place, minus the metric of the clean run
         "eap"     d metric / d z_r at the clean run, times weight[r, s] (h'_s - h_s)
         "eap-ig"  the same with the mean gradient over `steps` runs, on the inputs
                   corrupted + (i / steps) (clean - corrupted), i = 1, ..., steps
 
-    with h' the activations of the corrupted run. Scores of nodes that hold several units are those
+    with h' the activations of the corrupted run. Elsewhere it is the same: for weight[r, s] stands
+    what lies between s and the sum that r reads, for z_r that sum as r alone reads it. Scores of
+    nodes that hold several units are those
     of all their edges at once, for "eap" their sum. "eap" takes one backward pass for all edges and
     is exact for a linear network and metric; "exact" runs what follows the edge for each, many in
     one batch.
@@ -64,9 +80,12 @@ def attribute_edges(
 
     Args:
         model: returns logits `[n, c]`; runs in eval mode and is left as it was.
-        clean: inputs `[n, ...]` on the model's device and of its dtype.
-        corrupted: for each the input that it is compared with, of the same shape.
-        targets: int64 classes `[n]`, for metric="loss".
+        clean: of a chain inputs `[n, ...]` on the model's device and of its dtype. Else tokens, a
+            tuple or mapping of arguments, or a stream of batches; positions that the attention mask
+            leaves out do not count for "loss" and "kl".
+        corrupted: for each the input that it is compared with, of the same shape; None is allowed
+            where `intervention` is not "patch".
+        targets: int64 classes `[n]`, for metric="loss"; of logits `[n, t, c]` for each position.
         method: "eap", "eap-ig" or "exact".
         metric: "loss", the mean cross-entropy (the default with targets); "kl", the mean KL(p | q)
             of the class probabilities p of the clean run (the default without), whose gradient at
@@ -75,18 +94,24 @@ def attribute_edges(
             is taken; one of logits alone, or that gives one number, does as well.
         nodes: by layer, or "input", what its nodes are: lists of units, a `Clusters` of which the
             rows count, or "one" for all in one node. Units in no list are nodes of their own.
+            Or "layers", "heads" or "units", as in `network_graph`; by default units in a chain and
+            layers elsewhere.
+        intervention: what an edge carries instead: "patch", what it does in the corrupted run;
+            "zero", nothing; "mean", its sender's mean over samples and positions of the corrupted
+            inputs (without such, of the clean ones); "positional-mean", over samples alone.
         steps: of "eap-ig".
         output: picks the logits out of what the model returns: a function or a key.
-        max_memory: bytes that one batch of "exact" may take, 64 MiB by default and one
-            run at least; besides, all that the edges into one node carry lies in memory.
+        max_memory: bytes that one batch of "exact" may take in a chain, 64 MiB by default and one
+            run at least; besides, all that the edges into one node carry lies in memory. Elsewhere
+            edges run one by one, and what each node adds to each sum lies in memory.
         progress: show a progress bar for "exact", where standard error is a terminal.
 
     Raises:
         TypeError: arguments of a wrong type.
-        ValueError: a model that is no such chain; inputs that differ in shape, dtype or device or
-            do not fit the model, are empty or not finite, logits or a metric that are not; targets
-            out of range; nodes that overlap or are of an unknown layer (the nearest are listed);
-            metric="kl" with "eap".
+        ValueError: a model without such a graph, or whose nodes do not add up; inputs that differ
+            in shape, dtype or device or do not fit the model, are empty or not finite, logits or a
+            metric that are not; targets out of range; nodes that overlap or are of an unknown layer
+            (the nearest are listed); metric="kl" with "eap"; no corrupted inputs to patch from.
 
     Source: Nanda, "Attribution Patching", 2023; Syed, Rager and Conmy, "Attribution Patching
         Outperforms Automated Circuit Discovery", 2023; Hanna, Pezzelle and Belinkov, "Have Faith in
@@ -102,26 +127,66 @@ def attribute_edges(
     """
     checks.choice("method", method, get_args(Method))
     steps, max_memory = checks.count("steps", steps), memory_limit(max_memory)
-    clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
-    with full_precision(), running(model, argument="clean") as run:
-        network, whole, other = read_network(run, model, clean, corrupted, nodes, output)
-        judge = make_metric(metric, whole.logits, targets, clean)
-        if method == "eap" and judge.kind == "kl":
-            raise ValueError(
-                "metric='kl' has gradient zero at the clean run, where method='eap' takes it; give "
-                "targets or another metric, or method='eap-ig'"
-            )
-        if method == "exact":
-            found = _exact(network, whole, other, judge, max_memory, progress)
+    check_output(output)
+    check_intervention(intervention, corrupted)
+    with ExitStack() as stack:
+        stack.enter_context(full_precision())
+        error = None
+        other = clean if corrupted is None else corrupted
+        if may_be_chain(clean):
+            x, y, classes = checked_inputs(model, clean, other, targets)  # type: ignore[arg-type]
+            run = stack.enter_context(running(model, argument="clean"))
+            try:
+                network, whole, there = read_network(run, model, x, y, nodes, output)
+                there = intervened(network, there, intervention)
+                judge = make_metric(metric, whole.logits, classes, x)
+                return _of_chain(
+                    network,
+                    whole,
+                    there,
+                    judge,
+                    (x, y),
+                    method,
+                    intervention,
+                    steps,
+                    max_memory,
+                    progress,
+                )
+            except NoChainError as found:
+                error = found
         else:
-            at = [1.0] if method == "eap" else [i / steps for i in range(1, steps + 1)]
-            # Exact at 1, however far apart the two are.
-            points = [torch.lerp(corrupted, clean, share) for share in at]
-            found = _gradient(network, whole, other, judge, points)
-        value = float(judge(whole.logits))
+            checks.python_module("model", model)
+            run = stack.enter_context(running(model, argument="clean"))
+        asked = Asked(method, metric, nodes or "layers", intervention, steps, output, progress)
+        scores, labels, value = scores_of_graph(run, model, clean, corrupted, targets, asked, error)
+        return EdgeScores(scores, labels, method, value, BACKEND, intervention)
+
+
+def _of_chain(
+    network: Network,
+    whole: Pass,
+    other: Pass,
+    judge: Metric,
+    inputs: tuple[Tensor, Tensor],
+    method: Method,
+    intervention: Intervention,
+    steps: int,
+    max_memory: int,
+    progress: bool,
+) -> EdgeScores:
+    if method == "eap" and judge.kind == "kl":
+        raise ValueError(NO_GRADIENT)
+    if method == "exact":
+        found = _exact(network, whole, other, judge, max_memory, progress)
+    else:
+        at = [1.0] if method == "eap" else [i / steps for i in range(1, steps + 1)]
+        # Exact at 1, however far apart the two are.
+        points = [torch.lerp(inputs[1], inputs[0], share) for share in at]
+        found = _gradient(network, whole, other, judge, points)
+    value = float(judge(whole.logits))
     cpu = {name: labels.cpu() for name, labels in network.nodes.items()}
     scores = dict(zip(network.pairs, (each.cpu() for each in found), strict=True))
-    return EdgeScores(scores, cpu, method, value, BACKEND)
+    return EdgeScores(scores, cpu, method, value, BACKEND, intervention)
 
 
 def _gradient(

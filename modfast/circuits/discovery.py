@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,23 @@ from torch import Tensor, nn
 from modfast import checks
 from modfast._renamed import renamed
 from modfast.circuits.edges import EdgeCircuit
-from modfast.circuits.metric import MetricLike, make_metric
-from modfast.circuits.network import BACKEND, Groups, checked_inputs, read_network
-from modfast.circuits.removal import Receiver, Removals, Step, memory_limit
+from modfast.circuits.graph import Nodes
+from modfast.circuits.graph_runs import circuit_of_graph
+from modfast.circuits.graph_scores import Asked
+from modfast.circuits.inputs import check_intervention, checked_inputs, may_be_chain
+from modfast.circuits.metric import Metric, MetricLike, make_metric
+from modfast.circuits.network import (
+    BACKEND,
+    Intervention,
+    Network,
+    NoChainError,
+    Pass,
+    read_network,
+)
+from modfast.circuits.removal import Receiver, Removals, Step, intervened, memory_limit
+from modfast.network.inputs import Inputs, Targets
 from modfast.network.interrupts import under
-from modfast.network.logits import Output
+from modfast.network.logits import Output, check_output
 from modfast.network.run import running
 from modfast.precision import full_precision
 from modfast.progress import bar
@@ -26,13 +38,14 @@ _FEWEST, _MOST = 4, 256  # edges judged in one batch
 @under(torch.no_grad)
 def discover_circuit(
     model: nn.Module,
-    clean: Tensor,
-    corrupted: Tensor,
+    clean: Inputs,
+    corrupted: Inputs | None,
     threshold: float,
-    targets: Tensor | None = None,
+    targets: Targets = None,
     *,
     metric: MetricLike = None,
-    nodes: Mapping[str, Groups] | None = None,
+    nodes: Nodes | None = None,
+    intervention: Intervention = "patch",
     output: Output = None,
     max_memory: int | None = None,
     progress: bool = True,
@@ -48,18 +61,20 @@ def discover_circuit(
     as in the clean run, and only what follows is computed again. Edges are judged in batches, on
     the guess that all of a batch will be removed, or none, as the last one was; from the first edge
     that goes against the guess on the rest is judged again. So decisions are those of one edge
-    after the other, but for rounding.
+    after the other, but for rounding. In a network that is no chain edges are judged one by one.
 
     Args:
         model: returns logits `[n, c]`; runs in eval mode and is left as it was.
-        clean: inputs `[n, ...]` on the model's device and of its dtype.
+        clean: inputs as in `attribute_edges`; batches of a stream are all held in memory.
         corrupted: for each the input that removed edges see, of the same shape.
         threshold: the least rise, in nats for "kl" and "loss", that keeps an edge.
         targets: int64 classes `[n]`, for metric="loss".
         metric: "kl", the mean KL(p | q) of the whole network's class probabilities p (the default
             without targets); "loss", the mean cross-entropy (the default with targets); or a
             function as in `attribute_edges`.
-        nodes: by layer, or "input": lists of units, a `Clusters`, or "one".
+        nodes: by layer, or "input": lists of units, a `Clusters`, or "one"; or a word, as in
+            `attribute_edges`.
+        intervention: what removed edges carry, as in `attribute_edges`.
         output: picks the logits out of what the model returns: a function or a key.
         max_memory: bytes that one batch may take, 64 MiB by default and one run at least;
             besides, all that the edges into one node carry lies in memory.
@@ -81,28 +96,61 @@ def discover_circuit(
     """
     threshold = checks.finite_number("threshold", threshold)
     max_memory = memory_limit(max_memory)
-    clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
-    with full_precision(), running(model, argument="clean") as run:
-        network, whole, other = read_network(run, model, clean, corrupted, nodes, output)
-        judge = make_metric(metric, whole.logits, targets, clean)
-        value = judge(whole.logits)
-        masks: dict[tuple[str, str], Tensor] = {}
-        rest: list[Step] = []
-        for level in reversed(range(len(network.layers))):
-            layer, z = network.layers[level], whole.outputs[level].clone()
-            removals = Removals.at(network, level, whole, other, rest, judge, max_memory)
-            columns = []
-            receivers = range(network.n_nodes(layer.name))
-            for receiver in bar(receivers, f"edges into {layer.name}", progress):
-                rows = (network.nodes[layer.name] == receiver).nonzero()[:, 0]
-                kept, removed, value = _judge(removals.into(rows, z), value, threshold)
-                z[:, rows] += removed
-                columns.append(kept)
-            mask = torch.stack(columns, 1)
-            masks[network.pairs[level]] = mask.cpu()
-            rest = [Step.masked(network, level, mask, other), *rest]
-    cpu = {name: labels.cpu() for name, labels in network.nodes.items()}
-    return EdgeCircuit({pair: masks[pair] for pair in network.pairs}, cpu, BACKEND)
+    check_output(output)
+    check_intervention(intervention, corrupted)
+    with ExitStack() as stack:
+        stack.enter_context(full_precision())
+        error = None
+        other = clean if corrupted is None else corrupted
+        if may_be_chain(clean):
+            x, y, labels = checked_inputs(model, clean, other, targets)  # type: ignore[arg-type]
+            run = stack.enter_context(running(model, argument="clean"))
+            try:
+                network, whole, there = read_network(run, model, x, y, nodes, output)
+            except NoChainError as found:
+                error = found
+            else:
+                there = intervened(network, there, intervention)
+                judge = make_metric(metric, whole.logits, labels, x)
+                masks = _of_chain(network, whole, there, judge, threshold, max_memory, progress)
+                cpu = {name: each.cpu() for name, each in network.nodes.items()}
+                return EdgeCircuit(masks, cpu, BACKEND, intervention)
+        else:
+            checks.python_module("model", model)
+            run = stack.enter_context(running(model, argument="clean"))
+        asked = Asked("exact", metric, nodes or "layers", intervention, 1, output, progress)
+        masks, cpu = circuit_of_graph(
+            run, model, clean, corrupted, threshold, targets, asked, error
+        )
+        return EdgeCircuit(masks, cpu, BACKEND, intervention)
+
+
+def _of_chain(
+    network: Network,
+    whole: Pass,
+    other: Pass,
+    judge: Metric,
+    threshold: float,
+    max_memory: int,
+    progress: bool,
+) -> dict[tuple[str, str], Tensor]:
+    value = judge(whole.logits)
+    masks: dict[tuple[str, str], Tensor] = {}
+    rest: list[Step] = []
+    for level in reversed(range(len(network.layers))):
+        layer, z = network.layers[level], whole.outputs[level].clone()
+        removals = Removals.at(network, level, whole, other, rest, judge, max_memory)
+        columns = []
+        receivers = range(network.n_nodes(layer.name))
+        for receiver in bar(receivers, f"edges into {layer.name}", progress):
+            rows = (network.nodes[layer.name] == receiver).nonzero()[:, 0]
+            kept, removed, value = _judge(removals.into(rows, z), value, threshold)
+            z[:, rows] += removed
+            columns.append(kept)
+        mask = torch.stack(columns, 1)
+        masks[network.pairs[level]] = mask.cpu()
+        rest = [Step.masked(network, level, mask, other), *rest]
+    return {pair: masks[pair] for pair in network.pairs}
 
 
 def _judge(into: Receiver, value: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from modfast import checks, plots
-from modfast.circuits.metric import make_metric
-from modfast.circuits.network import BACKEND, Network, Pass, checked_inputs, read_network
-from modfast.circuits.removal import Step, follow
+from modfast.circuits import evaluation
+from modfast.circuits.graph import LOGITS
+from modfast.circuits.network import BACKEND, Intervention
+from modfast.circuits.selection import pruned
+from modfast.network.inputs import Inputs, Targets
 from modfast.network.interrupts import under
 from modfast.network.logits import Output
-from modfast.network.run import running
-from modfast.precision import full_precision
 from modfast.results import Result
-from modfast.scores import scores as accuracies
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -57,6 +56,8 @@ class EdgeScores(Result):
     """The metric of the clean run."""
     backend: str = ""
     """Which way it was computed."""
+    intervention: str = "patch"
+    """What a removed edge carries: as for `attribute_edges`."""
 
     def top(self, k: int = 10) -> list[Edge]:
         """The k edges of the largest score by absolute value, largest first.
@@ -71,26 +72,31 @@ class EdgeScores(Result):
             found.append(Edge((sender, s), (receiver, r), float(flat[place])))
         return found
 
-    def circuit(self, n_edges: int) -> EdgeCircuit:
-        """The circuit of the `n_edges` edges of the largest score by absolute value.
+    def circuit(self, n_edges: int, *, signed: bool = False, prune: bool = True) -> EdgeCircuit:
+        """The circuit of the `n_edges` edges of the largest score.
+
+        Args:
+            n_edges: how many.
+            signed: take the largest scores, and not the largest by absolute value.
+            prune: leave out edges that no path ties to both an input and the logits, which change
+                nothing; the circuit may then have fewer.
 
         Raises:
             TypeError, ValueError: `n_edges` is no integer from 1 to the number of edges.
 
-        Source: Syed, Rager and Conmy, 2023.
+        Source: Syed, Rager and Conmy, 2023; Hanna, Pezzelle and Belinkov, 2024.
         """
         flat, _ = self._flat()
         kept = torch.zeros(len(flat), dtype=torch.bool, device="cpu")
-        kept[self._largest("n_edges", n_edges)] = True
+        kept[self._largest("n_edges", n_edges, checks.flag("signed", signed))] = True
         parts = kept.split([each.numel() for each in self.scores.values()])
-        return EdgeCircuit(
-            {
-                pair: part.view_as(self.scores[pair])
-                for pair, part in zip(self.scores, parts, strict=True)
-            },
-            self.nodes,
-            self.backend,
-        )
+        masks = {
+            pair: part.view_as(self.scores[pair])
+            for pair, part in zip(self.scores, parts, strict=True)
+        }
+        if checks.flag("prune", prune):
+            masks = pruned(masks, self.nodes)
+        return EdgeCircuit(masks, self.nodes, self.backend, self.intervention)
 
     def plot(self) -> Figure:
         """A heat map for each pair of layers."""
@@ -108,11 +114,12 @@ class EdgeScores(Result):
 
         return torch.cat([each.flatten() for each in self.scores.values()]), place
 
-    def _largest(self, argument: str, k: int) -> Tensor:
+    def _largest(self, argument: str, k: int, signed: bool = False) -> Tensor:
         flat, _ = self._flat()
         if checks.count(argument, k) > len(flat):
             raise ValueError(f"{argument} must be at most {len(flat)}, the edges, got {k}")
-        return flat.abs().sort(descending=True, stable=True).indices[:k]
+        values = flat if signed else flat.abs()
+        return values.sort(descending=True, stable=True).indices[:k]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -167,13 +174,16 @@ class EdgeCircuit(Result):
     """The node of each unit of the input and of each layer: int64 `[units]`."""
     backend: str = ""
     """Which way it was computed."""
+    intervention: str = "patch"
+    """What edges that are not in it carry: as for `attribute_edges`."""
 
     def __post_init__(self) -> None:
         for name, labels in self.nodes.items():
             if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
                 raise TypeError(f"nodes[{name!r}] must be int64 [units], got {labels!r}")
+        checks.choice("intervention", self.intervention, get_args(Intervention))
         pairs = list(pairwise(self.nodes))
-        if list(self.masks) != pairs:
+        if not self.is_graph and list(self.masks) != pairs:
             raise ValueError(f"masks must be of {pairs}, got {list(self.masks)}")
         for pair, mask in self.masks.items():
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -182,6 +192,12 @@ class EdgeCircuit(Result):
             shape = tuple(int(self.nodes[name].max()) + 1 for name in pair)
             if mask.shape != shape:
                 raise ValueError(f"masks[{pair}] must be {shape}, got {tuple(mask.shape)}")
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether it is of a network that is no chain, whose last node are the logits."""
+        known = all(name in self.nodes for pair in self.masks for name in pair)
+        return known and bool(self.masks) and list(self.masks)[-1][1] == LOGITS
 
     @property
     def n_edges(self) -> int:
@@ -195,70 +211,41 @@ class EdgeCircuit(Result):
 
     @under(torch.no_grad)
     def logits(
-        self, model: nn.Module, clean: Tensor, corrupted: Tensor, *, output: Output = None
+        self,
+        model: nn.Module,
+        clean: Inputs,
+        corrupted: Inputs | None,
+        *,
+        output: Output = None,
     ) -> Tensor:
-        """The logits `[n, c]` of the circuit alone; arguments and errors as in `evaluate`."""
-        return self._run(model, clean, corrupted, None, output)[0]
+        """The logits of the circuit alone; arguments and errors as in `evaluate`, of one batch."""
+        runs = evaluation.runs_of(self, model, clean, corrupted, None, output)
+        if len(runs) != 1:
+            raise ValueError(f"clean must be one batch, got {len(runs)}")
+        return runs[0].found
 
     @under(torch.no_grad)
     def evaluate(
         self,
         model: nn.Module,
-        clean: Tensor,
-        corrupted: Tensor,
-        targets: Tensor | None = None,
+        clean: Inputs,
+        corrupted: Inputs | None,
+        targets: Targets = None,
         *,
         output: Output = None,
     ) -> CircuitEvaluation:
         """How faithful the circuit alone is to the whole network.
 
         Each of its edges carries what the circuit makes of the clean inputs, each other edge what
-        it carries when the whole network runs on the corrupted ones.
+        it carries when the whole network runs on the corrupted ones (or what `intervention` says).
 
         Raises:
             TypeError, ValueError: as `attribute_edges`; a model of other layers or sizes.
         """
-        found, whole, other, targets = self._run(model, clean, corrupted, targets, output)
-        kl = make_metric("kl", whole.logits, targets)
-        measured: dict[str, Any] = {"backend": BACKEND}
-        if targets is not None:
-            loss = make_metric("loss", whole.logits, targets)
-            for name, logits in (("", found), ("whole_", whole.logits)):
-                measured[f"{name}loss"] = float(loss(logits))
-                measured[f"{name}accuracy"] = float(accuracies(logits, targets)[0])
-        return CircuitEvaluation(float(kl(found)), float(kl(other.logits)), **measured)
+        runs = evaluation.runs_of(self, model, clean, corrupted, targets, output)
+        return CircuitEvaluation(**evaluation.measured(runs), backend=BACKEND)
 
     def plot(self) -> Figure:
         """The circuit's edges as lines between nodes, a column for each layer."""
         n_nodes = {name: int(labels.max()) + 1 for name, labels in self.nodes.items()}
         return plots.edge_circuit(self.masks, n_nodes)
-
-    def _run(
-        self,
-        model: nn.Module,
-        clean: Tensor,
-        corrupted: Tensor,
-        targets: Tensor | None,
-        output: Output,
-    ) -> tuple[Tensor, Pass, Pass, Tensor | None]:
-        clean, corrupted, targets = checked_inputs(model, clean, corrupted, targets)
-        with full_precision(), running(model, argument="clean") as run:
-            network, whole, other = read_network(run, model, clean, corrupted, output=output)
-            network = self._fit(network)
-            steps = [
-                Step.masked(network, level, self.masks[pair], other)
-                for level, pair in enumerate(network.pairs)
-            ]
-            first, *rest = steps
-            z = first(whole.inputs[0][None])
-            return follow(first.layer, z, rest)[0], whole, other, targets
-
-    def _fit(self, network: Network) -> Network:
-        """The network with this circuit's nodes."""
-        own = {name: len(labels) for name, labels in self.nodes.items()}
-        there = {name: len(labels) for name, labels in network.nodes.items()}
-        if own != there:
-            raise ValueError(f"model must have the circuit's layers and units, {own}, got {there}")
-        device = network.layers[0].weight.device
-        nodes = {name: labels.to(device) for name, labels in self.nodes.items()}
-        return Network(network.before, network.layers, nodes)

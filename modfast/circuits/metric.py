@@ -14,6 +14,11 @@ from modfast.scores import check_targets
 
 MetricLike: TypeAlias = str | Function | None
 
+NO_GRADIENT = (
+    "metric='kl' has gradient zero at the clean run, where method='eap' takes it; give targets or "
+    "another metric, or method='eap-ig'"
+)
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from modfast import checks
 from modfast.clusters import Clusters
 from modfast.network.calls import Call, Slot
 from modfast.network.chain import BY_CHANNEL, RESHAPES, linear_of
-from modfast.network.inputs import Batch, read_batches
+from modfast.network.inputs import Batch
 from modfast.network.logits import Output, check_output, pick
 from modfast.network.names import nearest, unwrapped
 from modfast.network.resume import equal_to_rounding
@@ -33,6 +33,9 @@ from modfast.network.visits import Visit, at_sites
 
 Groups: TypeAlias = Clusters | Sequence[Sequence[int]] | str
 INPUT = "input"
+Intervention: TypeAlias = Literal["patch", "zero", "mean", "positional-mean"]
+KINDS = ("layers", "heads", "units")
+"""What nodes may be, in a word: whole layers, of attention the heads, or all units apart."""
 BACKEND = "replay"
 
 # Besides `BY_CHANNEL`; `_check_apart` sees to it that it is true of each.
@@ -42,6 +45,10 @@ _NO_CHAIN = (
     "model must be a chain of Linear and convolution layers with activations, pooling, batch norm "
     "and flatten between them, "
 )
+
+
+class NoChainError(ValueError):
+    """A model is no chain of layers."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ def read_network(
     model: nn.Module,
     clean: Tensor,
     corrupted: Tensor,
-    nodes: Mapping[str, Groups] | None = None,
+    nodes: Mapping[str, Groups] | str | None = None,
     output: Output = None,
 ) -> tuple[Network, Pass, Pass]:
     """Reads a model as a chain, from a run that is recorded; and its passes on both inputs.
@@ -131,7 +138,8 @@ def read_network(
     The chain must give what the model gives, on the clean and on the corrupted inputs.
 
     Raises:
-        ValueError: it is no such chain; nodes of an unknown layer, or that do not fit.
+        NoChainError: it is no such chain.
+        ValueError: nodes of an unknown layer, or that do not fit.
     """
     check_output(output)
     tape, logits = _record(run, model, clean, output)
@@ -143,14 +151,14 @@ def read_network(
     for (name, weight, bias, linear), part in zip(linears, parts[1:], strict=True):
         m = weight.shape[1]
         if 0 in weight.shape:
-            raise ValueError(f"model must have units in {name!r}, got a weight {[*weight.shape]}")
+            raise NoChainError(f"model must have units in {name!r}, got a weight {[*weight.shape]}")
         if h.dim() != weight.dim() or h.shape[:2] != (len(clean), m):
             wanted = ", ".join([str(len(clean)), str(m), *"lmn"[: weight.dim() - 2]])
-            raise ValueError(f"model must pass [{wanted}] to {name!r}, got shape {list(h.shape)}")
+            raise NoChainError(f"model must pass [{wanted}] to {name!r}, got shape {list(h.shape)}")
         # Rows of a sample come first in what is flattened, so each unit's columns lie together.
         n_senders = m if units is None else units
         if m % n_senders:
-            raise ValueError(
+            raise NoChainError(
                 f"model must pass as many values of each of {n_senders} units to {name!r}, got {m}"
             )
         senders = torch.arange(m, device=weight.device) // (m // n_senders)
@@ -182,7 +190,7 @@ def read_network(
         moved = clean + (0.1 + clean.abs().mean()) * noise.to(clean)
         pairs.append((network.run(moved).logits, own(moved)))
     if h.dim() != 2 or not all(equal_to_rounding(found, wanted) for found, wanted in pairs):
-        raise ValueError("model must be a chain of layers that returns logits [n, classes]")
+        raise NoChainError("model must be a chain of layers that returns logits [n, classes]")
     return network, whole, other
 
 
@@ -218,15 +226,15 @@ def _parts(tape: Tape, model: nn.Module, x: Tensor) -> tuple[list[_Linear], list
     for call in tape.calls:
         found = call.shape
         if call.slots() != [slot] or not isinstance(call.outs, Slot) or found is None:
-            raise ValueError(
+            raise NoChainError(
                 f"{_NO_CHAIN}got {call.name!r}, which takes or returns more than the one value"
             )
         if call.cast[0]:
-            raise ValueError(f"{_NO_CHAIN}got {call.name!r} under autocast")
+            raise NoChainError(f"{_NO_CHAIN}got {call.name!r} under autocast")
         layer = _layer(call, names)
         if layer is not None:
             if layer[0] in [each[0] for each in layers]:
-                raise ValueError(f"model must use each layer once, got {layer[0]!r} twice")
+                raise NoChainError(f"model must use each layer once, got {layer[0]!r} twice")
             layers.append(layer)
             parts.append([])
         else:
@@ -235,7 +243,7 @@ def _parts(tape: Tape, model: nn.Module, x: Tensor) -> tuple[list[_Linear], list
     if slot != tape.out_slot:
         raise ValueError("model must return logits that depend on its input")
     if not layers:
-        raise ValueError("model must have Linear or convolution layers, got none")
+        raise NoChainError("model must have Linear or convolution layers, got none")
     return layers, parts
 
 
@@ -247,7 +255,7 @@ def _layer(call: Call, names: Mapping[int, str]) -> _Linear | None:
         return None
     own = [p for p in [*call.args, *call.kwargs.values()] if id(p) in names and p.dim() > 1]
     if len(own) != 1:
-        raise ValueError(f"{_NO_CHAIN}got {call.name!r} with a weight that is no parameter")
+        raise NoChainError(f"{_NO_CHAIN}got {call.name!r} with a weight that is no parameter")
     (weight,) = own
     name = names[id(weight)]
     if name == INPUT:
@@ -256,7 +264,7 @@ def _layer(call: Call, names: Mapping[int, str]) -> _Linear | None:
         return name, _usable(linear[0]), _usable(linear[1]), functional.linear
     args, kwargs = list(call.args), dict(call.kwargs)
     if kwargs.get("groups", args[6] if len(args) > 6 else 1) != 1:
-        raise ValueError(f"model must have convolutions of groups=1, got {name!r}")
+        raise NoChainError(f"model must have convolutions of groups=1, got {name!r}")
     bias = args[2] if len(args) > 2 else kwargs.pop("bias", None)
     kwargs.pop("weight", None)
 
@@ -281,7 +289,7 @@ def _step(call: Call, before: tuple[int, ...], after: tuple[int, ...]) -> _Step:
         apart = apart or all(isinstance(x, (int, float)) for x in (*args, *call.kwargs.values()))
     lone = call.places is not None or isinstance(call.args[0], Slot)
     if not apart or not lone or not rows or len(before) != len(after) or before[1] != after[1]:
-        raise ValueError(f"{_NO_CHAIN}got {call.name!r}")
+        raise NoChainError(f"{_NO_CHAIN}got {call.name!r}")
     constants = [_usable(each) for each in args]
     options = {name: _usable(each) for name, each in call.kwargs.items()}
 
@@ -309,21 +317,24 @@ def _check_apart(layer: Layer, z: Tensor, h: Tensor, senders: Tensor) -> None:
     moved[:, ::2] += 1
     still = senders % 2 == 1
     if not torch.allclose(layer.after(moved)[:, still], h[:, still], equal_nan=True):
-        raise ValueError(f"model must take each unit of {layer.name!r} by itself up to the next")
+        raise NoChainError(f"model must take each unit of {layer.name!r} by itself up to the next")
 
 
 def _nodes(
-    sizes: Mapping[str, int], nodes: Mapping[str, Groups], device: torch.device
+    sizes: Mapping[str, int], nodes: Mapping[str, Groups] | str, device: torch.device
 ) -> dict[str, Tensor]:
+    if isinstance(nodes, str):
+        checks.choice("nodes", nodes, KINDS)
+        nodes = {} if nodes == "units" else dict.fromkeys(sizes, "one")
     if not isinstance(nodes, Mapping):
         raise TypeError(f"nodes must be a mapping by layer, got {type(nodes).__name__}")
     for name in nodes:
         if name not in sizes:
             raise ValueError(f"nodes={name!r}: no such layer; {nearest(str(name), sizes)}")
-    return {name: _labels(name, nodes.get(name), n).to(device) for name, n in sizes.items()}
+    return {name: group_labels(name, nodes.get(name), n).to(device) for name, n in sizes.items()}
 
 
-def _labels(name: str, groups: Groups | None, n: int) -> Tensor:
+def group_labels(name: str, groups: Groups | None, n: int) -> Tensor:
     """The node of each unit: the groups, then each unit that is in none."""
     if groups is None:
         return torch.arange(n, device="cpu")
@@ -345,45 +356,3 @@ def _labels(name: str, groups: Groups | None, n: int) -> Tensor:
     # Empty groups are no nodes.
     found: Tensor = labels.unique(return_inverse=True)[1]
     return found
-
-
-def checked_inputs(
-    model: nn.Module, clean: Tensor, corrupted: Tensor, targets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same, copied where made in inference mode; refuses what this network should not run on.
-
-    Raises:
-        TypeError: no tensors, no module.
-        ValueError: different shapes, dtypes or devices; not the model's; integers; empty; not
-            finite.
-    """
-    checks.python_module("model", model)
-    for argument, x in (("clean", clean), ("corrupted", corrupted)):
-        checks.dense(argument, x)
-        if x.numel() == 0:
-            raise ValueError(f"{argument} must not be empty, got shape {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise ValueError(
-                f"{argument} must be a floating tensor, whose values edges carry, got {x.dtype}"
-            )
-        if x.dim() < 2:
-            raise ValueError(f"{argument} must be [n, ...], got shape {tuple(x.shape)}")
-    if (clean.shape, *_kind(clean)) != (corrupted.shape, *_kind(corrupted)):
-        raise ValueError(f"corrupted must be as clean, {_told(clean)}, got {_told(corrupted)}")
-    parameter = next(model.parameters(), None)
-    if parameter is not None and _kind(clean) != _kind(parameter):
-        dtype, device = _kind(parameter)
-        raise ValueError(f"clean must be as the model, {dtype} on {device}, got {_told(clean)}")
-    if isinstance(targets, str):
-        raise TypeError("targets must be a tensor, got str")
-    (first,) = read_batches(model, clean, targets, argument="clean")
-    (second,) = read_batches(model, corrupted, argument="corrupted")
-    return first.args[0], second.args[0], first.targets
-
-
-def _kind(x: Tensor) -> tuple[torch.dtype, torch.device]:
-    return x.dtype, x.device
-
-
-def _told(x: Tensor) -> str:
-    return f"{x.dtype} {tuple(x.shape)} on {x.device}"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modfast import checks
 from modfast.circuits.metric import Metric
-from modfast.circuits.network import Layer, Network, Pass
+from modfast.circuits.network import Intervention, Layer, Network, Pass
 
 MAX_MEMORY = 2**26
 
@@ -23,6 +23,20 @@ MAX_MEMORY = 2**26
 def memory_limit(max_memory: int | None) -> int:
     """The bytes that one batch may take, 64 MiB by default."""
     return MAX_MEMORY if max_memory is None else checks.count("max_memory", max_memory)
+
+
+def intervened(network: Network, other: Pass, intervention: Intervention) -> Pass:
+    """What removed edges carry: of the corrupted run, nothing, or means of it."""
+    if intervention == "patch":
+        return other
+    inputs, outputs = [], []
+    for layer, h in zip(network.layers, other.inputs, strict=True):
+        dims = [0, *(range(2, h.dim()) if intervention == "mean" else [])]
+        mean = torch.zeros_like(h) if intervention == "zero" else h.mean(dims, keepdim=True)
+        inputs.append(mean.expand_as(h))
+        outputs.append(layer.linear(inputs[-1], layer.weight) + layer.constant)
+    logits = network.layers[-1].after(outputs[-1].clone())
+    return Pass(inputs, outputs, logits)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -182,40 +183,58 @@ class _Hook:
         return args, {**kwargs, name: self.visit.reached(kwargs[name])}
 
 
-class _Functions(TorchFunctionMode):
-    """Sees torch functions that some modules call directly."""
+class Running:
+    """Which module's forward runs, while a `with` block lasts."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], visits: Sequence[Visit]) -> None:
-        super().__init__()
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.names = {module: name for name, module in reversed([*modules.items()])}
-        self.visits = visits
-        self.running = [""]
-        self.seen = dict.fromkeys(filter(None, modules))
+        self.stack = [""]
+        self.n_calls: dict[str, int] = {}
+        """How often each was called."""
         self.hooks = ExitStack()
 
-    def __enter__(self) -> _Functions:
+    def __enter__(self) -> Running:
         for module, name in self.names.items():
-            if name:
+            if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 enter = module.register_forward_pre_hook(lambda m, args: self._enter(m))
                 self.hooks.callback(enter.remove)
                 leave = module.register_forward_hook(
                     lambda m, args, output: self._leave(), always_call=True
                 )
                 self.hooks.callback(leave.remove)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.hooks.close()
+
+    def _enter(self, module: nn.Module) -> None:
+        name = self.names[module]
+        self.stack.append(name)
+        self.n_calls[name] = self.n_calls.get(name, 0) + 1
+
+    def _leave(self) -> None:
+        self.stack.pop()
+
+
+class _Functions(TorchFunctionMode):
+    """Sees torch functions that some modules call directly."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], visits: Sequence[Visit]) -> None:
+        super().__init__()
+        self.running = Running(modules)
+        self.visits = visits
+        self.seen = dict.fromkeys(filter(None, modules))
+
+    def __enter__(self) -> _Functions:
+        self.running.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        self.hooks.close()
+        self.running.__exit__()
         for visit in self.visits:
             visit.known = list(self.seen)
-
-    def _enter(self, module: nn.Module) -> None:
-        self.running.append(self.names[module])
-
-    def _leave(self) -> None:
-        self.running.pop()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -223,12 +242,12 @@ class _Functions(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         name = plain_name(func)
         if tensors_in(output):
-            self.seen[f"{self.running[-1]}/{name}#0"] = None
+            self.seen[f"{self.running.stack[-1]}/{name}#0"] = None
         for visit in self.visits:
             site = visit.site
-            if site.function == name and (site.key == -1 or site.module == self.running[-1]):
+            if site.function == name and (site.key == -1 or site.module == self.running.stack[-1]):
                 if site.key == -1 and visit.n_calls == site.call:
-                    new = f"{self.running[-1]}/{name}#"
+                    new = f"{self.running.stack[-1]}/{name}#"
                     warn_renamed(f"site={site.name!r}", f"site='{new}...'", stacklevel=1)
                 output = visit.reached(output)
         return output

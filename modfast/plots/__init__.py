@@ -14,7 +14,7 @@ from modfast.plots.ablation import (
 )
 from modfast.plots.circuits import circuit, circuit_sizes
 from modfast.plots.clusters import bipartite, weight_matrix
-from modfast.plots.edges import edge_circuit, edge_scores
+from modfast.plots.edges import edge_circuit, edge_scores, faithfulness
 from modfast.plots.effective import effective_information, perturbational_information
 from modfast.plots.estimators import calibration
 from modfast.plots.features import label_purity, top_contexts, top_inputs
@@ -45,6 +45,7 @@ __all__ = [
     "edge_circuit",
     "edge_scores",
     "effective_information",
+    "faithfulness",
     "history",
     "joint_information",
     "label_purity",

@@ -133,3 +133,28 @@ def edge_circuit(masks: Mapping[Pair, Tensor], n_nodes: Mapping[str, int]) -> Fi
     # The first node is on top, as in a heat map.
     figure.update_yaxes(visible=False, range=[1.02, -0.02])
     return figure
+
+
+@takes_tensors
+def faithfulness(sizes: Tensor, values: Tensor, n_total: int) -> Figure:
+    """How faithful circuits of growing size are, over the share of edges.
+
+    Args:
+        sizes: how many edges each has.
+        values: their faithfulness: 1 for the whole network, 0 for no edges.
+        n_total: how many edges there are.
+    """
+    require_plotly()
+    from plotly import graph_objects
+
+    figure = styled(graph_objects.Figure(), "Faithfulness of circuits by size", 420)
+    figure.add_scatter(
+        x=(sizes.double() / n_total).tolist(),
+        y=values.tolist(),
+        mode="lines+markers",
+        line={"color": NETWORK_COLORS[0]},
+        showlegend=False,
+    )
+    figure.update_xaxes(title_text="share of edges", type="log")
+    figure.update_yaxes(title_text="faithfulness")
+    return figure

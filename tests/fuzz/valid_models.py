@@ -241,14 +241,25 @@ NODES = {"fc1": [[0, 1], [2]]}
 
 @entry("circuits.attribute_edges", aliases=LOGITS, work=frozenset({"steps"}))
 def _() -> dict[str, Any]:
-    more = {"method": "eap-ig", "metric": "loss", "nodes": NODES, "steps": 2}
+    more = {
+        "method": "eap-ig",
+        "metric": "loss",
+        "nodes": NODES,
+        "steps": 2,
+        "intervention": "patch",
+    }
     return {**edges(), **more, **QUIET, "max_memory": 2**20}
 
 
 @entry("circuits.discover_circuit", aliases=LOGITS)
 def _() -> dict[str, Any]:
-    more = {"threshold": 1e-2, "metric": "kl", "nodes": NODES}
+    more = {"threshold": 1e-2, "metric": "kl", "nodes": NODES, "intervention": "patch"}
     return {**edges(), **more, **QUIET, "max_memory": 2**20}
+
+
+@entry("circuits.network_graph", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    return {"model": net(), "inputs": batch()["inputs"], "nodes": NODES, "output": None}
 
 
 def edge_scores(model: nn.Module) -> modfast.EdgeScores:
@@ -257,7 +268,14 @@ def edge_scores(model: nn.Module) -> modfast.EdgeScores:
 
 @entry("circuits.EdgeScores.circuit")
 def _() -> dict[str, Any]:
-    return {"self": edge_scores(net()), "n_edges": 5}
+    return {"self": edge_scores(net()), "n_edges": 5, "signed": True, "prune": False}
+
+
+@entry("circuits.faithfulness_curve", aliases=LOGITS)
+def _() -> dict[str, Any]:
+    found = edges()
+    more = {"sizes": [3, 9], "metric": "kl", "signed": False, "output": None, **QUIET}
+    return {"scores_or_circuits": edge_scores(found["model"]), **found, **more}
 
 
 @entry("circuits.EdgeScores.top")
