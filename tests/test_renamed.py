@@ -69,9 +69,6 @@ ARGUMENTS: dict[tuple[str, str], Case] = {
         {"path": "replay"},
         {"backend": "replay"},
     ),
-    ("ablate_groups", "groups"): Case(
-        modfast.ablate_groups, (MODEL, X, "act1"), {"groups": GROUPS}, {"units": GROUPS}
-    ),
     ("max_information_direction", "path"): Case(
         modfast.max_information_direction,
         (MODEL, X, "act1"),

@@ -37,8 +37,13 @@ def results() -> dict[str, Result]:
     effective = modfast.effective_information(model, 6)
     top = modfast.max_activating(model, (x, y), "act1", k=3, progress=False)
     sites = {"fc1": x[:, :4], "fc2": x[:, 4:]}
+    screened = modfast.ablate_units(model, x, "act1", screen=2).screening
+    assert screened is not None
     found = [
         modfast.ablate_units(model, x, "act2", targets=y),
+        modfast.ablate_units(model, x, ["act1", "act2"]),
+        modfast.attribute_units(model, x, ["act1", "act2"]),
+        screened,
         modfast.max_information_direction(model, x, "act2", steps=2, restarts=2, seed=0),
         modfast.evaluate_clusters(model, (x, y), "fc2", modfast.Clusters.equal(8, 8, 2)),
         modfast.modularity_report(model, 2, n_shuffles=2, seed=0, progress=False),

@@ -127,7 +127,7 @@ def most_missed(n_others: int, n_drawn: int, n_exceeding: int) -> int:
 
     Example:
         >>> most_missed(1000, 50, 0), most_missed(100, 100, 3)
-        (57, 3)
+        (56, 3)
     """
 
     def log_choose(n: int, k: int) -> float:

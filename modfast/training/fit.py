@@ -167,9 +167,8 @@ def fit(
         elif not isinstance(optimizer, torch.optim.Optimizer):
             optimizer = optimizer(model.named_parameters())
             if not isinstance(optimizer, torch.optim.Optimizer):
-                raise TypeError(
-                    f"optimizer must make a torch.optim.Optimizer, got {checks.shown(optimizer)}"
-                )
+                what = checks.shown(optimizer)
+                raise TypeError(f"optimizer must make a torch.optim.Optimizer, got {what}")
         path = None if checkpoint is None else checks.path("checkpoint", checkpoint)
         run = _Run(model, feed, optimizer, regularizer, held_out, output, seed, random, aside)
         run.train(epochs, progress, path)
