@@ -165,10 +165,10 @@ def fit(
         if optimizer is None:
             optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         elif not isinstance(optimizer, torch.optim.Optimizer):
-            optimizer = optimizer(model.named_parameters())
-            if not isinstance(optimizer, torch.optim.Optimizer):
-                what = checks.shown(optimizer)
-                raise TypeError(f"optimizer must make a torch.optim.Optimizer, got {what}")
+            made: Any = optimizer(model.named_parameters())
+            if not isinstance(made, torch.optim.Optimizer):
+                raise TypeError(f"optimizer must make an Optimizer, got {checks.shown(made)}")
+            optimizer = made
         path = None if checkpoint is None else checks.path("checkpoint", checkpoint)
         run = _Run(model, feed, optimizer, regularizer, held_out, output, seed, random, aside)
         run.train(epochs, progress, path)
