@@ -207,7 +207,7 @@ def test_bad_input() -> None:
         ClusterabilityLoss(model, [])
     with pytest.raises(ValueError, match="'act1'.*no such suitable module"):
         ClusterabilityLoss(model, "act1")
-    with pytest.raises(ValueError, match="layer 'fc3'.*got 5 clusters for a 4 x 8 weight"):
+    with pytest.raises(ValueError, match="'fc3'.*got 5 clusters for a 4 x 8 weight"):
         ClusterabilityLoss(model, "fc3", n_clusters=5)
     with pytest.raises(ValueError, match="clusters has 'fc9'.*'fc2'"):
         ClusterabilityLoss(model, "fc2", clusters={"fc9": Clusters.equal(8, 8, 2)})
