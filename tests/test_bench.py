@@ -23,6 +23,7 @@ def bench(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
 
 
+@pytest.mark.slow
 def test_answers_alone(tmp_path: Path) -> None:
     done = bench(
         tmp_path, "--benchmark-disable", "-k", "test_kernels[64] or test_step[cpu-64-adam]"

@@ -93,6 +93,7 @@ def test_every_circuit_of_a_small_network_by_hand() -> None:
         torch.testing.assert_close(found, model.by_hand(clean, corrupted, kept).detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
 def test_acdc_is_one_edge_after_the_other(kind: str) -> None:
     """Each decision by a whole run of the circuit, from the logits back to the input."""

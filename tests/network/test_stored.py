@@ -315,6 +315,7 @@ print((peak() - before) / (2 * 1000 * 512 * 4))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no such count of memory")
 def test_a_stream_takes_the_memory_of_a_batch(tmp_path: Path) -> None:
     done = subprocess.run(

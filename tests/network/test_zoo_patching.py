@@ -122,6 +122,7 @@ def look_at_patches(case: zoo.Case, units: dict[str, list[int]], **more: Any) ->
     )
 
 
+@pytest.mark.slow
 @situations("plain", "changed", "inference", "train")
 @every_model
 def test_patching_from_other_inputs(name: str, kind: str) -> None:
@@ -144,6 +145,7 @@ def test_patching_from_other_inputs(name: str, kind: str) -> None:
         close(found[site].mean("energy"), wanted, known.slack, f"{site}, metric")
 
 
+@pytest.mark.slow
 @every_model
 def test_each_position(name: str) -> None:
     known = truth(name, "plain")
@@ -214,6 +216,7 @@ def slope_on_the_way(model: Any, inputs: Any, site: str, output: Any, at: Tensor
     return found
 
 
+@pytest.mark.slow
 @every_model
 def test_steps_are_gradients_on_the_way(name: str) -> None:
     known, steps = truth(name, "plain"), 3

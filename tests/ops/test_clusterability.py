@@ -92,6 +92,7 @@ def test_large_gradients_go_around_the_cache() -> None:
     torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_more_elements_than_32_bits_count() -> None:
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if free < 14 << 30:

@@ -56,6 +56,7 @@ def state() -> Iterator[None]:
     assert before.changes(nothing) == []
 
 
+@pytest.mark.slow
 def test_models_of_their_own(state: None) -> None:
     made = threading.RLock()  # the cases' models are made by torch.manual_seed
 
@@ -84,6 +85,7 @@ def test_models_of_their_own(state: None) -> None:
     assert len(found) == N_THREADS * len(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [mlp, Worn])
 def test_one_model(make: Callable[[], nn.Module], state: None) -> None:
     # A loss reads its weights as they are, also where another thread prunes them just then.
