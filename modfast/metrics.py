@@ -183,6 +183,15 @@ def samplewise(function: Function, logits: Tensor, batch: Batch) -> Tensor:
     return found
 
 
+def mean_over_samples(function: Function, logits: Tensor, batch: Batch) -> Tensor:
+    """The mean of a metric's values, or its one number: a float64 scalar, with gradient.
+
+    Raises:
+        TypeError, ValueError: as `samplewise`.
+    """
+    return samplewise(function, logits, batch).double().mean()
+
+
 def takes_batch(function: Function) -> bool:
     """Whether a metric takes the batch as well: by that name, or as what it must be given second.
 

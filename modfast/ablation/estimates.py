@@ -74,12 +74,14 @@ class Asked:
         )
         return AtEach(found, *each_position(at)) if isinstance(self.positions, str) else found
 
+    def placed(self, at: At, parts: Tensor) -> Tensor:
+        """Parts `[n, ..., d]` where changes are made, and 0 elsewhere."""
+        where = read_positions(self.positions, at)
+        return parts if where is None else parts * where
+
     def by_sample(self, at: At, parts: Tensor) -> Tensor:
         """`[n, a]` or `[n, a, positions]` of each unit's part at each position, `[n, ..., d]`."""
-        mask = self.mask(at)
-        where = read_positions(self.positions, at)
-        if where is not None:
-            parts = parts * where
+        mask, parts = self.mask(at), self.placed(at, parts)
         if isinstance(self.positions, str):
             each_position(at)
             found = parts.flatten(1, -2).movedim(1, -1).double()
@@ -95,10 +97,7 @@ class Asked:
 
     def squares(self, at: At, parts: Tensor) -> Tensor:
         """As `by_sample`, the sum over positions of each one's square."""
-        mask = self.mask(at)
-        where = read_positions(self.positions, at)
-        if where is not None:
-            parts = parts * where
+        mask, parts = self.mask(at), self.placed(at, parts)
         if mask is not None:
             parts = parts @ mask.to(parts).T
         return parts.square().flatten(1, -2).sum(1, dtype=torch.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Literal, get_args
 
 import torch
@@ -12,22 +11,13 @@ from modfast import checks
 from modfast.circuits.edges import EdgeScores
 from modfast.circuits.graph import Nodes
 from modfast.circuits.graph_scores import Asked, scores_of_graph
-from modfast.circuits.inputs import check_intervention, checked_inputs, may_be_chain
-from modfast.circuits.metric import NO_GRADIENT, Metric, MetricLike, make_metric
-from modfast.circuits.network import (
-    BACKEND,
-    Intervention,
-    Network,
-    NoChainError,
-    Pass,
-    read_network,
-)
-from modfast.circuits.removal import Removals, Step, intervened, memory_limit
+from modfast.circuits.metric import NO_GRADIENT, Metric, MetricLike
+from modfast.circuits.network import BACKEND, Intervention, Network, Pass
+from modfast.circuits.opened import ChainRuns, opened
+from modfast.circuits.removal import Removals, Step, memory_limit
 from modfast.network.inputs import Inputs, Targets
 from modfast.network.interrupts import under
-from modfast.network.logits import Output, check_output
-from modfast.network.run import running
-from modfast.precision import full_precision
+from modfast.network.logits import Output
 from modfast.progress import bar
 
 Method = Literal["eap", "eap-ig", "exact"]
@@ -127,66 +117,36 @@ def attribute_edges(
     """
     checks.choice("method", method, get_args(Method))
     steps, max_memory = checks.count("steps", steps), memory_limit(max_memory)
-    check_output(output)
-    check_intervention(intervention, corrupted)
-    with ExitStack() as stack:
-        stack.enter_context(full_precision())
-        error = None
-        other = clean if corrupted is None else corrupted
-        if may_be_chain(clean):
-            x, y, classes = checked_inputs(model, clean, other, targets)  # type: ignore[arg-type]
-            run = stack.enter_context(running(model, argument="clean"))
-            try:
-                network, whole, there = read_network(run, model, x, y, nodes, output)
-                there = intervened(network, there, intervention)
-                judge = make_metric(metric, whole.logits, classes, x)
-                return _of_chain(
-                    network,
-                    whole,
-                    there,
-                    judge,
-                    (x, y),
-                    method,
-                    intervention,
-                    steps,
-                    max_memory,
-                    progress,
-                )
-            except NoChainError as found:
-                error = found
-        else:
-            checks.python_module("model", model)
-            run = stack.enter_context(running(model, argument="clean"))
+    with opened(model, clean, corrupted, targets, nodes, intervention, metric, output) as found:
+        run, chain = found
+        if isinstance(chain, ChainRuns):
+            return _of_chain(chain, method, intervention, steps, max_memory, progress)
         asked = Asked(method, metric, nodes or "layers", intervention, steps, output, progress)
-        scores, labels, value = scores_of_graph(run, model, clean, corrupted, targets, asked, error)
+        scores, labels, value = scores_of_graph(run, model, clean, corrupted, targets, asked, chain)
         return EdgeScores(scores, labels, method, value, BACKEND, intervention)
 
 
 def _of_chain(
-    network: Network,
-    whole: Pass,
-    other: Pass,
-    judge: Metric,
-    inputs: tuple[Tensor, Tensor],
+    chain: ChainRuns,
     method: Method,
     intervention: Intervention,
     steps: int,
     max_memory: int,
     progress: bool,
 ) -> EdgeScores:
+    network, whole, judge = chain.network, chain.whole, chain.judge
     if method == "eap" and judge.kind == "kl":
         raise ValueError(NO_GRADIENT)
     if method == "exact":
-        found = _exact(network, whole, other, judge, max_memory, progress)
+        found = _exact(network, whole, chain.other, judge, max_memory, progress)
     else:
         at = [1.0] if method == "eap" else [i / steps for i in range(1, steps + 1)]
         # Exact at 1, however far apart the two are.
-        points = [torch.lerp(inputs[1], inputs[0], share) for share in at]
-        found = _gradient(network, whole, other, judge, points)
+        points = [torch.lerp(chain.inputs[1], chain.inputs[0], share) for share in at]
+        found = _gradient(network, whole, chain.other, judge, points)
     value = float(judge(whole.logits))
-    cpu = {name: labels.cpu() for name, labels in network.nodes.items()}
     scores = dict(zip(network.pairs, (each.cpu() for each in found), strict=True))
-    return EdgeScores(scores, cpu, method, value, BACKEND, intervention)
+    return EdgeScores(scores, chain.nodes, method, value, BACKEND, intervention)
 
 
 def _gradient(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import torch
 from torch import Tensor, nn
 
@@ -13,22 +11,13 @@ from modfast.circuits.edges import EdgeCircuit
 from modfast.circuits.graph import Nodes
 from modfast.circuits.graph_runs import circuit_of_graph
 from modfast.circuits.graph_scores import Asked
-from modfast.circuits.inputs import check_intervention, checked_inputs, may_be_chain
-from modfast.circuits.metric import Metric, MetricLike, make_metric
-from modfast.circuits.network import (
-    BACKEND,
-    Intervention,
-    Network,
-    NoChainError,
-    Pass,
-    read_network,
-)
-from modfast.circuits.removal import Receiver, Removals, Step, intervened, memory_limit
+from modfast.circuits.metric import MetricLike
+from modfast.circuits.network import BACKEND, Intervention
+from modfast.circuits.opened import ChainRuns, opened
+from modfast.circuits.removal import Receiver, Removals, Step, memory_limit
 from modfast.network.inputs import Inputs, Targets
 from modfast.network.interrupts import under
-from modfast.network.logits import Output, check_output
-from modfast.network.run import running
-from modfast.precision import full_precision
+from modfast.network.logits import Output
 from modfast.progress import bar
 
 _FEWEST, _MOST = 4, 256  # edges judged in one batch
@@ -96,44 +85,22 @@ def discover_circuit(
     """
     threshold = checks.finite_number("threshold", threshold)
     max_memory = memory_limit(max_memory)
-    check_output(output)
-    check_intervention(intervention, corrupted)
-    with ExitStack() as stack:
-        stack.enter_context(full_precision())
-        error = None
-        other = clean if corrupted is None else corrupted
-        if may_be_chain(clean):
-            x, y, labels = checked_inputs(model, clean, other, targets)  # type: ignore[arg-type]
-            run = stack.enter_context(running(model, argument="clean"))
-            try:
-                network, whole, there = read_network(run, model, x, y, nodes, output)
-            except NoChainError as found:
-                error = found
-            else:
-                there = intervened(network, there, intervention)
-                judge = make_metric(metric, whole.logits, labels, x)
-                masks = _of_chain(network, whole, there, judge, threshold, max_memory, progress)
-                cpu = {name: each.cpu() for name, each in network.nodes.items()}
-                return EdgeCircuit(masks, cpu, BACKEND, intervention)
+    with opened(model, clean, corrupted, targets, nodes, intervention, metric, output) as found:
+        run, chain = found
+        if isinstance(chain, ChainRuns):
+            masks, cpu = _of_chain(chain, threshold, max_memory, progress), chain.nodes
         else:
-            checks.python_module("model", model)
-            run = stack.enter_context(running(model, argument="clean"))
-        asked = Asked("exact", metric, nodes or "layers", intervention, 1, output, progress)
-        masks, cpu = circuit_of_graph(
-            run, model, clean, corrupted, threshold, targets, asked, error
-        )
+            asked = Asked("exact", metric, nodes or "layers", intervention, 1, output, progress)
+            masks, cpu = circuit_of_graph(
+                run, model, clean, corrupted, threshold, targets, asked, chain
+            )
         return EdgeCircuit(masks, cpu, BACKEND, intervention)
 
 
 def _of_chain(
-    network: Network,
-    whole: Pass,
-    other: Pass,
-    judge: Metric,
-    threshold: float,
-    max_memory: int,
-    progress: bool,
+    chain: ChainRuns, threshold: float, max_memory: int, progress: bool
 ) -> dict[tuple[str, str], Tensor]:
+    network, whole, other, judge = chain.network, chain.whole, chain.other, chain.judge
     value = judge(whole.logits)
     masks: dict[tuple[str, str], Tensor] = {}
     rest: list[Step] = []

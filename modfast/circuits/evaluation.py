@@ -16,7 +16,7 @@ from modfast.circuits.inputs import check_intervention, checked_inputs
 from modfast.circuits.metric import MetricLike, make_metric
 from modfast.circuits.network import Intervention, Network, read_network
 from modfast.circuits.removal import Step, follow, intervened
-from modfast.metrics import samplewise
+from modfast.metrics import mean_over_samples
 from modfast.network.inputs import Batch, Inputs, Targets
 from modfast.network.logits import Output, read_rows
 from modfast.network.run import running
@@ -141,7 +141,7 @@ def value_of(runs: Sequence[Runs], metric: MetricLike) -> float:
     for each in runs:
         if callable(metric):
             weight = len(each.batch)
-            value = samplewise(metric, each.found, each.batch).double().mean()
+            value = mean_over_samples(metric, each.found, each.batch)
         else:
             weight = len(each.rows[0])
             value = make_metric(metric, each.rows[1], each.targets)(each.rows[0])

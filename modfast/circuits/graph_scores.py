@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from modfast import checks
 from modfast.circuits.graph import Graph, Nodes
+from modfast.circuits.inputs import told_of
 from modfast.circuits.metric import NO_GRADIENT, Metric, MetricLike, make_metric
 from modfast.circuits.network import Intervention, NoChainError
 from modfast.circuits.patching import Judge, Patching, Scores, new_values, spread, summed
 from modfast.circuits.whole_graph import graph_of
-from modfast.metrics import Function, samplewise
+from modfast.metrics import mean_over_samples
 from modfast.network.inputs import Batch, Inputs, Targets, is_stream, read_batches, tensors_in
 from modfast.network.logits import Output, read_rows
 from modfast.network.run import Run, require_differentiable
@@ -135,16 +136,12 @@ def _judge(asked: Asked, tape: Whole, batch: Batch) -> tuple[Judge, str, int]:
     logits, metric = tape.values[tape.out_slot], asked.metric
     checks.finite("the model's logits", logits)
     if callable(metric):
-        judge = partial(_mean, metric, batch)
+        judge = partial(mean_over_samples, metric, batch=batch)
         judge(logits)
         return judge, "callable", len(batch)
     rows = read_rows(logits, batch)
     found: Metric = make_metric(metric, rows.logits, rows.targets)
     return lambda x: found(rows.of(x)), found.kind, len(rows.logits)
-
-
-def _mean(metric: Function, batch: Batch, logits: Tensor) -> Tensor:
-    return samplewise(metric, logits, batch).double().mean()
 
 
 def _recorded(
@@ -184,7 +181,7 @@ def _pairs(
         other = batch if others is None else next(others, None)
         if other is None:
             raise ValueError("corrupted must have as many batches as clean, got fewer")
-        told = [[_told(x) for x in tensors_in([b.args, b.kwargs])] for b in (batch, other)]
+        told = [[told_of(x) for x in tensors_in([b.args, b.kwargs])] for b in (batch, other)]
         if told[0] != told[1]:
             raise ValueError(
                 f"corrupted must be as clean, {', '.join(told[0])}, got {', '.join(told[1])}"
@@ -192,10 +189,6 @@ def _pairs(
         yield batch, other
     if others is not None and next(others, None) is not None:
         raise ValueError("corrupted must have as many batches as clean, got more")
-
-
-def _told(x: Tensor) -> str:
-    return f"{x.dtype} {tuple(x.shape)} on {x.device}"
 
 
 def _means(

@@ -53,11 +53,11 @@ def checked_inputs(
         if x.dim() < 2:
             raise ValueError(f"{argument} must be [n, ...], got shape {tuple(x.shape)}")
     if (clean.shape, *_kind(clean)) != (corrupted.shape, *_kind(corrupted)):
-        raise ValueError(f"corrupted must be as clean, {_told(clean)}, got {_told(corrupted)}")
+        raise ValueError(f"corrupted must be as clean, {told_of(clean)}, got {told_of(corrupted)}")
     parameter = next(model.parameters(), None)
     if parameter is not None and _kind(clean) != _kind(parameter):
         dtype, device = _kind(parameter)
-        raise ValueError(f"clean must be as the model, {dtype} on {device}, got {_told(clean)}")
+        raise ValueError(f"clean must be as the model, {dtype} on {device}, got {told_of(clean)}")
     if isinstance(targets, str):
         raise TypeError("targets must be a tensor, got str")
     (first,) = read_batches(model, clean, targets, argument="clean")
@@ -69,5 +69,6 @@ def _kind(x: Tensor) -> tuple[torch.dtype, torch.device]:
     return x.dtype, x.device
 
 
-def _told(x: Tensor) -> str:
+def told_of(x: Tensor) -> str:
+    """An input in a message: dtype, shape and device."""
     return f"{x.dtype} {tuple(x.shape)} on {x.device}"

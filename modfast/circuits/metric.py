@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from modfast.metrics import Function, samplewise
+from modfast.metrics import Function, mean_over_samples
 from modfast.network.inputs import Batch
 from modfast.scores import check_targets
 
@@ -51,7 +51,7 @@ class Metric:
     def _value(self, logits: Tensor) -> Tensor:
         assert self.function is not None
         assert self.batch is not None
-        return samplewise(self.function, logits, self.batch).double().mean()
+        return mean_over_samples(self.function, logits, self.batch)
 
 
 def make_metric(
